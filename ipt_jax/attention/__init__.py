@@ -1,0 +1,1 @@
+"""Attention: one specification, several backends."""

@@ -1,0 +1,216 @@
+"""From YAML and the command line to one frozen dataclass, and from there to a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from ipt_jax.errors import UserError
+
+_NAMED_PACKAGES = (
+    "jax jaxlib flax optax orbax-checkpoint grain array-record numpy torch transformers vllm "
+    "llguidance lm-eval sentencepiece tokenizers"
+).split()
+
+
+def parse_config[T](cls: type[T], argv: Sequence[str] | None, *, prog: str, description: str) -> T:
+    """Read `--config FILE.yaml` and dotted overrides into `cls`, a frozen dataclass.
+
+    Raises:
+      UserError: an unknown key (the nearest valid one is named), a wrong type, a missing file.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    parser.add_class_arguments(cls)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for path in _config_files(arguments):
+        check_keys(cls, _read_yaml(path), where=str(path))
+    _check_options(cls, arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+        values = parser.instantiate_classes(parsed)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(f"{prog}: {_one_paragraph(error)} See {prog} --help.") from error
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: value for key, value in dict(values).items() if key in fields})
+
+
+def check_keys(
+    cls: type, values: Any, *, where: str, prefix: str = "", root: type | None = None
+) -> None:
+    """Refuse a key of the nested mapping `values` that dataclass `cls` does not have."""
+    root = root or cls
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{where}: {prefix or 'the file'} should hold `key: value` lines, not "
+            f"{type(values).__name__}; see the files in configs/ for the form."
+        )
+    valid = _field_types(cls)
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in valid:
+            raise UserError(f"{where}: unknown key '{name}'. {_nearest(name, root)}")
+        if nested := _dataclass_in(valid[key]):
+            if isinstance(value, dict):
+                check_keys(nested, value, where=where, prefix=f"{name}.", root=root)
+
+
+def _check_options(cls: type, arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        name = argument.split("=", 1)[0]
+        if not name.startswith("--") or name in ("--config", "--help", "--print_config"):
+            continue
+        parts, current = name[2:].rstrip("+").split("."), cls
+        for part in parts:
+            fields = _field_types(current)
+            if part not in fields:
+                raise UserError(f"unknown option '{name}'. {_nearest(name[2:], cls)}")
+            nested = _dataclass_in(fields[part])
+            if nested is None:
+                break  # what follows the dot is a key of a plain mapping
+            current = nested
+
+
+def _field_types(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _dataclass_in(annotation: Any) -> type | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _all_keys(cls: type, prefix: str = "") -> list[str]:
+    keys = []
+    for name, annotation in _field_types(cls).items():
+        keys.append(prefix + name)
+        if nested := _dataclass_in(annotation):
+            keys += _all_keys(nested, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(name: str, cls: type) -> str:
+    keys = _all_keys(cls)
+    leaves = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
+    found = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
+    if not found:
+        last = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.6)
+        found = [leaves[last[0]]] if last else []
+    if found:
+        return f"The nearest valid key is '{found[0]}'."
+    top = ", ".join(key for key in keys if "." not in key)
+    return f"Valid keys are: {top}."
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    paths = []
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            paths.append(Path(arguments[position + 1]))
+        elif argument.startswith("--config="):
+            paths.append(Path(argument.removeprefix("--config=")))
+    return paths
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such config file; give one from configs/.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({_one_paragraph(error)}); mend it.") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: a folder, not a YAML file; give a file from configs/.") from error
+
+
+def _one_paragraph(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if text.endswith(".") else text + "."
+
+
+def as_yaml(config: Any) -> str:
+    """The resolved config as YAML that `parse_config` reads back."""
+    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def write_run_files(folder: Path, config: Any, *, devices: Sequence[str] = ()) -> None:
+    """Write `config.yaml` and `environment.json` (commit, versions, devices) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+    versions = {}
+    for name in _NAMED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    environment = {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": versions,
+        "devices": list(devices),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed without its repository
+    return done.stdout.strip()
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a launch script's `main`; exit 0, or 2 with one paragraph, or 130 after Ctrl-C."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        code = _complain(str(error))
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space, or put the output on another disk",
+            errno.EDQUOT: "your disk quota is used up: free some space, or write elsewhere",
+        }.get(error.errno, "no permission to write there: change it, or choose another folder")
+        code = _complain(
+            f"{error.filename or 'output'}: {advice}; then run the same command again."
+        )
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

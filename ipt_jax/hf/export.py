@@ -1,0 +1,162 @@
+"""Write a Hugging Face folder: sharded safetensors, configs, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from ipt_jax.errors import UserError
+from ipt_jax.hf.weights import tensor_shapes, to_hugging_face
+from ipt_jax.models.config import DecoderConfig
+from ipt_jax.tokenizers import Tokenizer
+from ipt_jax.models.decoder import Params
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+SHARD_BYTES = 4 * 2**30
+ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
+
+
+def export_hugging_face(
+    folder: Path,
+    config: DecoderConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write `folder` for `transformers.AutoModelForCausalLM` and `AutoTokenizer`.
+
+    The folder appears only when it is whole and `check`, if given, has passed on it: `check` gets
+    the finished folder under a temporary name and raises to refuse it.
+
+    Raises:
+      UserError: the folder holds something else, or an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}: allowed are {', '.join(DTYPES)}.")
+    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: exists and is no exported model; choose another folder.")
+    working = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    try:
+        _write_weights(working, config, params, DTYPES[dtype], shard_bytes)
+        _write_json(working / "config.json", hugging_face_config(config, tokenizer, dtype))
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        _write_json(working / "generation_config.json", {"_from_model_config": True, **ends})
+        tokenizer.save_pretrained(working)
+        if check is not None:
+            check(working)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(working, folder)
+    return folder
+
+
+def hugging_face_config(config: DecoderConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+    """The config.json that makes transformers build the same decoder."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if scaling := config.rope_scaling:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_frequency_factor,
+            "high_freq_factor": scaling.high_frequency_factor,
+            "original_max_position_embeddings": scaling.original_positions,
+        }
+    if config.window is not None and config.family == "llama":
+        raise UserError(
+            f"model.window={config.window}: Hugging Face's Llama has no sliding window; set "
+            "model.family to mistral, or the window to null."
+        )
+    window = {"sliding_window": config.window} if config.family == "mistral" else {}
+    biases = {"attention_bias": False, "mlp_bias": False} if config.family == "llama" else {}
+    return {
+        "architectures": [ARCHITECTURES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocabulary_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_epsilon,
+        # Both forms: transformers 5 reads rope_parameters, vLLM and older ones the flat keys.
+        "rope_parameters": rope,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope if config.rope_scaling else None,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        **window,
+        **biases,
+    }
+
+
+def _write_weights(
+    folder: Path, config: DecoderConfig, params: Params, dtype: np.dtype, shard_bytes: int
+) -> None:
+    shapes = tensor_shapes(config)
+    size_bytes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    shards = _plan(size_bytes, shard_bytes)
+    tensors = to_hugging_face(config, params)
+    index: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(_take(tensors, names, dtype), folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = {"total_size": sum(size_bytes.values())}
+        _write_json(
+            folder / "model.safetensors.index.json", {"metadata": total, "weight_map": index}
+        )
+
+
+def _take(
+    tensors: Iterator[tuple[str, np.ndarray]], names: list[str], dtype: np.dtype
+) -> dict[str, np.ndarray]:
+    taken = {}
+    for expected in names:
+        name, tensor = next(tensors)
+        assert name == expected, f"the table yields {name} where {expected} is due"
+        taken[name] = tensor.astype(dtype)
+    return taken
+
+
+def _plan(size_bytes: dict[str, int], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in size_bytes.items():
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,191 @@
+"""The shape of a Llama or Mistral decoder, and the shapes the papers train."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipt_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of slow rotary frequencies for longer contexts."""
+
+    factor: float = 8.0
+    """How much slower the slowest frequencies turn."""
+    low_frequency_factor: float = 1.0
+    """Wavelengths longer than original_positions / this are stretched in full."""
+    high_frequency_factor: float = 4.0
+    """Wavelengths shorter than original_positions / this stay as they are."""
+    original_positions: int = 8192
+    """The context the model was first trained with, in tokens."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """One decoder: sizes, rotary embedding, attention window, numerics."""
+
+    vocabulary_size: int
+    """Rows of the embedding, V."""
+    width: int
+    """Residual width, D."""
+    mlp_width: int
+    """Inner width of the SwiGLU, F."""
+    layers: int
+    """Number of blocks, L."""
+    heads: int
+    """Query heads, H."""
+    kv_heads: int
+    """Key-value heads, K; H is a multiple of it."""
+    head_width: int
+    """Width of one head, h."""
+    max_positions: int
+    """Longest row the model is made for, in tokens."""
+    family: str = "mistral"
+    """Which Hugging Face architecture the weights export to: mistral or llama."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3.1's long-context scaling, or None."""
+    window: int | None = None
+    """Sliding attention window in tokens, or None for all earlier tokens."""
+    tied_embeddings: bool = False
+    """Whether the output projection is the embedding itself."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+    dropout: float = 0.0
+    """Rate on embeddings, attention output and MLP output while training."""
+    compute_dtype: str = "bfloat16"
+    """float32 or bfloat16 for activations; parameters stay float32."""
+    remat: str = "none"
+    """What the backward pass recomputes: none, dots (all but matrix products) or full."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "family": ("mistral", "llama"),
+            "compute_dtype": ("float32", "bfloat16"),
+            "remat": ("none", "dots", "full"),
+        }
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"model.{name}={getattr(self, name)!r}: allowed are {', '.join(choices)}."
+                )
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}."
+            )
+        if self.head_width % 2:
+            raise UserError(f"model.head_width={self.head_width} must be even (rotary pairs).")
+
+    def parameter_count(self) -> int:
+        """Number of parameters, embeddings included."""
+        attention = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
+        block = attention + 3 * self.width * self.mlp_width + 2 * self.width
+        tables = self.vocabulary_size * self.width * (1 if self.tied_embeddings else 2)
+        return self.layers * block + tables + self.width
+
+    def flops_per_token(self, row_tokens: int, *, causal: bool = True) -> float:
+        """Training FLOPs a token: six a matrix parameter, and attention's score products.
+
+        With `causal`, attention is counted for the half of the scores that are seen; without,
+        for all of them (both conventions are in use for MFU).
+        """
+        embedding = 0 if self.tied_embeddings else self.vocabulary_size * self.width
+        matrices = self.parameter_count() - embedding
+        seen = min(row_tokens, self.window or row_tokens)
+        attention = 12 * self.layers * self.heads * self.head_width * seen
+        return 6 * matrices + (attention / 2 if causal else attention)
+
+
+_LLAMA3 = dict(vocabulary_size=128256, family="llama", rope_theta=500000.0)
+_MISTRAL = dict(vocabulary_size=32000, family="mistral", rope_theta=10000.0)
+
+
+def _preset(base: Mapping[str, Any], **shape: Any) -> DecoderConfig:
+    return DecoderConfig(**{**base, **shape})
+
+
+PRESETS: dict[str, DecoderConfig] = {
+    # Instruction Pre-Training, Table 14.
+    "ipt_500m": _preset(
+        _MISTRAL, width=1536, mlp_width=4320, layers=16, heads=24, kv_heads=24, head_width=64,
+        max_positions=2048, dropout=0.1,
+    ),
+    "ipt_1_3b": _preset(
+        _MISTRAL, width=2048, mlp_width=8192, layers=20, heads=32, kv_heads=8, head_width=64,
+        max_positions=2048, dropout=0.1,
+    ),
+    "llama3_8b": _preset(
+        _LLAMA3, width=4096, mlp_width=14336, layers=32, heads=32, kv_heads=8, head_width=128,
+        max_positions=8192, dropout=0.1,
+    ),
+    # The published shapes of the models that the papers start from.
+    "mistral_7b": _preset(
+        _MISTRAL, width=4096, mlp_width=14336, layers=32, heads=32, kv_heads=8, head_width=128,
+        max_positions=32768, window=4096, dropout=0.1,
+    ),
+    "llama3_2_1b": _preset(
+        _LLAMA3, width=2048, mlp_width=8192, layers=16, heads=32, kv_heads=8, head_width=64,
+        max_positions=131072, tied_embeddings=True, rope_scaling=RopeScaling(factor=32.0),
+    ),
+    "llama3_2_3b": _preset(
+        _LLAMA3, width=3072, mlp_width=8192, layers=28, heads=24, kv_heads=8, head_width=128,
+        max_positions=131072, tied_embeddings=True, rope_scaling=RopeScaling(factor=32.0),
+    ),
+    "smollm2_135m": _preset(
+        _LLAMA3, vocabulary_size=49152, width=576, mlp_width=1536, layers=30, heads=9, kv_heads=3,
+        head_width=64, max_positions=8192, tied_embeddings=True, rope_theta=100000.0,
+    ),
+    # Small enough for two processor cores: Mistral's vocabulary, a few million other weights.
+    "quickstart": _preset(
+        _MISTRAL, width=192, mlp_width=512, layers=6, heads=6, kv_heads=2, head_width=32,
+        max_positions=1024, compute_dtype="float32",
+    ),
+    "tiny": _preset(
+        _MISTRAL, vocabulary_size=256, width=32, mlp_width=64, layers=2, heads=4, kv_heads=2,
+        head_width=8, max_positions=128, compute_dtype="float32",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A preset and what to change in it."""
+
+    preset: str = "quickstart"
+    """A name from ipt_jax.models.config.PRESETS."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of DecoderConfig to set differently, by name."""
+
+    def decoder(self) -> DecoderConfig:
+        """The decoder's full shape.
+
+        Raises:
+          UserError: an unknown preset or field.
+        """
+        if self.preset not in PRESETS:
+            raise UserError(
+                f"model.preset={self.preset!r} does not exist.{_nearest(self.preset, PRESETS)} "
+                f"Presets: {', '.join(PRESETS)}."
+            )
+        fields = {item.name: item for item in dataclasses.fields(DecoderConfig)}
+        for name in self.overrides:
+            if name not in fields:
+                raise UserError(
+                    f"model.overrides: unknown field {name!r}.{_nearest(name, fields)} "
+                    f"Fields: {', '.join(fields)}."
+                )
+        changes = dict(self.overrides)
+        if isinstance(changes.get("rope_scaling"), dict):
+            changes["rope_scaling"] = RopeScaling(**changes["rope_scaling"])
+        return dataclasses.replace(PRESETS[self.preset], **changes)
+
+
+def _nearest(name: str, valid: Mapping[str, Any]) -> str:
+    found = difflib.get_close_matches(name, list(valid), n=1)
+    return f" The nearest is {found[0]!r}." if found else ""

@@ -1,0 +1,98 @@
+"""One table: parameter -> logical axes -> mesh axes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ipt_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+# The last part of a parameter's path -> one logical axis per dimension.
+PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
+    "embedding_VD": ("vocabulary", "width"),
+    "unembedding_VD": ("vocabulary", "width"),
+    "final_norm_D": (None,),
+    "attention_norm_LD": (None, None),
+    "query_key_value_LDKGh": (None, "width", "kv_heads", None, None),
+    "output_LHhD": (None, "heads", None, "width"),
+    "mlp_norm_LD": (None, None),
+    "gate_up_LD2F": (None, "width", None, "mlp"),
+    "down_LFD": (None, "mlp", "width"),
+}
+
+MESH_AXIS_OF: dict[str, str] = {
+    "vocabulary": "tensor",
+    "kv_heads": "tensor",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "width": "fsdp",
+}
+
+BATCH = PartitionSpec(("data", "fsdp"), "context")  # arrays [B, T]
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each axis spans; -1 at one axis: all that are left."""
+
+    data: int = -1
+    """Copies of the model, each with its own rows."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters, each with its own rows."""
+    tensor: int = 1
+    """Devices that split heads, MLP and vocabulary."""
+    context: int = 1
+    """Devices that split a row's tokens."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The device mesh, axes data × fsdp × tensor × context.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [config.data, config.fsdp, config.tensor, config.context]
+    count = jax.device_count()
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0 and count % known == 0:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count or min(sizes) < 1:
+        shape = ", ".join(f"mesh.{n}={s}" for n, s in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(
+            f"{shape} do not multiply to the {count} devices of this run; set one of them to -1 "
+            "(all that are left) or choose factors of the device count."
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def parameter_spec(path: tuple[Any, ...]) -> PartitionSpec:
+    """The partition of the parameter (or optimiser moment) at a tree path; scalars: whole.
+
+    Raises:
+      KeyError: a parameter that the table does not name.
+    """
+    names = [part for part in map(_key_name, path) if part in PARAMETER_AXES]
+    if not names:
+        raise KeyError(f"{jax.tree_util.keystr(path)}: not in PARAMETER_AXES; add it there.")
+    axes = PARAMETER_AXES[names[-1]]
+    return PartitionSpec(*(MESH_AXIS_OF[axis] if axis else None for axis in axes))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each array of a (possibly abstract) state tree."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        whole = leaf.ndim == 0 or not any(_key_name(part) in PARAMETER_AXES for part in path)
+        return NamedSharding(mesh, PartitionSpec() if whole else parameter_spec(path))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _key_name(part: Any) -> str:
+    return str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part))))

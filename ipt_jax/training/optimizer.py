@@ -1,0 +1,81 @@
+"""AdamW with a warmed-up schedule, from optax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from ipt_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule; defaults are Instruction Pre-Training's Table 14."""
+
+    peak_learning_rate: float = 3e-4
+    """Learning rate after warm-up."""
+    warmup_steps: int = 2000
+    """Steps of linear rise from 0; at most half the run is warm-up."""
+    schedule: str = "cosine"
+    """cosine, wsd (warm-up, stable, decay) or constant."""
+    final_fraction: float = 0.1
+    """Learning rate at the last step over the peak."""
+    decay_fraction: float = 0.1
+    """wsd: the share of the steps in which the rate falls."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay; not on norms."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm."""
+    z_loss: float = 0.0
+    """Factor on the squared log-partition added to the loss."""
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by update count.
+
+    Raises:
+      UserError: an unknown schedule.
+    """
+    warmup = min(config.warmup_steps, steps // 2)
+    peak, final = config.peak_learning_rate, config.peak_learning_rate * config.final_fraction
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), final)
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    if config.schedule == "constant":
+        return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
+    if config.schedule == "wsd":
+        decay = max(1, round(steps * config.decay_fraction))
+        fall = optax.linear_schedule(peak, final, decay)
+        pieces = [rise, optax.constant_schedule(peak), fall]
+        return optax.join_schedules(pieces, [warmup, steps - decay])
+    raise UserError(
+        f"optimizer.schedule={config.schedule!r}: allowed are cosine, wsd and constant."
+    )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; weight decay on matrices and embeddings only."""
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _decayed(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "norm" not in jax.tree_util.keystr(path), params
+    )

@@ -1,0 +1,24 @@
+"""Train a model: python launch/train.py --config configs/train/NAME.yaml [--key value …]."""
+
+from ipt_jax.configuration import parse_config, run_main
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.loop import train
+
+
+def main() -> None:
+    config = parse_config(
+        TrainConfig,
+        None,
+        prog="launch/train.py",
+        description="Train a decoder on a mixture of record shards; goes on from its newest "
+        "checkpoint when run again.",
+    )
+    summary = train(config)
+    print(
+        f"trained {summary['tokens']:,} tokens in {summary['seconds']} s, "
+        f"loss {summary['final_loss']:.3f}: {config.run_folder}"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

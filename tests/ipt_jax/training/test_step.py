@@ -1,0 +1,151 @@
+"""The train step on one device and on eight virtual ones."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ipt_jax.models.config import PRESETS
+from ipt_jax.models.decoder import module_of
+from ipt_jax.models.sharding import MeshConfig, make_mesh
+from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from ipt_jax.training.state import abstract_state, init_state
+from ipt_jax.training.step import jit_train_step, make_train_step
+
+TINY = PRESETS["tiny"]
+STEPS = 3
+
+
+def make_batch(rows: int = 8, length: int = 32) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    stream = random.integers(0, TINY.vocabulary_size, (rows, length + 1)).astype(np.int32)
+    first = length // 3
+    segments = np.where(np.arange(length) < first, 1, 2).astype(np.int32)
+    positions = np.where(segments == 1, np.arange(length), np.arange(length) - first)
+    weights = np.ones((rows, length), np.float32)
+    weights[:, first - 1] = 0
+    weights[: rows // 2, :5] = 0  # rows of unequal weight: a mean of means would show
+    return {
+        "tokens": stream[:, :-1],
+        "targets": stream[:, 1:],
+        "loss_weights": weights,
+        "segment_ids": np.tile(segments, (rows, 1)),
+        "positions": np.tile(positions.astype(np.int32), (rows, 1)),
+        "source_ids": np.tile(np.arange(rows, dtype=np.int32)[:, None] % 2, (1, length)),
+    }
+
+
+def run(mesh_config: MeshConfig = MeshConfig(), *, accumulation: int = 1, **changes) -> list[dict]:
+    decoder = dataclasses.replace(TINY, **changes)
+    mesh = make_mesh(mesh_config)
+    settings = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
+    optimizer = make_optimizer(settings, STEPS)
+    step = make_train_step(
+        decoder,
+        optimizer,
+        make_schedule(settings, STEPS),
+        source_count=2,
+        accumulation_steps=accumulation,
+    )
+    abstract = abstract_state(decoder, optimizer, mesh)
+    state = init_state(decoder, optimizer, mesh, 0)
+    compiled = jit_train_step(step, mesh, abstract)
+    found = []
+    for _ in range(STEPS):
+        state, metrics = compiled(state, make_batch())
+        found.append({name: np.asarray(value).tolist() for name, value in metrics.items()})
+    assert int(state.step) == int(state.position) == STEPS
+    return found
+
+
+def test_abstract_state_is_the_real_one_without_memory():
+    mesh = make_mesh(MeshConfig())
+    optimizer = make_optimizer(OptimizerConfig(), STEPS)
+    abstract = abstract_state(TINY, optimizer, mesh)
+    real = init_state(TINY, optimizer, mesh, 0)
+    described = jax.tree.map(lambda a, r: (a.shape, a.dtype) == (r.shape, r.dtype), abstract, real)
+    assert all(jax.tree.leaves(described))
+    assert sum(leaf.size for leaf in jax.tree.leaves(real.params)) == TINY.parameter_count()
+
+
+def test_loss_falls_and_counts_are_exact():
+    found = run()
+    assert found[-1]["loss"] < found[0]["loss"] - 0.05
+    assert found[0]["source_tokens"] == [4 * 32, 4 * 32]
+    assert found[0]["weight"] == make_batch()["loss_weights"].sum()
+
+
+def test_first_loss_is_near_the_uniform_one():
+    assert run()[0]["loss"] == pytest.approx(np.log(TINY.vocabulary_size), abs=0.05)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    whole, pieces = run(), run(accumulation=4)
+    for one, other in zip(whole, pieces, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_memory_not_numbers(remat):
+    for one, other in zip(run(), run(remat=remat), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+def test_dropout_is_on_in_training_and_off_without_a_key():
+    assert run(dropout=0.5)[0]["gradient_norm"] != pytest.approx(
+        run()[0]["gradient_norm"], rel=1e-3
+    )
+    decoder = dataclasses.replace(TINY, dropout=0.5)
+    state = init_state(decoder, make_optimizer(OptimizerConfig(), 1), make_mesh(MeshConfig()), 0)
+    batch = make_batch()
+    inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+    dropped = module_of(decoder, state.params)(*inputs)
+    plain = module_of(TINY, state.params)(*inputs)
+    np.testing.assert_array_equal(dropped, plain)
+
+
+def test_packed_row_gives_each_document_the_loss_it_has_alone():
+    state = init_state(TINY, make_optimizer(OptimizerConfig(), 1), make_mesh(MeshConfig()), 0)
+    model = module_of(TINY, state.params)
+    batch = make_batch()
+    packed = model(batch["tokens"], batch["positions"], batch["segment_ids"])
+    first = 32 // 3
+    for part in (slice(0, first), slice(first, 32)):
+        alone = model(batch["tokens"][:, part], batch["positions"][:, part])
+        np.testing.assert_allclose(packed[:, part], alone, rtol=1e-4, atol=1e-5)
+
+
+EIGHT_DEVICES = """
+import json, sys
+sys.path.insert(0, {here!r})
+from test_step import MeshConfig, run
+meshes = [dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2),
+          dict(data=1, fsdp=2, tensor=2, context=2)]
+print(json.dumps([run(MeshConfig(**mesh)) for mesh in meshes]))
+"""
+
+
+def test_eight_devices_give_the_numbers_of_one():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    code = EIGHT_DEVICES.format(here=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = run()
+    for found in json.loads(done.stdout.splitlines()[-1]):
+        for one, other in zip(expected, found, strict=True):
+            for name in ("loss", "gradient_norm"):
+                assert one[name] == pytest.approx(other[name], rel=1e-4)
+            assert one["source_tokens"] == other["source_tokens"]
