@@ -1,4 +1,4 @@
-"""Convert weights: python launch/convert.py to-hf --run RUN [--verify true] | from-hf --folder F."""
+"""Convert weights: launch/convert.py to-hf --run RUN [--verify true] | from-hf --folder FOLDER."""
 
 import sys
 

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import tensor_shapes, to_hugging_face
 from ipt_jax.models.config import DecoderConfig
-from ipt_jax.tokenizers import Tokenizer
 from ipt_jax.models.decoder import Params
+from ipt_jax.tokenizers import Tokenizer
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_BYTES = 4 * 2**30

@@ -78,7 +78,7 @@ class TrainConfig:
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least 1.")
         decoder = self.model.decoder()
-        if T > decoder.max_positions:
+        if decoder.max_positions < T:
             raise UserError(
                 f"data.row_tokens={T} is longer than the {decoder.max_positions} positions of "
                 f"model.preset={self.model.preset!r}; shorten the rows or override "

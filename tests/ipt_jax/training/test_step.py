@@ -41,7 +41,10 @@ def make_batch(rows: int = 8, length: int = 32) -> dict[str, np.ndarray]:
     }
 
 
-def run(mesh_config: MeshConfig = MeshConfig(), *, accumulation: int = 1, **changes) -> list[dict]:
+ONE_DEVICE = MeshConfig()
+
+
+def run(mesh_config: MeshConfig = ONE_DEVICE, *, accumulation: int = 1, **changes) -> list[dict]:
     decoder = dataclasses.replace(TINY, **changes)
     mesh = make_mesh(mesh_config)
     settings = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)

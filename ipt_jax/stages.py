@@ -1,0 +1,60 @@
+"""Stages of a longer job: each is skipped when it was done before with the same inputs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ipt_jax.errors import UserError
+from ipt_jax.records import atomic_write
+
+
+class Stages:
+    """The finished stages of one folder, kept in its `stages.json`.
+
+    A stage is entered there only after its work has returned, so a stage that was interrupted
+    runs again; the work itself decides what of it can go on.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = folder / "stages.json"
+        self._done: dict[str, dict[str, Any]] = {}
+        if self._path.exists():
+            try:
+                self._done = json.loads(self._path.read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{self._path}: not valid JSON ({error}); delete it, and every stage is "
+                    "checked anew."
+                ) from error
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[Path],
+        work: Callable[[], Any],
+    ) -> Any:
+        """`work()`'s result (JSON), from before if inputs are the same and all outputs exist."""
+        wanted = json.loads(json.dumps(inputs, default=str, sort_keys=True))
+        done = self._done.get(name)
+        if done and done["inputs"] == wanted and all(path.exists() for path in outputs):
+            print(f"── {name}: done before in {done['seconds']:.0f} s, skipped", flush=True)
+            return done["result"]
+        print(f"── {name}", flush=True)
+        started = time.perf_counter()
+        result = work()
+        missing = [str(path) for path in outputs if not path.exists()]
+        if missing:
+            raise RuntimeError(f"stage {name} ended without writing {', '.join(missing)}")
+        seconds = round(time.perf_counter() - started, 2)
+        self._done[name] = {"inputs": wanted, "seconds": seconds, "result": result}
+        atomic_write(self._path, json.dumps(self._done, indent=1))
+        return self._done[name]["result"]
+
+    def seconds(self) -> dict[str, float]:
+        """How long each finished stage took when it last ran."""
+        return {name: done["seconds"] for name, done in self._done.items()}

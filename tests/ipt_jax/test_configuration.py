@@ -1,0 +1,98 @@
+"""Configs: what is read, what is refused, and how a script ends."""
+
+import errno
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ipt_jax.configuration import as_yaml, parse_config, run_main, write_run_files
+from ipt_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner."""
+
+    learning_rate: float = 1e-3
+    """The rate."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Outer."""
+
+    folder: Path = Path("runs")
+    """A folder."""
+    inner: Inner = field(default_factory=Inner)
+    """Nested."""
+    rates: dict[str, float] | None = None
+    """A plain mapping."""
+
+
+def parse(*arguments: str) -> Config:
+    return parse_config(Config, arguments, prog="script", description="A script.")
+
+
+def test_file_then_overrides(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("folder: there\ninner:\n  learning_rate: 2e-4\nrates: {raw: 1}\n")
+    config = parse("--config", str(path), "--inner.learning_rate", "3e-4")
+    assert config == Config(Path("there"), Inner(3e-4), {"raw": 1.0})
+    path.write_text(as_yaml(config))
+    assert parse(f"--config={path}") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inner:\n  learning_rat: 1\n", "unknown key 'inner.learning_rat'.*'inner.learning_rate'"),
+        ("foldr: x\n", "unknown key 'foldr'.*'folder'"),
+        ("learning_rate: 1\n", "unknown key 'learning_rate'.*'inner.learning_rate'"),
+        ("inner:\n  learning_rate: fast\n", "learning_rate.*fast"),
+        ("- a\n", "should hold `key: value` lines"),
+        ("a: [\n", "not valid YAML"),
+    ],
+)
+def test_bad_files_are_named_with_the_key(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"(?s){message}") as caught:
+        parse("--config", str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(UserError, match="'--inner.lerning_rate'.*'inner.learning_rate'"):
+        parse("--inner.lerning_rate", "1")
+    with pytest.raises(UserError, match="nowhere.yaml: no such config file"):
+        parse("--config", "nowhere.yaml")
+
+
+def ends_with(capsys, error: BaseException) -> tuple[int, str]:
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_main(main)
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_how_scripts_end(capsys):
+    assert ends_with(capsys, UserError("a.jsonl: is\nempty")) == (2, "error: a.jsonl: is empty\n")
+    code, message = ends_with(capsys, OSError(errno.ENOSPC, "No space", "/disk/file"))
+    assert code == 2 and "/disk/file" in message and "free some space" in message
+    code, message = ends_with(capsys, PermissionError(errno.EACCES, "Denied", "/root/x"))
+    assert code == 2 and "/root/x: no permission" in message
+    assert ends_with(capsys, KeyboardInterrupt())[0] == 130
+    with pytest.raises(ZeroDivisionError):  # a fault of ours keeps its traceback
+        run_main(lambda: 1 // 0)
+
+
+def test_run_files_say_what_ran(tmp_path):
+    write_run_files(tmp_path / "run", Config(), devices=["cpu"])
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["devices"] == ["cpu"]
+    assert environment["packages"]["jax"].startswith("0.")
+    assert parse("--config", str(tmp_path / "run" / "config.yaml")) == Config()
