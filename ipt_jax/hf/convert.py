@@ -152,4 +152,5 @@ def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[
         return found
     if "mixture" not in run["data"]:
         raise UserError("verify: this run has no mixture to take text from; give --verify_text.")
-    return open_mixture(DataConfig(**run["data"])).sample_texts(VERIFY_TEXTS)
+    source = next(filter(None, open_mixture(DataConfig(**run["data"])).sources))
+    return [record.text for record in source.read(range(min(VERIFY_TEXTS, len(source))))]

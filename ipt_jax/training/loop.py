@@ -39,6 +39,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
       KeyboardInterrupt: SIGINT or SIGTERM came; the state was saved first.
     """
     config.check()
+    choose_backend(config.attention_backend)
     decoder = config.model.decoder()
     mesh = make_mesh(config.mesh)
     mixture = open_mixture(config.data)

@@ -1,0 +1,192 @@
+"""Real runs of launch/train.py and launch/convert.py on real text."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ipt_jax.configuration import as_yaml
+from ipt_jax.data.config import DataConfig
+from ipt_jax.errors import UserError
+from ipt_jax.models.config import ModelConfig
+from ipt_jax.records import Record, ShardWriter
+from ipt_jax.training.checkpoints import CheckpointConfig
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.loop import train
+from ipt_jax.training.optimizer import OptimizerConfig
+
+ROOT = Path(__file__).parents[3]
+CORPUS = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()[:80]
+    for name, part in (("raw", lines[:50]), ("augmented", lines[50:])):
+        with ShardWriter(folder / name) as writer:
+            for document in map(json.loads, part):
+                writer.write(Record(document["id"], document["text"], document["source"]))
+    return folder
+
+
+def make_config(shards: Path, folder: Path, **changes) -> TrainConfig:
+    mixture = {
+        "tasks": {name: {"source": name} for name in ("raw", "augmented")},
+        "rates": {"raw": 0.8, "augmented": 0.2},
+        "root": str(shards),
+    }
+    config = TrainConfig(
+        run_folder=folder,
+        model=ModelConfig("tiny", {"vocabulary_size": 32000}),
+        data=DataConfig(mixture=mixture, row_tokens=64),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
+        checkpoints=CheckpointConfig(every_steps=5),
+        batch_tokens=512,
+        train_tokens=512 * 24,
+        log_every_steps=1,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def write_config(config: TrainConfig, path: Path) -> Path:
+    path.write_text(as_yaml(config))
+    return path
+
+
+def script(name: str, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "launch" / name, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def finished(shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(make_config(shards, folder))
+    return folder
+
+
+def test_a_run_learns_and_its_figures_agree(finished):
+    found = losses(finished)
+    assert list(found) == list(range(1, 25))
+    assert found[24] < found[1] - 0.5
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["tokens"] == sum(summary["source_tokens"].values()) == 24 * 512
+    assert summary["realised_rates"]["augmented"] == pytest.approx(0.2, abs=0.05)
+    assert summary["final_loss"] == found[24]
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["source_tokens"] == summary["source_tokens"]
+    assert json.loads((finished / "environment.json").read_text())["devices"]
+    assert yaml.safe_load((finished / "config.yaml").read_text())["train_tokens"] == 512 * 24
+
+
+def test_a_finished_run_is_not_trained_again(shards, finished):
+    before = (finished / "metrics.jsonl").read_text()
+    train(make_config(shards, finished))
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_run_again_gives_the_same_losses(shards, finished, tmp_path, number):
+    folder = tmp_path / "run"
+    path = write_config(make_config(shards, folder), tmp_path / "config.yaml")
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    metrics = folder / "metrics.jsonl"
+    patience = time.monotonic() + 90
+    while not metrics.exists() or metrics.read_text().count("\n") < 8:
+        assert process.poll() is None and time.monotonic() < patience
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    stopped = losses(folder)
+    assert len(stopped) < 24, "the run ended before the signal came"
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130 and "goes on from here" in errors
+        assert (folder / "checkpoints" / str(max(stopped))).is_dir()
+    again = script("train.py", "--config", path)
+    assert again.returncode == 0, again.stderr
+    assert "steps 0 →" not in again.stdout  # it went on from a checkpoint
+    assert losses(folder) == losses(finished)
+
+
+def test_export_of_a_run_is_verified_against_transformers(finished):
+    done = script("convert.py", "to-hf", "--run", finished, "--verify", "true")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((finished / "verification.json").read_text())
+    assert 0 < result["maximum_absolute_logit_difference"] <= 1e-4
+    assert (finished / "export" / "model.safetensors").exists()
+
+
+def test_training_starts_from_converted_weights(shards, finished, tmp_path):
+    script("convert.py", "to-hf", "--run", finished, "--output", tmp_path / "hf")
+    done = script("convert.py", "from-hf", "--folder", tmp_path / "hf", "--run", tmp_path / "ours")
+    assert done.returncode == 0, done.stderr
+    end = losses(finished)[24]
+    for source in (tmp_path / "hf", tmp_path / "ours", finished):
+        folder = tmp_path / f"from_{source.name}"
+        train(make_config(shards, folder, init_from=source, train_tokens=512))
+        assert losses(folder)[1] < end + 1  # from scratch it would be log(32000) = 10.4
+    wider = ModelConfig("tiny", {"vocabulary_size": 32000, "mlp_width": 96})
+    with pytest.raises(UserError, match="mlp_width is 64, the config's 96"):
+        train(make_config(shards, tmp_path / "w", init_from=finished, model=wider))
+
+
+def test_another_config_in_the_same_folder_is_refused(shards, finished):
+    with pytest.raises(UserError, match="another config.*--fresh"):
+        train(make_config(shards, finished, seed=1))
+
+
+def test_fresh_deletes_runs_but_nothing_else(shards, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not deleted"):
+        train(make_config(shards, tmp_path / "run", fresh=True))
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_tokens": 500}, "batch_tokens=500 is no multiple of data.row_tokens=64; 448 or"),
+        ({"accumulation_steps": 3}, "accumulation_steps=3 does not divide the 8 rows"),
+        ({"train_tokens": 0}, "train_tokens=0"),
+        ({"model": ModelConfig("tiny")}, "32000 tokens.*embeds 256"),
+        ({"model": ModelConfig("tiny", {"max_positions": 32})}, "longer than the 32 positions"),
+        ({"attention_backend": "cudnnn"}, "known are auto"),
+    ],
+)
+def test_impossible_combinations_stop_before_the_run_folder(shards, tmp_path, changes, message):
+    with pytest.raises((UserError, ValueError), match=message):
+        train(make_config(shards, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mesh_that_does_not_fit_is_refused_with_exit_code_2(shards, tmp_path):
+    path = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    done = script("train.py", "--config", path, "--mesh.tensor", "3")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: mesh.data") and "mesh.tensor=3" in done.stderr
+    done = script("train.py", "--config", path, "--optimiser.beta1", "0.8")
+    assert done.returncode == 2 and "nearest valid key is 'optimizer.beta1'" in done.stderr
+    assert not (tmp_path / "run").exists()
