@@ -26,8 +26,19 @@ _NAMED_PACKAGES = (
 ).split()
 
 
-def parse_config[T](cls: type[T], argv: Sequence[str] | None, *, prog: str, description: str) -> T:
+def parse_config[T](
+    cls: type[T],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    default: str | None = None,
+) -> T:
     """Read `--config FILE.yaml` and dotted overrides into `cls`, a frozen dataclass.
+
+    Where a key holds another dataclass, a file may name that part's own YAML file, relative to
+    itself. Without
+    `--config`, the file `default` is read, if one is given.
 
     Raises:
       UserError: an unknown key (the nearest valid one is named), a wrong type, a missing file.
@@ -37,6 +48,8 @@ def parse_config[T](cls: type[T], argv: Sequence[str] | None, *, prog: str, desc
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(cls)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if default is not None and not _config_files(arguments):
+        arguments = ["--config", default, *arguments]
     for path in _config_files(arguments):
         check_keys(cls, _read_yaml(path), where=str(path))
     _check_options(cls, arguments)
@@ -64,9 +77,12 @@ def check_keys(
         name = f"{prefix}{key}"
         if key not in valid:
             raise UserError(f"{where}: unknown key '{name}'. {_nearest(name, root)}")
-        if nested := _dataclass_in(valid[key]):
-            if isinstance(value, dict):
-                check_keys(nested, value, where=where, prefix=f"{name}.", root=root)
+        nested = _dataclass_in(valid[key])
+        if nested and isinstance(value, dict):
+            check_keys(nested, value, where=where, prefix=f"{name}.", root=root)
+        elif nested and isinstance(value, str):
+            path = Path(where).parent / value
+            check_keys(nested, _read_yaml(path), where=str(path))
 
 
 def _check_options(cls: type, arguments: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Synthesis of instruction data: corpus -> engine -> record shards. Never imports jax."""

@@ -1,0 +1,1 @@
+"""Instruction Pre-Training: pairs synthesised from raw texts, by a tuned synthesizer."""

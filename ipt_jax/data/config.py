@@ -1,0 +1,129 @@
+"""What a run says about its data, and mixtures read from YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ipt_jax.data.tasks import NATURAL, Mixture, Task, nearest
+from ipt_jax.errors import UserError
+
+_MIXTURE_KEYS = ("name", "root", "by", "rates", "tasks")
+_TASK_KEYS = tuple(field.name for field in fields(Task) if field.name != "name")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of one run. Raises UserError for a value that cannot be."""
+
+    mixture: str | dict[str, Any] = "configs/mixtures/quickstart_raw.yaml"
+    """Path of a mixture's YAML file, or the same keys inline (`tasks`, `rates`, `by`, `root`)."""
+    root: str | None = None
+    """Folder that relative sources start from; overrides the mixture's own `root`."""
+    rates: dict[str, float] | None = None
+    """Overrides the mixture's rates."""
+    tokenizer: str = "mistral-7b-v0.1"
+    """A name or folder that `load_tokenizer` takes; its vocabulary must be the model's."""
+    row_tokens: int = 2048
+    """T: tokens in a row."""
+    seed: int = 0
+    """Of the order of examples, apart from all other seeds."""
+    worker_count: int = 0
+    """Processes that read and tokenise; 0 for threads of the training process."""
+    verify_checksums: bool = True
+    """Compare every shard's sha256 with the manifest before the first step."""
+
+    def __post_init__(self) -> None:
+        if self.row_tokens < 2:
+            raise UserError(f"`row_tokens` is {self.row_tokens}: a row holds at least 2 tokens.")
+        if self.worker_count < 0:
+            raise UserError(f"`worker_count` is {self.worker_count}: it must be 0 or more.")
+        if self.seed < 0:
+            raise UserError(f"`seed` is {self.seed}: it must be 0 or more.")
+
+
+def load_mixture(config: DataConfig) -> Mixture:
+    """The mixture that a run's data config names, with its overrides."""
+    if isinstance(config.mixture, str):
+        content, where = _read(Path(config.mixture)), config.mixture
+    else:
+        content, where = dict(config.mixture), "the key `mixture`"
+    if config.rates is not None:
+        content = {**content, "rates": dict(config.rates)}
+    return parse_mixture(content, where=where, root=config.root, tokenizer=config.tokenizer)
+
+
+def load_mixture_config(
+    path: str | Path, *, root: str | None = None, tokenizer: str | None = None
+) -> Mixture:
+    """The mixture in a YAML file of ``configs/mixtures``.
+
+    ``root`` overrides the file's own; ``tokenizer`` is taken by tasks that name none. Raises
+    UserError naming the file and key that is missing, unknown or wrong.
+    """
+    return parse_mixture(_read(Path(path)), where=str(path), root=root, tokenizer=tokenizer)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"the mixture file {path} cannot be read ({error.strerror}): name a YAML file such as "
+            "those in configs/mixtures."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the mixture file {path} is not YAML ({error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the mixture file {path} holds no keys: it needs at least `tasks`.")
+    return {"name": path.stem, **content}
+
+
+def parse_mixture(
+    content: Mapping[str, Any],
+    *,
+    where: str,
+    root: str | None = None,
+    tokenizer: str | None = None,
+) -> Mixture:
+    """The mixture in a mapping with the keys of a mixture file; ``where`` names it in errors."""
+    _check_keys(content, _MIXTURE_KEYS, where, "")
+    folder = Path(root if root is not None else str(content.get("root") or "."))
+    tasks = content.get("tasks")
+    if not isinstance(tasks, dict) or not tasks:
+        raise UserError(f"{where}: `tasks` must map each task's name to its `source`.")
+    made = []
+    for name, values in tasks.items():
+        key = f"tasks.{name}"
+        if not isinstance(values, dict) or not isinstance(values.get("source"), str):
+            raise UserError(f"{where}: `{key}` needs a `source`: a folder of record shards.")
+        _check_keys(values, _TASK_KEYS, where, f"{key}.")
+        own = values.get("tokenizer")
+        if own is not None and tokenizer is not None and own != tokenizer:
+            raise UserError(
+                f"{where}: `{key}.tokenizer` is {own!r} but the run's is {tokenizer!r}: leave "
+                "the task's out or make them the same."
+            )
+        chosen = {"tokenizer": tokenizer} if tokenizer is not None else {}
+        try:
+            made.append(
+                Task(**{**values, **chosen, "name": name, "source": str(folder / values["source"])})
+            )
+        except (UserError, TypeError) as error:
+            raise UserError(f"{where}: {error}") from error
+    if not isinstance(content.get("rates", NATURAL), dict | str):
+        raise UserError(f"{where}: `rates` must map tasks to numbers or be 'natural'.")
+    rates: Any = content.get("rates", NATURAL)  # Mixture checks the rest
+    try:
+        name, by = str(content.get("name", "mixture")), content.get("by", "tokens")
+        return Mixture(name, tuple(made), rates, by)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_keys(content: Mapping[str, Any], valid: tuple[str, ...], where: str, at: str) -> None:
+    for key in content:
+        if key not in valid:
+            raise UserError(f"{where}: unknown key `{at}{key}`. {nearest(key, valid)}")

@@ -1,0 +1,221 @@
+"""The order of examples as a pure function of seed, rates and lengths: the plan.
+
+Each task's examples come in permutations, one for each epoch. Tasks are merged by how far each is
+through its share: example j of task i stands at (tokens of its examples before j, and half of j) /
+rate_i, and the smallest comes first. So after any prefix no task is further from its share than
+about one example. Since a task's place at a time t depends on nothing but its own cumulative
+tokens, any stretch of the stream is found without making what comes before it.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ipt_jax.data.lengths import Lengths
+
+# A window's places are made at once; its size changes memory, not order.
+WINDOW_TOKENS = 1 << 20
+WINDOW_EXAMPLES = 1 << 11
+_STRIDE = 256  # cumulative tokens are kept for every 256th example of an epoch: 4 bytes a record
+_TABLES = 3  # epochs of one task kept in memory
+
+
+def permutation(seed: int, task: str, epoch: int, records: int) -> np.ndarray:
+    """uint32 [records], the order of a task's records in an epoch; each draw has its own key."""
+    key = hashlib.sha256(f"{seed}\0{task}\0{epoch}".encode()).digest()[:16]
+    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, "<u8")))
+    return generator.permutation(np.arange(records, dtype=np.uint32))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A run of examples of the stream, in order."""
+
+    task: np.ndarray
+    """int32 [n], index of the task."""
+    record: np.ndarray
+    """int64 [n], record in the task's source."""
+    starts: np.ndarray
+    """int64 [n + 1], place in the stream of each example's first token, and of the end."""
+
+
+class TaskOrder:
+    """The endless order of one task's examples, and sums over it. Picklable without its tables."""
+
+    def __init__(
+        self,
+        name: str,
+        lengths: Lengths,
+        *,
+        extra_tokens: int,
+        seed: int,
+        by: Literal["tokens", "examples"],
+    ) -> None:
+        self.name, self.seed, self.by = name, seed, by
+        self.records = lengths.records
+        self._lengths, self._extra = lengths, extra_tokens  # BOS and EOS of each example
+        self.epoch_tokens = int(lengths.array.sum(dtype=np.int64)) + extra_tokens * self.records
+        self._tables: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": OrderedDict()}
+
+    def _table(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Order of an epoch, and its tokens before every ``_STRIDE``-th example."""
+        if epoch not in self._tables:
+            order = permutation(self.seed, self.name, epoch, self.records)
+            sums = [np.zeros(1, np.int64)]
+            for start in range(0, self.records, _STRIDE * 4096):  # gathered lengths stay small
+                part = self._gather(order[start : start + _STRIDE * 4096])
+                blocks = np.add.reduceat(part, np.arange(0, len(part), _STRIDE))
+                sums.append(sums[-1][-1] + np.cumsum(blocks))
+            self._tables[epoch] = order, np.concatenate(sums)
+            while len(self._tables) > _TABLES:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(epoch)
+        return self._tables[epoch]
+
+    def _gather(self, records: np.ndarray) -> np.ndarray:
+        return self._lengths.array[records].astype(np.int64) + self._extra
+
+    def tokens_before(self, examples: int) -> int:
+        """Tokens of the first ``examples`` of the order."""
+        epoch, place = divmod(examples, self.records)
+        order, before = self._table(epoch)
+        block = place // _STRIDE
+        rest = self._gather(order[block * _STRIDE : place])
+        return epoch * self.epoch_tokens + int(before[block]) + int(rest.sum())
+
+    def examples_before(self, doubled: int) -> int:
+        """How many examples have their middle before ``doubled`` / 2 tokens (or examples)."""
+        if self.by == "examples":
+            return doubled // 2
+        epoch, rest = divmod(doubled, 2 * self.epoch_tokens)
+        order, before = self._table(epoch)
+        block = max(int(np.searchsorted(2 * before, rest)) - 1, 0)
+        lengths = self._gather(order[block * _STRIDE : (block + 1) * _STRIDE])
+        middles = 2 * (int(before[block]) + np.cumsum(lengths)) - lengths
+        return epoch * self.records + block * _STRIDE + int(np.searchsorted(middles, rest))
+
+    def examples(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Records, lengths and doubled middles (int64 each) of examples first..last-1."""
+        orders = []
+        for epoch in range(first // self.records, -(-last // self.records)):
+            start = epoch * self.records
+            order = self._table(epoch)[0]
+            orders.append(order[max(first - start, 0) : last - start].astype(np.int64))
+        records = np.concatenate(orders) if orders else np.empty(0, np.int64)
+        lengths = self._gather(records)
+        if self.by == "examples":
+            return records, lengths, 2 * np.arange(first, last) + 1
+        ends = self.tokens_before(first) + np.cumsum(lengths)
+        return records, lengths, 2 * ends - lengths
+
+
+class Plan:
+    """The stream of a mixture's examples at random access. Threads may share it.
+
+    ``rates`` add up to 1, all positive. With ``whole`` the stream is one epoch of each task, then
+    ends; the rates must then be the tasks' own sizes.
+    """
+
+    def __init__(self, orders: Sequence[TaskOrder], rates: Sequence[float], whole: bool) -> None:
+        self._orders, self._rates, self._whole = list(orders), list(rates), whole
+        self._by_tokens = orders[0].by == "tokens"
+        self._width = WINDOW_TOKENS if self._by_tokens else WINDOW_EXAMPLES
+        self.total_tokens = sum(o.epoch_tokens for o in orders) if whole else None
+        size = [o.epoch_tokens if self._by_tokens else o.records for o in orders]
+        self._end_time = sum(size)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._windows: OrderedDict[int, Stretch] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_windows"], state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _counts(self, time: float) -> list[int]:
+        """Examples of each task before a time, which counts tokens (or examples) of the mix."""
+        if not self._whole:
+            pairs = zip(self._orders, self._rates, strict=True)
+            return [order.examples_before(int(2 * time * rate)) for order, rate in pairs]
+        if time >= self._end_time:
+            return [order.records for order in self._orders]
+        pairs = zip(self._orders, self._rates, strict=True)
+        return [min(o.examples_before(int(2 * time * r)), o.records) for o, r in pairs]
+
+    def _tokens(self, time: float) -> int:
+        counts = zip(self._orders, self._counts(time), strict=True)
+        return sum(order.tokens_before(count) for order, count in counts)
+
+    def _window(self, number: int) -> Stretch:
+        if number in self._windows:
+            self._windows.move_to_end(number)
+            return self._windows[number]
+        first = self._counts(number * self._width)
+        last = self._counts((number + 1) * self._width)
+        parts = [o.examples(a, b) for o, a, b in zip(self._orders, first, last, strict=True)]
+        times = [p[2] / rate for p, rate in zip(parts, self._rates, strict=True)]
+        sizes = [len(part[0]) for part in parts]
+        task = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
+        # Equal times go to the task listed first, and a task's own order stays.
+        order = np.lexsort((task, np.concatenate(times)))
+        start = self._tokens(number * self._width)
+        lengths = np.concatenate([part[1] for part in parts])[order]
+        window = Stretch(
+            task=task[order],
+            record=np.concatenate([part[0] for part in parts])[order],
+            starts=start + np.concatenate([[0], np.cumsum(lengths)]),
+        )
+        self._windows[number] = window
+        while len(self._windows) > 4:
+            self._windows.popitem(last=False)
+        return window
+
+    def stretch(self, first: int, last: int) -> Stretch:
+        """The examples that hold the stream's tokens first..last-1."""
+        with self._lock:
+            number = self._window_of(first)
+            windows = [self._window(number)]
+            while windows[-1].starts[-1] < last:
+                number += 1
+                windows.append(self._window(number))
+        starts = np.concatenate([w.starts[:-1] for w in windows] + [windows[-1].starts[-1:]])
+        low = int(np.searchsorted(starts, first, side="right")) - 1
+        high = int(np.searchsorted(starts, last, side="left"))
+        return Stretch(
+            task=np.concatenate([w.task for w in windows])[low:high],
+            record=np.concatenate([w.record for w in windows])[low:high],
+            starts=starts[low : high + 1],
+        )
+
+    def _window_of(self, token: int) -> int:
+        """The window that holds a token of the stream, guessed and then set right."""
+        number = token // self._width
+        if not self._by_tokens:
+            tokens = [o.epoch_tokens / o.records for o in self._orders]
+            mean = sum(t * rate for t, rate in zip(tokens, self._rates, strict=True))
+            number = int(token / (mean * self._width))
+        while number > 0 and self._tokens(number * self._width) > token:
+            number -= 1
+        while self._tokens((number + 1) * self._width) <= token:
+            number += 1
+        return number
+
+    def tokens_before_example(self, task: int, example: int) -> int:
+        """Place in the stream, to within an example of each task, of a task's example."""
+        order, rate = self._orders[task], self._rates[task]
+        middle = example if not self._by_tokens else order.tokens_before(example)
+        return self._tokens(middle / rate)

@@ -1,0 +1,1 @@
+"""From exported models to numbers with confidence intervals, and to a page that shows them."""

@@ -1,0 +1,137 @@
+"""What a folder of record shards holds, and files written whole or not at all."""
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ipt_jax.errors import UserError
+
+FORMAT = "ipt-jax-records/1"
+MANIFEST_NAME = "manifest.json"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Write ``data`` so that ``path`` is either as before or whole: temporary, fsync, rename.
+
+    Raises OSError (disk full, no permission) and then leaves no temporary file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with open(temporary, "wb") as out:
+            out.write(data.encode() if isinstance(data, str) else data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One line of the manifest."""
+
+    name: str
+    """File name in the manifest's folder."""
+    records: int
+    """Records in the shard."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Of the file's bytes."""
+    text_bytes: int = 0
+    """UTF-8 bytes of all texts, before compression."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens of all texts (without BOS and EOS) by tokenizer name, where counted."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds; a folder without one holds nothing a reader would take."""
+
+    folder: Path
+    """Where the shards lie; not written into the file, so that a folder may be moved."""
+    shards: tuple[ShardInfo, ...]
+    """In the order of their names, which is the order of the records."""
+
+    @property
+    def records(self) -> int:
+        """Records in all shards."""
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over shard names, counts and checksums: the same for the same records."""
+        lines = [f"{s.name} {s.records} {s.sha256}\n" for s in self.shards]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Manifest":
+        """Read ``folder/manifest.json``. Raises UserError naming it if missing or not ours."""
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(
+                f"there is no {path}: this folder holds no finished record shards. Run the stage "
+                "that writes them to its end, or name the folder that has the manifest."
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{path} is not JSON ({error}): it is damaged. Write the shards again."
+            ) from error
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise UserError(
+                f"{path} has the format {found!r}, not {FORMAT!r}: it was not written by this "
+                "version. Write the shards again."
+            )
+        try:
+            shards = tuple(
+                ShardInfo(
+                    name=str(s["name"]),
+                    records=int(s["records"]),
+                    bytes=int(s["bytes"]),
+                    sha256=str(s["sha256"]),
+                    text_bytes=int(s.get("text_bytes", 0)),
+                    tokens={str(k): int(v) for k, v in s.get("tokens", {}).items()},
+                )
+                for s in content["shards"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} does not describe its shards as it should ({error!r}): it is damaged. "
+                "Write the shards again."
+            ) from error
+        for shard in shards:
+            if Path(shard.name).name != shard.name:
+                raise UserError(
+                    f"{path} names the shard {shard.name!r} outside its own folder: shards lie "
+                    "beside their manifest. Write the shards again."
+                )
+        return cls(Path(folder), shards)
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``folder/manifest.json`` in one step."""
+        content = {"format": FORMAT, "shards": [asdict(shard) for shard in self.shards]}
+        atomic_write(Path(folder) / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,23 @@
+"""Measure exported models: python launch/evaluate.py --config configs/evaluate/NAME.yaml."""
+
+from ipt_jax.configuration import parse_config, run_main, write_run_files
+from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models, format_table
+
+
+def main() -> None:
+    config = parse_config(
+        EvaluationConfig,
+        None,
+        prog="launch/evaluate.py",
+        description="Run lm-evaluation-harness on exported Hugging Face folders; writes "
+        "results.json with 95% confidence intervals.",
+    )
+    config.check()
+    write_run_files(config.output, config)
+    results = evaluate_models(config)
+    print(format_table(results))
+    print(f"wrote {config.output / 'results.json'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

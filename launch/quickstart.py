@@ -1,0 +1,146 @@
+"""Raw text to a comparison of two small models: python launch/quickstart.py [--minutes N].
+
+Wires the public stages: synthesis, two trainings, export, evaluation, report. Run again, it goes
+on where it stopped and skips what is done; --fresh true starts over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.progress import terminal_progress
+from ipt_jax.configuration import as_yaml, parse_config, run_main, write_run_files
+from ipt_jax.errors import UserError
+from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
+from ipt_jax.evaluation.report import quickstart_report
+from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
+from ipt_jax.stages import Stages
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.loop import train
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """The whole way on a small corpus."""
+
+    folder: Path = Path("runs/quickstart")
+    """Where everything lies."""
+    minutes: float = 8.0
+    """Rough length on two cores; more or fewer tokens are trained on and documents augmented."""
+    base_minutes: float = 8.0
+    """What the sizes below take on two cores."""
+    fresh: bool = False
+    """Delete what an earlier quickstart left in the folder and start over."""
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    """As for launch/synthesize.py; `output` follows from the folder."""
+    mixtures: dict[str, str] = field(default_factory=dict)
+    """Name of each training and the mixture it reads."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """As for launch/train.py; `run_folder` and `data` follow from folder and mixtures."""
+    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(models={}))
+    """As for launch/evaluate.py; `models` and `output` follow from the folder."""
+
+
+def scaled(config: QuickstartConfig) -> QuickstartConfig:
+    """The config with its sizes changed from base_minutes to minutes."""
+    if config.minutes <= 0:
+        raise UserError(f"minutes={config.minutes:g}: must be more than 0.")
+    factor = config.minutes / config.base_minutes
+    tokens = max(round(config.training.train_tokens * factor), config.training.batch_tokens)
+    fraction = min(1.0, config.synthesis.fraction * factor)
+    return dataclasses.replace(
+        config,
+        synthesis=dataclasses.replace(
+            config.synthesis, fraction=fraction, output=str(config.folder / "synthesis")
+        ),
+        training=dataclasses.replace(config.training, train_tokens=tokens),
+    )
+
+
+def synthesize(config: SynthesisConfig) -> dict[str, Any]:
+    with terminal_progress("synthesize") as progress:
+        on_start = functools.partial(write_run_files, config=config)
+        return run_synthesis(config, progress, on_start=on_start)
+
+
+def run(config: QuickstartConfig) -> Path:
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = Stages(folder)
+    synthesis = folder / "synthesis"
+    summary = stages.run(
+        "synthesis",
+        {"config": as_yaml(config.synthesis)},
+        [synthesis / "summary.json"],
+        lambda: synthesize(config.synthesis),
+    )
+    runs, exports, checks = {}, {}, {}
+    for name, mixture in config.mixtures.items():
+        runs[name] = folder / f"train_{name}"
+        exports[name] = runs[name] / "export"
+        training = dataclasses.replace(
+            config.training,
+            run_folder=runs[name],
+            data=dataclasses.replace(
+                config.training.data, mixture=mixture, root=str(synthesis / "shards")
+            ),
+        )
+        trained = stages.run(
+            f"training on {name}",
+            {"config": as_yaml(training), "synthesis": summary},
+            [runs[name] / "summary.json"],
+            functools.partial(train, training),
+        )
+        export = ToHuggingFaceConfig(run=runs[name], verify=True)
+        checks[name] = stages.run(
+            f"export of {name}",
+            {"config": as_yaml(export), "trained": trained},
+            [exports[name] / "config.json"],
+            lambda export=export: to_hugging_face_folder(export)[1],
+        )
+        print(f"   largest difference of logits to transformers: {checks[name]:.1e}")
+    evaluation = dataclasses.replace(
+        config.evaluation, models=exports, output=folder / "evaluation"
+    )
+    stages.run(
+        "evaluation",
+        {"config": as_yaml(evaluation), "exports": checks, "synthesis": summary},
+        [evaluation.output / "results.json"],
+        lambda: len(evaluate_models(evaluation)),
+    )
+    return quickstart_report(
+        folder / "report.html",
+        synthesis_folder=synthesis,
+        training_folders=runs,
+        evaluation_results=evaluate_models(evaluation),
+        logit_checks=checks,
+        stage_seconds=stages.seconds(),
+    )
+
+
+def main() -> None:
+    config = scaled(
+        parse_config(
+            QuickstartConfig,
+            None,
+            prog="launch/quickstart.py",
+            description=__doc__ or "",
+            default="configs/quickstart.yaml",
+        )
+    )
+    if config.fresh and config.folder.exists():
+        if any(config.folder.iterdir()) and not (config.folder / "stages.json").exists():
+            raise UserError(f"folder={config.folder}: no quickstart of ours, so it is not deleted.")
+        shutil.rmtree(config.folder)
+    print(f"report: {run(config).resolve()}")
+
+
+if __name__ == "__main__":
+    run_main(main)

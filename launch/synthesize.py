@@ -1,0 +1,35 @@
+"""Make instruction-augmented record shards out of a raw corpus.
+
+python launch/synthesize.py --config configs/synthesize/quickstart.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.progress import terminal_progress
+from ipt_jax.configuration import parse_config, run_main, write_run_files
+
+
+def main() -> None:
+    """Read the config, run, print the summary."""
+    config = parse_config(
+        SynthesisConfig,
+        sys.argv[1:],
+        prog="launch/synthesize.py",
+        description="Instruction Pre-Training synthesis: raw corpus -> record shards.",
+    )
+    with terminal_progress("synthesis") as progress:
+        summary = run_synthesis(
+            config, progress, on_start=lambda folder: write_run_files(folder, config)
+        )
+    print(json.dumps(summary, indent=1))
+    print(f"written to {Path(config.output).resolve()}")
+
+
+if __name__ == "__main__":
+    run_main(main)

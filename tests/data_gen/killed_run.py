@@ -1,0 +1,17 @@
+"""A run that the test kills: `python killed_run.py CORPUS OUTPUT LOG`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.pipeline import run_synthesis
+from tests.data_gen.fakes import FakeEngine
+
+if __name__ == "__main__":
+    corpus, output, log = sys.argv[1:]
+    run_synthesis(
+        SynthesisConfig(input=[corpus], output=output, fraction=0.8, rounds=3),
+        engine=FakeEngine(Path(log), delay_seconds=0.01),
+    )

@@ -1,0 +1,207 @@
+"""The whole synthesis with a deterministic engine: sums, bytes, kills, bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.pipeline import run_synthesis
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record, RecordSource
+from tests.data_gen.fakes import FakeEngine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    lines = [
+        json.dumps({"id": f"d{n}", "text": f"Text number {n}.", "licence": "MIT"})
+        for n in range(150)
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def config_for(corpus: Path, output: Path, **changes: Any) -> SynthesisConfig:
+    base = SynthesisConfig(input=[str(corpus)], output=str(output), fraction=0.8, rounds=3)
+    return replace(base, **changes)
+
+
+def shard_bytes(output: Path) -> dict[str, bytes]:
+    files = [*output.glob("shards/*/*"), *output.glob("rejected/*"), output / "samples.json"]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+def records(output: Path, part: str) -> list[Record]:
+    source = RecordSource(output / "shards" / part)
+    return source.read(range(len(source)))
+
+
+def test_every_document_is_once_in_augmented_plain_or_rejected(
+    corpus: Path, tmp_path: Path
+) -> None:
+    damaged = [
+        b'{"id": "bad1", "text": "caf\xe9"}',
+        b'{"id": "bad2"}',
+        b'{"id": "d3", "text": "again"}',
+        b'{"id": "bad3", "text": ""}',
+        b'{"id": "bad4", "text": "' + b"word " * 5000 + b'"}',
+    ]
+    corpus.write_bytes(corpus.read_bytes() + b"\n" + b"\n".join(damaged))
+    out = tmp_path / "out"
+    summary = run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    assert summary["documents_in"] == 155
+    assert summary["documents_rejected"] == 5
+    assert summary["rejected_documents"] == {
+        "undecodable": 1,
+        "no_text": 1,
+        "duplicate_id": 1,
+        "empty": 1,
+        "too_long": 1,
+    }
+    rejected = (out / "rejected" / "documents.jsonl").read_text().splitlines()
+    assert {json.loads(line)["reason"] for line in rejected} == set(summary["rejected_documents"])
+    raw = [record.id for record in records(out, "raw")]
+    plain = [record.id for record in records(out, "plain")]
+    parents = [p for record in records(out, "augmented") for p in record.provenance["parents"]]
+    assert raw == [f"d{n}" for n in range(150)]
+    assert sorted([*plain, *parents]) == sorted(raw)
+    assert plain == [name for name in raw if name in set(plain)]
+    assert len(plain) == summary["documents_plain"] == sum(summary["plain_reasons"].values())
+    assert summary["plain_reasons"]["not_selected"] == 30
+    assert summary["plain_reasons"]["no_pairs"] > 0
+    pieces = (out / "rejected" / "pieces.jsonl").read_text().splitlines()
+    assert len(pieces) == sum(summary["rejected_pieces"].values())
+    assert set(summary["rejected_pieces"]) == {"unfinished", "duplicate_question"}
+
+
+def test_augmented_records_hold_their_texts_and_pairs(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    texts = {record.id: record.text for record in records(out, "raw")}
+    augmented = records(out, "augmented")
+    assert sum(record.provenance["pairs"] for record in augmented) == summary["pairs"]
+    assert max(len(record.provenance["parents"]) for record in augmented) == 3
+    for record in augmented:
+        assert record.loss is not None and set(record.loss) == {1.0}
+        assert all(texts[parent] in record.text for parent in record.provenance["parents"])
+        assert record.provenance["model"] == "fake-model"
+    samples = json.loads((out / "samples.json").read_text())
+    assert len(samples) == 8
+    for sample, record in zip(samples, augmented, strict=False):
+        assert sample["id"] == record.id
+        for document in sample["documents"]:
+            for pair in document["pairs"]:
+                assert pair["instruction"] in record.text and pair["response"] in record.text
+
+
+def test_the_same_settings_give_the_same_bytes_and_another_seed_others(
+    corpus: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run_synthesis(config_for(corpus, tmp_path / name, seed=seed), engine=FakeEngine())
+    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+    assert shard_bytes(tmp_path / "a") != shard_bytes(tmp_path / "c")
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    script = [sys.executable, "-m", "tests.data_gen.killed_run", str(corpus), str(out), str(log)]
+    for kills in range(1, 4):
+        child = subprocess.Popen(script, cwd=REPOSITORY)
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+        deadline = time.monotonic() + 60
+        while child.poll() is None and time.monotonic() < deadline:
+            if log.exists() and len(log.read_text().splitlines()) >= before + 25:
+                break
+            time.sleep(0.01)
+        assert child.poll() is None, "the run ended before it could be killed"
+        child.kill()
+        child.wait()
+        assert not (out / "summary.json").exists()
+        assert not (out / "shards" / "augmented" / "manifest.json").exists()
+        assert kills * 9 <= len(set(log.read_text().splitlines()))
+    engine = FakeEngine()
+    summary = run_synthesis(config_for(corpus, out), engine=engine)
+    run_synthesis(config_for(corpus, tmp_path / "whole"), engine=FakeEngine())
+    assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
+    asked = log.read_text().splitlines() + [request.id for request in engine.asked]
+    assert set(asked) == {f"chain-{c:08d}/{turn}" for c in range(40) for turn in range(3)}
+    # Only answers that were not yet committed are asked for again: at most 16 at each kill.
+    assert len(asked) - len(set(asked)) <= 3 * 17
+    assert len(engine.asked) < 120
+    assert summary["completions"] == 120
+
+
+def test_a_finished_folder_is_left_alone_until_fresh_or_other_settings(
+    corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    idle = FakeEngine()
+    assert run_synthesis(config_for(corpus, out), engine=idle) == first
+    assert not idle.asked
+    with pytest.raises(UserError, match=r"rounds changed.*--fresh"):
+        run_synthesis(config_for(corpus, out, rounds=2), engine=FakeEngine())
+    assert run_synthesis(config_for(corpus, out), engine=idle) == first
+    again = FakeEngine()
+    run_synthesis(config_for(corpus, out, rounds=2, fresh=True), engine=again)
+    assert again.asked
+    corpus.write_text(corpus.read_text().replace("number 7.", "number seven."))
+    with pytest.raises(UserError, match="corpus changed"):
+        run_synthesis(config_for(corpus, out, rounds=2), engine=FakeEngine())
+
+
+def test_a_folder_with_a_shard_gone_is_not_taken_for_finished(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    whole = shard_bytes(out)
+    next((out / "shards" / "plain").glob("*.arrayrecord")).unlink()
+    engine = FakeEngine()
+    run_synthesis(config_for(corpus, out), engine=engine)
+    assert shard_bytes(out) == whole
+    assert not engine.asked
+
+
+def test_fresh_deletes_nothing_that_is_not_a_run(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "thesis.txt").write_text("dear")
+    with pytest.raises(UserError, match="--fresh deletes only"):
+        run_synthesis(config_for(corpus, out, fresh=True), engine=FakeEngine())
+    assert (out / "thesis.txt").read_text() == "dear"
+
+
+def test_settings_that_cannot_be_are_named(corpus: Path, tmp_path: Path) -> None:
+    for key, value in (("fraction", 1.5), ("rounds", 0), ("min_pairs", 99), ("limit", 0)):
+        with pytest.raises(UserError, match=key):
+            config_for(corpus, tmp_path, **{key: value})
+    with pytest.raises(UserError, match="max_tokens"):
+        run_synthesis(config_for(corpus, tmp_path), engine=FakeEngine(context_tokens=100))
+
+
+def test_the_sample_corpus_is_what_its_page_says() -> None:
+    folder = REPOSITORY / "data_gen" / "sample_corpus"
+    sets = {
+        name: [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+        for name in ("documents.jsonl", "held_out.jsonl")
+    }
+    documents, held_out = sets.values()
+    assert len(documents) >= 200 and len(held_out) == 120
+    assert not {one["text"] for one in documents} & {one["text"] for one in held_out}
+    book = {one["id"].split("/")[1] for one in documents if one["source"] == "fairytaleqa"}
+    assert not book & {one["id"].split("/")[1] for one in held_out}
+    page = (folder / "ATTRIBUTION.md").read_text("utf-8")
+    for one in [*documents, *held_out]:
+        assert f"| {one['source']} |" in page and one["licence"] in page
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000

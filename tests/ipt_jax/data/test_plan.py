@@ -1,0 +1,139 @@
+"""The plan: every prefix near its rates, every epoch whole, any stretch at random access."""
+
+import pickle
+from pathlib import Path
+from typing import Literal
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from ipt_jax.data import plan as plan_module
+from ipt_jax.data.lengths import Lengths
+from ipt_jax.data.plan import Plan, TaskOrder, permutation
+
+
+class Made(Lengths):
+    """Lengths that lie in memory."""
+
+    def __init__(self, values: list[int]) -> None:
+        super().__init__(Path("made"), len(values))
+        self.__dict__["array"] = np.asarray(values, np.int32)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__.copy()
+
+
+def make(
+    sizes: list[list[int]],
+    rates: list[float],
+    by: Literal["tokens", "examples"] = "tokens",
+    seed: int = 0,
+    whole: bool = False,
+) -> Plan:
+    orders = [
+        TaskOrder(f"task-{i}", Made(values), extra_tokens=2, seed=seed, by=by)
+        for i, values in enumerate(sizes)
+    ]
+    return Plan(orders, rates, whole)
+
+
+def sizes_like_real(count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).lognormal(5, 1.2, count).astype(int).tolist()
+
+
+def test_permutations_do_not_change_with_versions() -> None:
+    assert permutation(0, "raw", 0, 10).tolist() == GOLDEN
+    orders = [permutation(*key, 1000).tolist() for key in KEYS]
+    assert all(sorted(order) == list(range(1000)) for order in orders)
+    assert len({tuple(order) for order in orders}) == len(KEYS)
+
+
+GOLDEN = [5, 2, 8, 7, 0, 6, 9, 4, 1, 3]
+KEYS = [(0, "raw", 0), (1, "raw", 0), (0, "other", 0), (0, "raw", 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.integers(0, 50), min_size=1, max_size=700).filter(any), min_size=1, max_size=3
+    ),
+    st.sampled_from(["tokens", "examples"]),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_stretches_are_cut_from_one_stream(
+    sizes: list[list[int]], by: Literal["tokens", "examples"], seed: int, data: st.DataObject
+) -> None:
+    """Any stretch equals that part of the whole stream, and each epoch has each record once."""
+    rates = [1 / len(sizes)] * len(sizes)
+    with pytest.MonkeyPatch.context() as patch:  # such small sources need small windows
+        patch.setattr(plan_module, "WINDOW_TOKENS", 1 << 10)
+        patch.setattr(plan_module, "WINDOW_EXAMPLES", 1 << 5)
+        plan = make(sizes, rates, by, seed)
+    end = 3 * sum(sum(values) + 2 * len(values) for values in sizes)
+    whole = plan.stretch(0, end)
+    lengths = [sizes[t][r] + 2 for t, r in zip(whole.task, whole.record, strict=True)]
+    assert np.diff(whole.starts).tolist() == lengths
+    assert whole.starts[0] == 0 and whole.starts[-2] < end <= whole.starts[-1]
+    for task, values in enumerate(sizes):
+        records = whole.record[whole.task == task]
+        for start in range(0, len(records) - len(values) + 1, len(values)):
+            epoch = records[start : start + len(values)]
+            assert sorted(epoch.tolist()) == list(range(len(values)))
+            assert (
+                epoch.tolist()
+                == permutation(seed, f"task-{task}", start // len(values), len(values)).tolist()
+            )
+    first = data.draw(st.integers(0, end - 1))
+    last = data.draw(st.integers(first + 1, end))
+    fresh = pickle.loads(pickle.dumps(plan))
+    part = fresh.stretch(first, last)
+    assert part.starts[0] <= first < part.starts[1] and part.starts[-2] < last <= part.starts[-1]
+    low = int(np.flatnonzero(whole.starts == part.starts[0])[0])
+    assert whole.record[low : low + len(part.record)].tolist() == part.record.tolist()
+    assert whole.task[low : low + len(part.task)].tolist() == part.task.tolist()
+
+
+@pytest.mark.parametrize("width", [1 << 12, 1 << 16])
+def test_windows_change_nothing(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    sizes, rates = [sizes_like_real(500, 0), sizes_like_real(90, 1)], [0.7, 0.3]
+    wide = make(sizes, rates).stretch(0, 400_000)
+    monkeypatch.setattr(plan_module, "WINDOW_TOKENS", width)
+    narrow = make(sizes, rates).stretch(0, 400_000)
+    assert narrow.record.tolist() == wide.record.tolist()
+    assert narrow.task.tolist() == wide.task.tolist()
+
+
+def test_every_prefix_is_near_its_rates() -> None:
+    """No task is further from its share than one longest example of each task."""
+    sizes = [sizes_like_real(3000, 0), sizes_like_real(400, 1), sizes_like_real(50, 2)]
+    rates = [0.8, 0.15, 0.05]
+    stretch = make(sizes, rates).stretch(0, 10_000_000)
+    lengths = np.diff(stretch.starts)
+    total = stretch.starts[1:]
+    longest = sum(max(values) + 2 for values in sizes)
+    for task, rate in enumerate(rates):
+        counted = np.cumsum(np.where(stretch.task == task, lengths, 0))
+        assert np.abs(counted - rate * total).max() <= longest
+        assert counted[-1] / total[-1] == pytest.approx(rate, rel=0.005)
+
+
+def test_rates_by_examples() -> None:
+    sizes, rates = [sizes_like_real(3000, 0), [5000] * 40], [0.9, 0.1]
+    stretch = make(sizes, rates, "examples").stretch(3_000_000, 9_000_000)
+    for task, rate in enumerate(rates):
+        counted = np.cumsum(stretch.task == task)
+        assert np.abs(counted - rate * np.arange(1, len(counted) + 1)).max() <= 2
+
+
+def test_a_whole_pass_has_every_record_once() -> None:
+    sizes = [[7, 0, 3], [1] * 50, sizes_like_real(400, 3)]
+    tokens = [sum(values) + 2 * len(values) for values in sizes]
+    plan = make(sizes, [t / sum(tokens) for t in tokens], whole=True)
+    assert plan.total_tokens == sum(tokens)
+    stretch = plan.stretch(0, sum(tokens))
+    assert stretch.starts[-1] == sum(tokens)
+    found = sorted(zip(stretch.task.tolist(), stretch.record.tolist(), strict=True))
+    assert found == [(t, r) for t, values in enumerate(sizes) for r in range(len(values))]

@@ -1,0 +1,131 @@
+"""Tasks, mixtures, their registries and their YAML."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
+from ipt_jax.data.tasks import (
+    Mixture,
+    Task,
+    get_mixture,
+    get_task,
+    register_mixture,
+    register_task,
+    unregister,
+)
+from ipt_jax.errors import UserError
+
+TASKS = (Task("raw", "a"), Task("augmented", "b"))
+CONFIGS = Path(__file__).parents[3] / "configs" / "mixtures"
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"raw": -1, "augmented": 1}, "`rates.raw` is -1"),
+        ({"raw": 0, "augmented": 0}, "all rates are zero"),
+        ({"raw": float("nan"), "augmented": 1}, "`rates.raw` is nan"),
+        ({"raw": "much", "augmented": 1}, "`rates.raw` is 'much'"),
+        ({"raw": 1, "augmentd": 1}, "`rates.augmentd` is no task. The nearest is 'augmented'"),
+        ({"raw": 1}, "'augmented' has no rate: add `rates.augmented`"),
+        ("naturel", "'natural'"),
+    ],
+)
+def test_rates_that_cannot_be(rates: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Mixture("m", TASKS, rates)
+
+
+def test_other_impossible_mixtures() -> None:
+    with pytest.raises(UserError, match=r"no tasks"):
+        Mixture("m", ())
+    with pytest.raises(UserError, match=r"'raw' twice"):
+        Mixture("m", (TASKS[0], TASKS[0]))
+    with pytest.raises(UserError, match=r"tokenizers"):
+        Mixture("m", (TASKS[0], Task("x", "c", tokenizer="llama3")))
+    with pytest.raises(UserError, match=r"`by` is 'bytes'"):
+        Mixture("m", TASKS, by="bytes")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"`tasks.x.loss` is 'some'"):
+        Task("x", "a", loss="some")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"`tasks.x.max_epochs` is 0"):
+        Task("x", "a", max_epochs=0)
+
+
+def test_registries() -> None:
+    try:
+        for task in TASKS:
+            assert register_task(task) is task
+        register_task(Task("raw", "a"))  # the same again does no harm
+        with pytest.raises(UserError, match=r"already registered as 'raw'"):
+            register_task(Task("raw", "elsewhere"))
+        made = register_mixture("both", {"raw": 3, "augmented": 1})
+        assert get_mixture("both") == made == Mixture("both", TASKS, {"raw": 3, "augmented": 1})
+        with pytest.raises(UserError, match=r"'augment'. The nearest is 'augmented'"):
+            get_task("augment")
+        with pytest.raises(UserError, match=r"'bot'. The nearest is 'both'"):
+            get_mixture("bot")
+    finally:
+        for name in ("raw", "augmented", "both"):
+            unregister(name)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_load(path: Path) -> None:
+    mixture = load_mixture_config(path, root="elsewhere")
+    assert mixture.name == path.stem
+    assert all(task.source.startswith("elsewhere/") for task in mixture.tasks)
+
+
+def test_a_file_and_its_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    tasks = {"raw": {"source": "raw", "max_epochs": 4}, "qa": {"source": "/qa", "bos": False}}
+    content = {"root": "/data", "rates": {"raw": 4, "qa": 1}, "tasks": tasks}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    expected = Mixture(
+        "mine",
+        (Task("raw", "/data/raw", max_epochs=4), Task("qa", "/qa", bos=False)),
+        {"raw": 4, "qa": 1},
+    )
+    assert load_mixture_config(path) == expected
+    config = DataConfig(str(path), root="/other", rates={"raw": 1, "qa": 1}, tokenizer="llama3")
+    mixture = load_mixture(config)
+    assert mixture.rates == {"raw": 1, "qa": 1}
+    assert [t.source for t in mixture.tasks] == ["/other/raw", "/qa"]
+    assert {t.tokenizer for t in mixture.tasks} == {"llama3"}
+    assert load_mixture(DataConfig({**content, "name": "mine"})) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: {}", "unknown key `task`. The nearest is 'tasks'"),
+        ("tasks: {a: {source: x, epochs: 3}}", "`tasks.a.epochs`. The nearest is 'max_epochs'"),
+        ("tasks: {a: {}}", "`tasks.a` needs a `source`"),
+        ("tasks: {a: {source: x, loss: none}}", "`tasks.a.loss`"),
+        ("tasks: {a: {source: x}}\nrates: {b: 1}", "`rates.b` is no task"),
+        ("tasks: {a: {source: x, max_epochs: many}}", "max_epochs"),
+        ("tasks: [", "is not YAML"),
+        ("", "holds no keys"),
+        ("rates: natural", "`tasks` must map"),
+    ],
+)
+def test_what_a_bad_file_gets(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml") as error:
+        load_mixture_config(path)
+    assert message in str(error.value)
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):
+        load_mixture_config("nowhere.yaml")
+
+
+def test_impossible_data_configs() -> None:
+    for key, value in (("row_tokens", 1), ("worker_count", -1), ("seed", -1)):
+        with pytest.raises(UserError, match=f"`{key}` is {value}"):
+            DataConfig(**{key: value})  # type: ignore[arg-type]

@@ -1,0 +1,158 @@
+"""The report: everything asked for is in it, what models wrote is text, bad files are named."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ipt_jax.errors import UserError
+from ipt_jax.evaluation.charts import LineChart, Series, smoothed, ticks
+from ipt_jax.evaluation.report import minutes, quickstart_report
+from tests.made_run import HOSTILE, write_report, write_run
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page; void and unclosed tags are told apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_everything_asked_for_is_there(tmp_path: Path) -> None:
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    page = Reader(html)
+    assert page.open == [], "every tag is closed"
+    for words in (
+        "It does not show which data makes the better model",
+        "Decoding was constrained",
+        "Training loss",
+        "Tokens and mixture rates by source",
+        "rate asked rate realised",
+        "augmented: at least one pair kept 251",
+        "plain: kept as raw text, without a pair 38",
+        "rejected: not readable as a document 3",
+        "documents in 292",
+        "answer repeats question 57",
+        "The fox lives in the wood.",
+        "95% interval",
+        "0.1900 – 0.3300",
+        "4.40e-06",
+        "Time by stage",
+        "jax 0.11.2",
+    ):
+        assert words in page.text, words
+    assert page.tags.count("polyline") == 2
+    assert page.tags.count("details") == 8
+    assert "do not add up" not in page.text
+
+
+def test_no_address_and_no_script(tmp_path: Path) -> None:
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "script" not in Reader(html).tags
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", html)
+    for name, value in Reader(html).attributes:
+        if name in ("src", "href"):
+            assert value is not None and value.startswith(("#", "data:"))
+
+
+def test_what_models_wrote_is_text(tmp_path: Path) -> None:
+    page = Reader(write_report(tmp_path, text=HOSTILE).read_text(encoding="utf-8"))
+    assert not {"script", "img"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert HOSTILE in page.text
+
+
+def test_hostile_names_stay_text_in_charts(tmp_path: Path) -> None:
+    made = write_run(tmp_path)
+    made["training_folders"] = {HOSTILE: made["training_folders"]["raw"]}
+    made["stage_seconds"] = {HOSTILE: 1.0}
+    made["logit_checks"] = {HOSTILE: 1.0}
+    html = quickstart_report(tmp_path / "report.html", **made).read_text(encoding="utf-8")
+    assert not {"script", "img"} & set(Reader(html).tags)
+    assert "NO" in Reader(html).words, "a logit difference over the tolerance is told"
+
+
+def test_counts_that_do_not_add_up_are_told(tmp_path: Path) -> None:
+    made = write_run(tmp_path)
+    path = made["synthesis_folder"] / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"documents_in": 293}))
+    html = quickstart_report(tmp_path / "report.html", **made).read_text(encoding="utf-8")
+    assert "These counts do not add up" in html
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("synthesis/summary.json", None),
+        ("synthesis/summary.json", "{}"),
+        ("synthesis/summary.json", "[]"),
+        ("synthesis/samples.json", '[{"id": "a"}]'),
+        ("synthesis/samples.json", None),
+        ("synthesis/environment.json", "{"),
+        ("train_raw/metrics.jsonl", '{"tokens": 1, "loss": 2}\n{"tokens":'),
+        ("train_raw/metrics.jsonl", '{"tokens": 1}'),
+        ("train_mixed/summary.json", "{}"),
+        ("train_mixed/summary.json", b"\xff\xfe"),
+    ],
+)
+def test_a_bad_file_is_named(file: str, content: str | bytes | None, tmp_path: Path) -> None:
+    made = write_run(tmp_path)
+    path = tmp_path / file
+    if content is None:
+        path.unlink()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(file)):
+        quickstart_report(tmp_path / "report.html", **made)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_ticks_enclose_and_are_round() -> None:
+    assert ticks(0, 1_474_560, 6)[-1] == 1_500_000
+    assert ticks(0.19, 0.36, 5) == [0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
+    for low, high in ((3.0, 3.0), (0, 0), (-5, 2), (1e-7, 2e-7), (1e9, 3e12)):
+        marks = ticks(low, high, 5)
+        assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 12
+
+
+def test_smoothing_keeps_straight_lines() -> None:
+    line = [float(n) for n in range(200)]
+    assert smoothed(line) == pytest.approx(line)
+    assert smoothed([]) == [] and smoothed([3.0]) == [3.0]
+
+
+def test_losses_that_are_not_finite_leave_a_chart() -> None:
+    chart = LineChart("c", [Series("a", [1, 2, 3], [1.0, float("nan"), 2.0])], "x", "y").html()
+    assert "nan" not in chart and "<polyline" in chart
+    assert "nothing was measured" in LineChart("c", [Series("a", [], [])], "x", "y").html()
+
+
+def test_seconds_as_words() -> None:
+    said = [minutes(s) for s in (4.25, 31.2, 59.9, 119.9, 3600)]
+    assert said == ["4.2 s", "31 s", "60 s", "2 min 00 s", "60 min 00 s"]

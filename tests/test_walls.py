@@ -1,0 +1,123 @@
+"""The walls between the packages, read from the source and tried in a fresh interpreter."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
+TORCH = {"torch", "transformers", "vllm", "lm_eval", "sentence_transformers", "accelerate"}
+OUTSIDE = {"launch", "tools", "tests"}
+# Folder -> what nothing in it may import, by leading names.
+FORBIDDEN = {
+    "ipt_jax": TORCH | OUTSIDE | {"data_gen", "tensorflow"},
+    "ipt_jax/models": {"ipt_jax.training", "ipt_jax.data", "ipt_jax.hf", "ipt_jax.evaluation"},
+    "ipt_jax/attention": {
+        *("ipt_jax.training", "ipt_jax.data", "ipt_jax.hf", "ipt_jax.evaluation"),
+        "ipt_jax.models",
+    },
+    "ipt_jax/data": {
+        *("ipt_jax.models", "ipt_jax.attention", "ipt_jax.training", "ipt_jax.hf"),
+        "ipt_jax.evaluation",
+    },
+    "ipt_jax/evaluation": JAX | {"ipt_jax.training", "ipt_jax.models", "ipt_jax.hf"},
+    "data_gen": JAX | OUTSIDE | {"tensorflow"},
+    "launch": OUTSIDE,
+    "tools": OUTSIDE,
+}
+# Exceptions, each with its reason.
+ALLOWED = {
+    # The parity check against transformers, which runs only behind --verify.
+    ("ipt_jax/hf/verify.py", "torch"),
+    ("ipt_jax/hf/verify.py", "transformers"),
+    # seqio is TensorFlow; nothing else imports this file.
+    ("ipt_jax/data/seqio_registry.py", "tensorflow"),
+}
+DATA_GEN_MAY_IMPORT = {"ipt_jax.errors", "ipt_jax.records", "ipt_jax.tokenizers"}
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(source: str, package: str = "") -> Iterator[tuple[int, str]]:
+    """Line and full name of each module that `source` imports, in functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            # `from ipt_jax import data` names the module ipt_jax.data.
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def package_of(path: Path) -> str:
+    return ".".join(path.parent.relative_to(ROOT).parts)
+
+
+def within(module: str, name: str) -> bool:
+    return module == name or module.startswith(name + ".")
+
+
+def crossings(folder: str, forbidden: set[str]) -> list[str]:
+    found = []
+    for path in files(folder):
+        where = path.relative_to(ROOT).as_posix()
+        for line, module in imports(path.read_text(encoding="utf-8"), package_of(path)):
+            for name in forbidden:
+                if within(module, name) and (where, name) not in ALLOWED:
+                    found.append(f"{where}:{line} imports {module}")
+    return found
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_no_wall_is_crossed(folder: str) -> None:
+    assert files(folder), f"{folder} is gone; mend this test"
+    assert crossings(folder, FORBIDDEN[folder]) == []
+
+
+def test_data_gen_takes_three_modules_of_ipt_jax() -> None:
+    found = []
+    for path in files("data_gen"):
+        for line, module in imports(path.read_text(encoding="utf-8"), package_of(path)):
+            if within(module, "ipt_jax") and not any(
+                within(module, m) for m in DATA_GEN_MAY_IMPORT
+            ):
+                found.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert found == []
+
+
+def test_launch_scripts_are_wiring() -> None:
+    for path in files("launch"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 160, path
+
+
+def test_imports_are_read_as_python_reads_them() -> None:
+    source = "import a.b\nfrom . import c\nfrom ..d import e\ndef f():\n    from torch import nn\n"
+    assert [name for _, name in imports(source, "p.q")] == ["a.b", "p.q.c", "p.d.e", "torch.nn"]
+    assert within("torch.nn", "torch") and not within("torchtitan", "torch")
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("ipt_jax.errors, ipt_jax.records, ipt_jax.tokenizers", {"jax", "torch", "tensorflow"}),
+        ("data_gen", {"jax", "tensorflow"}),
+        ("ipt_jax.evaluation.harness, ipt_jax.evaluation.report", {"jax", "torch", "tensorflow"}),
+        ("ipt_jax.training.loop, ipt_jax.hf.export", {"torch", "transformers", "tensorflow"}),
+    ],
+)
+def test_what_an_import_brings_along(modules: str, absent: set[str]) -> None:
+    code = f"import sys, {modules}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert not absent & set(done.stdout.split())
