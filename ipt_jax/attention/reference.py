@@ -32,7 +32,7 @@ def reference_attention(
     scale = spec.scale if spec.scale is not None else h**-0.5
     q_BKGTh = jnp.moveaxis((q_BTHh * scale).reshape(B, T, K, H // K, h), 1, 3)
     k_BKTh, v_BKTh = jnp.moveaxis(k_BTKh, 1, 2), jnp.moveaxis(v_BTKh, 1, 2)
-    out_BKGTh = _blocked(spec, q_BKGTh, k_BKTh, v_BKTh, segment_ids)
+    out_BKGTh: jax.Array = _blocked(spec, q_BKGTh, k_BKTh, v_BKTh, segment_ids)
     return jnp.moveaxis(out_BKGTh, 3, 1).reshape(B, T, H, h)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def entries(config: DecoderConfig) -> Iterator[tuple[Entry, int | None, tuple[st
 def to_hugging_face(config: DecoderConfig, params: Params) -> Iterator[tuple[str, Array]]:
     """Name and float32 tensor, one after the other: only one block's tensor exists at a time."""
     for entry, block, names in entries(config):
-        array = params
+        array: Any = params
         for part in entry.ours:
             array = array[part]
         ours = np.asarray(array if block is None else array[block])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def make_train_step(
         new_state = TrainState(
             step=state.step + 1,
             position=state.position + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=cast(Params, optax.apply_updates(state.params, updates)),
             optimizer_state=optimizer_state,
             key=state.key,
         )

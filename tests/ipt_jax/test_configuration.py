@@ -64,9 +64,9 @@ def test_bad_files_are_named_with_the_key(tmp_path, text, message):
 
 
 def test_bad_options_are_named():
-    with pytest.raises(UserError, match="'--inner.lerning_rate'.*'inner.learning_rate'"):
+    with pytest.raises(UserError, match=r"'--inner\.lerning_rate'.*'inner\.learning_rate'"):
         parse("--inner.lerning_rate", "1")
-    with pytest.raises(UserError, match="nowhere.yaml: no such config file"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
         parse("--config", "nowhere.yaml")
 
 

@@ -35,8 +35,8 @@ def test_an_interrupted_stage_is_not_done(tmp_path):
 
 
 def test_a_stage_that_writes_nothing_is_an_error(tmp_path):
-    with pytest.raises(RuntimeError, match="missing"):
+    with pytest.raises(RuntimeError, match=r"missing"):
         Stages(tmp_path).run("a", {}, [tmp_path / "missing"], lambda: None)
     (tmp_path / "stages.json").write_text("{")
-    with pytest.raises(UserError, match="stages.json"):
+    with pytest.raises(UserError, match=r"stages\.json"):
         Stages(tmp_path)

@@ -153,7 +153,7 @@ def test_training_starts_from_converted_weights(shards, finished, tmp_path):
 
 
 def test_another_config_in_the_same_folder_is_refused(shards, finished):
-    with pytest.raises(UserError, match="another config.*--fresh"):
+    with pytest.raises(UserError, match=r"another config.*--fresh"):
         train(make_config(shards, finished, seed=1))
 
 
