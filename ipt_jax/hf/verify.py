@@ -39,7 +39,9 @@ def logit_difference(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         their_tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +20,8 @@ from ipt_jax.errors import UserError
 from ipt_jax.models.decoder import Params
 from ipt_jax.training.state import TrainState
 
-# Orbax tells of every save at INFO and warns of each default it takes; errors still come through.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,12 @@ class Checkpoints:
         """Start a save if one is due (or `force`) and `step` is not saved yet; does not wait."""
         if step == self._manager.latest_step():
             return
+        self.check_room(state)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
         )
-        self._manager.save(step, args=items, force=force)
+        with self._full_disk_named():
+            self._manager.save(step, args=items, force=force)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state saved at `step`, with the shardings of `abstract`, and its progress.
@@ -77,13 +84,47 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when every started save is on disk."""
-        self._manager.wait_until_finished()
+        with self._full_disk_named():
+            self._manager.wait_until_finished()
+
+    def check_room(self, state: TrainState) -> None:
+        """Refuse to begin what would fill the disk; `state` may be abstract.
+
+        Raises:
+          UserError: one save, uncompressed, is more than what is free.
+        """
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"{self.folder}: a checkpoint takes up to {needed / 1e6:,.0f} MB, but the disk has "
+                f"{free / 1e6:,.0f} MB free; free some space or choose another run_folder, then "
+                "run the same command again."
+            )
+
+    @contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """Turn tensorstore's ValueError for a full disk, also of a save before, into an OSError."""
+        full = False
+        try:
+            yield
+        except ValueError as error:
+            full = "No space left on device" in str(error)
+            if not full:
+                raise
+        if full:  # outside the handler: the writers that failed are freed with their exception
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._full_disk_named():
+                self._manager.close()
+        except OSError:
+            if kind is None:  # else the first error is on its way already
+                raise
 
 
 def load_params(checkpoints: Path) -> tuple[Params, int]:

@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         Checkpoints(folder / "checkpoints", config.checkpoints) as checkpoints,
         StopSignal() as stop,
     ):
+        checkpoints.check_room(abstract)
         latest = checkpoints.latest_step()
         if latest is not None:
             state, progress = checkpoints.restore(latest, abstract)
