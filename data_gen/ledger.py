@@ -42,7 +42,7 @@ class Ledger:
             self._lock.close()
             raise UserError(
                 f"{self.path} cannot be used ({error}): the file is damaged or the disk is full. "
-                "Free space and run again, or start over with --fresh true."
+                "Free space and run again, or start over with --fresh."
             ) from error
         except UserError:
             self._lock.close()
@@ -72,7 +72,7 @@ class Ledger:
             self._db.close()
             raise UserError(
                 f"{self.path.parent} belongs to a run with other settings ({', '.join(changed)} "
-                "changed): start over with --fresh true, or choose another `output` folder."
+                "changed): start over with --fresh, or choose another `output` folder."
             )
 
     def __enter__(self) -> Self:

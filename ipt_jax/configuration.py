@@ -53,6 +53,7 @@ def parse_config[T](
     for path in _config_files(arguments):
         check_keys(cls, _read_yaml(path), where=str(path))
     _check_options(cls, arguments)
+    arguments = _with_flags_set(cls, arguments)
     try:
         parsed = parser.parse_args(arguments)
         values = parser.instantiate_classes(parsed)
@@ -99,6 +100,22 @@ def _check_options(cls: type, arguments: Sequence[str]) -> None:
             if nested is None:
                 break  # what follows the dot is a key of a plain mapping
             current = nested
+
+
+def _with_flags_set(cls: type, arguments: Sequence[str]) -> list[str]:
+    """Let `--fresh` alone mean `--fresh true`, for every key that is true or false."""
+    completed = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        completed.append(argument)
+        if not argument.startswith("--") or not following.startswith("--"):
+            continue
+        current: Any = cls
+        for part in argument[2:].split("."):
+            inner = _dataclass_in(current) if current is not cls else cls
+            current = _field_types(inner).get(part) if inner else None
+        if current is bool:
+            completed.append("true")
+    return completed
 
 
 def _field_types(cls: type) -> dict[str, Any]:

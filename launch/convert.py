@@ -1,4 +1,4 @@
-"""Convert weights: launch/convert.py to-hf --run RUN [--verify true] | from-hf --folder FOLDER."""
+"""Convert weights: launch/convert.py to-hf --run RUN [--verify] | from-hf --folder FOLDER."""
 
 import sys
 

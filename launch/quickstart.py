@@ -1,7 +1,7 @@
 """Raw text to a comparison of two small models: python launch/quickstart.py [--minutes N].
 
 Wires the public stages: synthesis, two trainings, export, evaluation, report. Run again, it goes
-on where it stopped and skips what is done; --fresh true starts over.
+on where it stopped and skips what is done; --fresh starts over.
 """
 
 from __future__ import annotations

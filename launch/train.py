@@ -3,6 +3,7 @@
 from ipt_jax.configuration import parse_config, run_main
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.loop import train
+from ipt_jax.training.plan import describe, make_plan, use_virtual_devices
 
 
 def main() -> None:
@@ -13,6 +14,10 @@ def main() -> None:
         description="Train a decoder on a mixture of record shards; goes on from its newest "
         "checkpoint when run again.",
     )
+    if config.dry_run:
+        use_virtual_devices(config.dry_run_devices)
+        print(describe(make_plan(config), config))
+        return
     summary = train(config)
     print(
         f"trained {summary['tokens']:,} tokens in {summary['seconds']} s, "

@@ -5,8 +5,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -94,9 +98,40 @@ def test_every_other_command_runs_in_order(checkout):
     assert {row["task"] for row in results["table"]} >= {"sample_continuation"}
 
 
-def test_quickstart_whole_again_and_stopped(checkout):
+def stop_while_synthesising(checkout: Path, command: list[str]) -> None:
+    """Ctrl-C as soon as the first completions are in the ledger."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ledger = checkout / "runs/quickstart/synthesis/ledger.sqlite"
+    patience = time.monotonic() + 180
+    while kept(ledger) == 0:
+        assert process.poll() is None and time.monotonic() < patience
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on from here" in said
+
+
+def kept(ledger: Path) -> int:
+    if not ledger.exists():
+        return 0
+    with closing(sqlite3.connect(ledger, timeout=30)) as connection:
+        try:
+            return connection.execute("select count(*) from completions").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0  # the table is not made yet
+
+
+def test_quickstart_stopped_finished_and_skipped(checkout):
     shutil.rmtree(checkout / "runs", ignore_errors=True)
     command = ["launch/quickstart.py", *SHORTER["launch/quickstart.py"]]
+    stop_while_synthesising(checkout, command)
     printed = run(checkout, command)
     report = Path(re.search(r"report: (.*)", printed)[1])  # type: ignore[index]
     page = report.read_text(encoding="utf-8")

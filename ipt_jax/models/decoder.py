@@ -9,6 +9,7 @@ grow with depth. Query, key and value projections are one matrix laid out by key
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,6 +62,7 @@ class Decoder(nnx.Module):
         *,
         dropout_key: jax.Array | None = None,
         backend: str = "auto",
+        place: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD,
     ) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype.
 
@@ -70,6 +72,7 @@ class Decoder(nnx.Module):
           segment_ids_BT: int32, tokens see only their own segment; None: one segment a row.
           dropout_key: random key while training with dropout; None: no dropout.
           backend: attention backend, see `ipt_jax.attention.spec`.
+          place: pins the residual stream to its devices, see `ipt_jax.models.sharding.place_on`.
         """
         c = self.config
         dtype = jnp.dtype(c.compute_dtype)
@@ -98,13 +101,13 @@ class Decoder(nnx.Module):
             y = rms_norm(x_BTD, w["mlp_norm_LD"], c.norm_epsilon)
             gate_up = project(y, w["gate_up_LD2F"])
             y = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-            return x_BTD + drop(project(y, w["down_LFD"]), key[1]), None
+            return place(x_BTD + drop(project(y, w["down_LFD"]), key[1])), None
 
         if c.remat != "none":
             policies = jax.checkpoint_policies
             policy = policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             block = jax.checkpoint(block, policy=policy)
-        x_BTD = drop(self.embedding_VD[...][tokens_BT].astype(dtype), keys[-1, 0])
+        x_BTD = place(drop(self.embedding_VD[...][tokens_BT].astype(dtype), keys[-1, 0]))
         weights = nnx.to_pure_dict(nnx.state(self.blocks, nnx.Param))
         x_BTD, _ = jax.lax.scan(block, x_BTD, (weights, keys[:-1]))
         return rms_norm(x_BTD, self.final_norm_D[...].astype(dtype), c.norm_epsilon)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,21 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec() if whole else parameter_spec(path))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place_on(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Pins activations [B, T, D] to the devices of their rows and tokens, width whole.
+
+    Left to itself, the partitioner takes the layout of the embedding's width and copies every
+    row to every device.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+    return lambda x_BTD: jax.lax.with_sharding_constraint(x_BTD, sharding)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def _key_name(part: Any) -> str:

@@ -78,7 +78,7 @@ class Checkpoints:
             raise UserError(
                 f"{self.folder / str(step)}: this checkpoint does not fit the config "
                 f"({' '.join(str(error).split())[:300]}); restore it with the config it was saved "
-                "with (config.yaml in its run folder), or start over with --fresh true."
+                "with (config.yaml in its run folder), or start over with --fresh."
             ) from error
         return found["state"], found["progress"]
 

@@ -45,6 +45,14 @@ class TrainConfig:
     """A line in metrics.jsonl every so many steps."""
     fresh: bool = False
     """Delete what the run folder holds and start over."""
+    dry_run: bool = False
+    """Compile the step for virtual devices, print what the run will need, and train nothing."""
+    dry_run_devices: int = 8
+    """Devices that the dry run pretends to have."""
+    dry_run_device: str = "h100"
+    """Whose memory and speed: a name from ipt_jax.training.plan.DEVICES."""
+    dry_run_mfu: float = 0.4
+    """Model FLOPs utilisation that the predicted hours assume."""
 
     @property
     def batch_rows(self) -> int:

@@ -56,6 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             accumulation_steps=config.accumulation_steps,
             z_loss=config.optimizer.z_loss,
             backend=config.attention_backend,
+            mesh=mesh,
         ),
         mesh,
         abstract,
@@ -152,7 +153,7 @@ def _open_run_folder(config: TrainConfig, mesh: Mesh) -> Path:
     ):
         raise UserError(
             f"run_folder={folder}: holds a run with another config ({saved}); choose another "
-            "run_folder, or delete what is there with --fresh true."
+            "run_folder, or delete what is there with --fresh."
         )
     devices = [f"{device.platform}:{device.device_kind}" for device in mesh.devices.flat]
     write_run_files(folder, config, devices=devices)
@@ -161,7 +162,15 @@ def _open_run_folder(config: TrainConfig, mesh: Mesh) -> Path:
 
 def _comparable(text: str) -> list[str]:
     """A config's lines without those that may change between runs of the same training."""
-    free = ("fresh:", "log_every_steps:", "run_folder:", "every_steps:", "keep:", "worker_count:")
+    free = (
+        "dry_run",
+        "fresh:",
+        "log_every_steps:",
+        "run_folder:",
+        "every_steps:",
+        "keep:",
+        "worker_count:",
+    )
     return [line for line in text.splitlines() if not line.strip().startswith(free)]
 
 

@@ -16,31 +16,42 @@ CHUNK_TOKENS = 1024
 
 
 def summed_cross_entropy(
-    hidden_ND: jax.Array,
+    hidden_BTD: jax.Array,
     unembedding_VD: jax.Array,
-    targets_N: jax.Array,
-    weights_N: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
     z_loss: float = 0.0,
+    batch_shards: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted sums over N tokens, float32: the loss to minimise and the plain cross-entropy.
+    """Weighted sums over all tokens, float32: the loss to minimise and the plain cross-entropy.
 
     The first adds `z_loss` · log²Z a token to the second; only the first has a gradient. Divide
-    by the sum of weights for a mean.
+    by the sum of weights for a mean. `batch_shards` is how many devices split the rows; a chunk
+    holds CHUNK_TOKENS tokens on each of them.
     """
-    return _loss(z_loss, hidden_ND, unembedding_VD, targets_N, weights_N)
+    rows, length = targets_BT.shape
+    chunks = max(1, -(-rows * length // (CHUNK_TOKENS * batch_shards)))
+    return _loss(z_loss, min(chunks, length), hidden_BTD, unembedding_VD, targets_BT, weights_BT)
 
 
-def _chunked(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Cut the leading axis N into equal chunks, [chunks, size, ...]; the last is padded with 0."""
-    count = len(arrays[0])
-    chunks = max(1, -(-count // CHUNK_TOKENS))
-    size = -(-count // chunks)
+def _chunked(chunks: int, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Cut [B, T, ...] along T into [chunks, B, size, ...]; the last is padded with 0.
+
+    Rows stay whole on the devices that hold them: chunks of rows would move between devices.
+    """
 
     def cut(x: jax.Array) -> jax.Array:
-        padding = [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, padding).reshape(chunks, size, *x.shape[1:])
+        rows, length = x.shape[:2]
+        size = -(-length // chunks)
+        padding = [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.moveaxis(jnp.pad(x, padding).reshape(rows, chunks, size, *x.shape[2:]), 1, 0)
 
     return tuple(map(cut, arrays))
+
+
+def _flat(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """[B, size, ...] as [B · size, ...], for matrix products."""
+    return tuple(x.reshape(-1, *x.shape[2:]) for x in chunk)
 
 
 def _chunk(
@@ -57,45 +68,58 @@ def _chunk(
     return loss, entropy, exponentials, total, log_z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _loss(
-    z_loss: float, hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array
+    z_loss: float,
+    chunks: int,
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     low = table.astype(hidden.dtype)
 
     def add(total: tuple, chunk: tuple) -> tuple[tuple, None]:
-        x, y, w = chunk
+        x, y, w = _flat(chunk)
         loss, entropy, *_ = _chunk(z_loss, x, low, y, w)
         return (total[0] + loss, total[1] + entropy), None
 
     zero = jnp.zeros((), jnp.float32)
-    return jax.lax.scan(add, (zero, zero), _chunked((hidden, targets, weights)))[0]
+    return jax.lax.scan(add, (zero, zero), _chunked(chunks, (hidden, targets, weights)))[0]
 
 
 def _forward(
-    z_loss: float, hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array
+    z_loss: float,
+    chunks: int,
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     low = table.astype(hidden.dtype)
 
     def add(total: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
         loss, entropy, d_table = total
-        x, y, w = chunk
+        x, y, w = _flat(chunk)
         one, plain, exponentials, partition, log_z = _chunk(z_loss, x, low, y, w)
         factor = w * (1 + 2 * z_loss * log_z)
         d_logits = exponentials * (factor[:, None] / partition)
         d_logits = d_logits.at[jnp.arange(len(y)), y].add(-w).astype(x.dtype)
         d_table += jnp.einsum("nv,nd->vd", d_logits, x, preferred_element_type=jnp.float32)
-        return (loss + one, entropy + plain, d_table), d_logits @ low
+        return (loss + one, entropy + plain, d_table), (d_logits @ low).reshape(chunk[0].shape)
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jnp.zeros(table.shape, jnp.float32))
-    total, d_hidden = jax.lax.scan(add, start, _chunked((hidden, targets, weights)))
+    total, d_hidden = jax.lax.scan(add, start, _chunked(chunks, (hidden, targets, weights)))
     loss, entropy, d_table = total
-    d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[: len(hidden)]
+    rows, length, width = hidden.shape
+    d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(rows, -1, width)[:, :length]
     return (loss, entropy), (d_hidden, d_table)
 
 
-def _backward(z_loss: float, residuals: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
+def _backward(
+    z_loss: float, chunks: int, residuals: Any, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple:
     d_hidden, d_table = residuals
     scale = cotangents[0]
     return (d_hidden * scale.astype(d_hidden.dtype), d_table * scale, None, None)

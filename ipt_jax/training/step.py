@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, module_of
-from ipt_jax.models.sharding import BATCH
+from ipt_jax.models.sharding import BATCH, batch_shards, place_on
 from ipt_jax.training.loss import summed_cross_entropy
 from ipt_jax.training.state import TrainState
 
@@ -28,6 +28,7 @@ def summed_loss(
     dropout_key: jax.Array | None = None,
     z_loss: float = 0.0,
     backend: str = "auto",
+    mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     """The summed loss over the batch's weighted tokens and, beside it, the cross-entropy alone."""
     model = module_of(config, params)
@@ -37,13 +38,15 @@ def summed_loss(
         batch["segment_ids"],
         dropout_key=dropout_key,
         backend=backend,
+        place=place_on(mesh),
     )
     return summed_cross_entropy(
-        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
+        hidden_BTD,
         model.unembedding(),
-        batch["targets"].reshape(-1),
-        batch["loss_weights"].reshape(-1),
+        batch["targets"],
+        batch["loss_weights"],
         z_loss,
+        batch_shards(mesh),
     )
 
 
@@ -56,6 +59,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     z_loss: float = 0.0,
     backend: str = "auto",
+    mesh: Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Build the step for batches of int32/float32 arrays [B, T].
 
@@ -71,7 +75,13 @@ def make_train_step(
         dropout_key = key if config.dropout > 0 else None
         function = jax.value_and_grad(
             lambda p: summed_loss(
-                config, p, batch, dropout_key=dropout_key, z_loss=z_loss, backend=backend
+                config,
+                p,
+                batch,
+                dropout_key=dropout_key,
+                z_loss=z_loss,
+                backend=backend,
+                mesh=mesh,
             ),
             has_aux=True,
         )
@@ -83,7 +93,11 @@ def make_train_step(
         if accumulation_steps == 1:
             entropy, gradient = gradients(state.params, batch, key)
         else:
-            pieces = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
+            # Every A-th row: each device cuts the rows that it holds, and none of them moves.
+            pieces = jax.tree.map(
+                lambda x: jnp.swapaxes(x.reshape(-1, accumulation_steps, *x.shape[1:]), 0, 1),
+                batch,
+            )
             keys = jax.random.split(key, accumulation_steps)
 
             def add(total: tuple, piece: tuple) -> tuple[tuple, None]:

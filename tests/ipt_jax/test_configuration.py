@@ -17,6 +17,8 @@ class Inner:
 
     learning_rate: float = 1e-3
     """The rate."""
+    decay: bool = True
+    """A nested flag."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Config:
     """Nested."""
     rates: dict[str, float] | None = None
     """A plain mapping."""
+    fresh: bool = False
+    """A flag."""
 
 
 def parse(*arguments: str) -> Config:
@@ -42,6 +46,14 @@ def test_file_then_overrides(tmp_path):
     assert config == Config(Path("there"), Inner(3e-4), {"raw": 1.0})
     path.write_text(as_yaml(config))
     assert parse(f"--config={path}") == config
+
+
+def test_flags_need_no_value():
+    assert parse("--fresh").fresh
+    assert parse("--fresh", "--folder", "x") == Config(Path("x"), fresh=True)
+    assert not parse("--fresh", "false").fresh
+    assert not parse("--fresh=false", "--inner.decay", "false").inner.decay
+    assert parse("--inner.decay").inner.decay
 
 
 @pytest.mark.parametrize(

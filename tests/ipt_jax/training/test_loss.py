@@ -10,7 +10,7 @@ from ipt_jax.training import loss
 
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_value_and_gradients_equal_the_plain_ones(monkeypatch, z_loss):
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)  # 20 tokens: three chunks, the last one short
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)  # 20 tokens: three chunks, the last one padded
     random = np.random.default_rng(0)
     hidden = random.normal(size=(20, 12)).astype(np.float32)
     table = random.normal(size=(33, 12)).astype(np.float32)
@@ -24,7 +24,8 @@ def test_value_and_gradients_equal_the_plain_ones(monkeypatch, z_loss):
         return 3 * (entropy + z_loss * jnp.sum(weights * log_z**2)), entropy
 
     def ours(hidden, table):
-        total, entropy = loss.summed_cross_entropy(hidden, table, targets, weights, z_loss)
+        rows = (hidden.reshape(2, 10, 12), targets.reshape(2, 10), weights.reshape(2, 10))
+        total, entropy = loss.summed_cross_entropy(rows[0], table, *rows[1:], z_loss)
         return 3 * total, entropy
 
     got, got_gradients = jax.value_and_grad(ours, (0, 1), has_aux=True)(hidden, table)
@@ -37,12 +38,13 @@ def test_value_and_gradients_equal_the_plain_ones(monkeypatch, z_loss):
 
 
 def test_the_whole_logits_array_never_exists():
-    tokens, vocabulary = 4 * loss.CHUNK_TOKENS, 4096
+    length, vocabulary = 2 * loss.CHUNK_TOKENS, 4096
+    tokens = 4 * length
     arguments = (
-        jax.ShapeDtypeStruct((tokens, 64), jnp.float32),
+        jax.ShapeDtypeStruct((4, length, 64), jnp.float32),
         jax.ShapeDtypeStruct((vocabulary, 64), jnp.float32),
-        jax.ShapeDtypeStruct((tokens,), jnp.int32),
-        jax.ShapeDtypeStruct((tokens,), jnp.float32),
+        jax.ShapeDtypeStruct((4, length), jnp.int32),
+        jax.ShapeDtypeStruct((4, length), jnp.float32),
     )
     step = jax.jit(
         jax.grad(lambda *a: loss.summed_cross_entropy(*a)[0], (0, 1)),

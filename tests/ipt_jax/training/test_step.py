@@ -55,6 +55,7 @@ def run(mesh_config: MeshConfig = ONE_DEVICE, *, accumulation: int = 1, **change
         make_schedule(settings, STEPS),
         source_count=2,
         accumulation_steps=accumulation,
+        mesh=mesh,
     )
     abstract = abstract_state(decoder, optimizer, mesh)
     state = init_state(decoder, optimizer, mesh, 0)
