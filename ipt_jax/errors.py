@@ -1,4 +1,7 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and the hint at what was meant."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -7,3 +10,11 @@ class UserError(Exception):
     The message is one paragraph that names the file, record or key, says what was wrong there
     and what to do. Launch scripts print it and exit with code 2.
     """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A sentence that names the valid name nearest to a wrong one, and all of them if few."""
+    names = list(valid)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+    hint = f"The nearest is {close[0]!r}" if close else "There are none"
+    return f"{hint} (valid: {', '.join(map(repr, names))})." if len(names) > 1 else f"{hint}."

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from ipt_jax.data.tasks import NATURAL, Mixture, Task, nearest
-from ipt_jax.errors import UserError
+from ipt_jax.data.tasks import NATURAL, Mixture, Task
+from ipt_jax.errors import UserError, nearest
 
 _MIXTURE_KEYS = ("name", "root", "by", "rates", "tasks")
 _TASK_KEYS = tuple(field.name for field in fields(Task) if field.name != "name")

@@ -1,22 +1,13 @@
 """Task and Mixture, with seqio's words and meaning, and their registries."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ipt_jax.errors import UserError
+from ipt_jax.errors import UserError, nearest
 
 NATURAL = "natural"
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence that names the valid name nearest to a wrong one, and all of them if few."""
-    names = list(valid)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-    hint = f"The nearest is {close[0]!r}" if close else "There are none"
-    return f"{hint} (valid: {', '.join(map(repr, names))})." if len(names) > 1 else f"{hint}."
 
 
 def _is_number(value: object) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipt_jax.errors import UserError
+from ipt_jax.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -170,22 +169,13 @@ class ModelConfig:
         """
         if self.preset not in PRESETS:
             raise UserError(
-                f"model.preset={self.preset!r} does not exist.{_nearest(self.preset, PRESETS)} "
-                f"Presets: {', '.join(PRESETS)}."
+                f"model.preset={self.preset!r} does not exist. {nearest(self.preset, PRESETS)}"
             )
         fields = {item.name: item for item in dataclasses.fields(DecoderConfig)}
         for name in self.overrides:
             if name not in fields:
-                raise UserError(
-                    f"model.overrides: unknown field {name!r}.{_nearest(name, fields)} "
-                    f"Fields: {', '.join(fields)}."
-                )
+                raise UserError(f"model.overrides: unknown field {name!r}. {nearest(name, fields)}")
         changes = dict(self.overrides)
         if isinstance(changes.get("rope_scaling"), dict):
             changes["rope_scaling"] = RopeScaling(**changes["rope_scaling"])
         return dataclasses.replace(PRESETS[self.preset], **changes)
-
-
-def _nearest(name: str, valid: Mapping[str, Any]) -> str:
-    found = difflib.get_close_matches(name, list(valid), n=1)
-    return f" The nearest is {found[0]!r}." if found else ""
