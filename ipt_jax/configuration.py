@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -205,6 +206,22 @@ def write_run_files(folder: Path, config: Any, *, devices: Sequence[str] = ()) -
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Delete a folder that `write_run_files` made; one that is not there is fine.
+
+    Raises:
+      UserError: the folder holds something and no config.yaml, so it is no run's.
+    """
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / "config.yaml").exists():
+        raise UserError(
+            f"{folder}: not empty and no run of ours (no config.yaml), so it is not deleted; "
+            "choose another folder."
+        )
+    shutil.rmtree(folder)
 
 
 def _git(*arguments: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,13 @@ from typing import Any
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import run_synthesis
 from data_gen.progress import terminal_progress
-from ipt_jax.configuration import as_yaml, parse_config, run_main, write_run_files
+from ipt_jax.configuration import (
+    as_yaml,
+    clear_run_folder,
+    parse_config,
+    run_main,
+    write_run_files,
+)
 from ipt_jax.errors import UserError
 from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
 from ipt_jax.evaluation.report import quickstart_report
@@ -72,7 +77,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
 
 def run(config: QuickstartConfig) -> Path:
     folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    write_run_files(folder, config)
     stages = Stages(folder)
     synthesis = folder / "synthesis"
     summary = stages.run(
@@ -135,10 +140,8 @@ def main() -> None:
             default="configs/quickstart.yaml",
         )
     )
-    if config.fresh and config.folder.exists():
-        if any(config.folder.iterdir()) and not (config.folder / "stages.json").exists():
-            raise UserError(f"folder={config.folder}: no quickstart of ours, so it is not deleted.")
-        shutil.rmtree(config.folder)
+    if config.fresh:
+        clear_run_folder(config.folder)
     print(f"report: {run(config).resolve()}")
 
 

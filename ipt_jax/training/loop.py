@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from pathlib import Path
 from types import FrameType
@@ -13,7 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from ipt_jax.attention.spec import choose_backend
-from ipt_jax.configuration import as_yaml, write_run_files
+from ipt_jax.configuration import as_yaml, clear_run_folder, write_run_files
 from ipt_jax.data.pipeline import batches, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.hf.convert import load_initial_params
@@ -141,13 +140,8 @@ def _open_run_folder(config: TrainConfig, mesh: Mesh) -> Path:
     """Make or reopen the run folder; a folder of another run is refused."""
     folder = config.run_folder
     saved = folder / "config.yaml"
-    if config.fresh and folder.exists():
-        if any(folder.iterdir()) and not saved.exists():
-            raise UserError(
-                f"run_folder={folder}: not empty and no run of ours (no config.yaml), so it is "
-                "not deleted; choose another folder."
-            )
-        shutil.rmtree(folder)
+    if config.fresh:
+        clear_run_folder(folder)
     if saved.exists() and _comparable(saved.read_text(encoding="utf-8")) != _comparable(
         as_yaml(config)
     ):

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ipt_jax.configuration import as_yaml, parse_config, run_main, write_run_files
+from ipt_jax.configuration import (
+    as_yaml,
+    clear_run_folder,
+    parse_config,
+    run_main,
+    write_run_files,
+)
 from ipt_jax.errors import UserError
 
 
@@ -108,3 +114,14 @@ def test_run_files_say_what_ran(tmp_path):
     assert environment["devices"] == ["cpu"]
     assert environment["packages"]["jax"].startswith("0.")
     assert parse("--config", str(tmp_path / "run" / "config.yaml")) == Config()
+
+
+def test_only_a_runs_own_folder_is_deleted(tmp_path):
+    clear_run_folder(tmp_path / "not_there")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not deleted"):
+        clear_run_folder(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+    write_run_files(tmp_path / "run", Config())
+    clear_run_folder(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
