@@ -107,4 +107,5 @@ class MetricsLog:
                 break  # the line that a kill cut short, always the last
             if entry["step"] <= step:
                 kept.append(line + "\n")
+                self.last = entry
         self._path.write_text("".join(kept), encoding="utf-8")

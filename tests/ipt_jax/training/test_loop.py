@@ -96,10 +96,13 @@ def test_a_run_learns_and_its_figures_agree(finished):
     assert yaml.safe_load((finished / "config.yaml").read_text())["train_tokens"] == 512 * 24
 
 
-def test_a_finished_run_is_not_trained_again(shards, finished):
-    before = (finished / "metrics.jsonl").read_text()
-    train(make_config(shards, finished))
-    assert (finished / "metrics.jsonl").read_text() == before
+def test_a_finished_run_is_not_trained_again(shards, finished, tmp_path):
+    before = [(finished / name).read_text() for name in ("metrics.jsonl", "summary.json")]
+    path = write_config(make_config(shards, finished), tmp_path / "config.yaml")
+    again = script("train.py", "--config", path)
+    assert again.returncode == 0, again.stderr
+    after = [(finished / name).read_text() for name in ("metrics.jsonl", "summary.json")]
+    assert after == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
