@@ -19,7 +19,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ipt_jax.errors import UserError
+from ipt_jax.errors import RunStopped, UserError
 
 _NAMED_PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain array-record numpy torch transformers vllm "
@@ -240,11 +240,17 @@ def _git(*arguments: str) -> str | None:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a launch script's `main`; exit 0, or 2 with one paragraph, or 130 after Ctrl-C."""
+    """Run a launch script's `main`; exit 0, or 2 with one paragraph, or 130 after Ctrl-C.
+
+    A `RunStopped` brings its own code.
+    """
     try:
         code = main() or 0
     except UserError as error:
         code = _complain(str(error))
+    except RunStopped as error:
+        print(f"\n{error}", file=sys.stderr)
+        code = error.code
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         code = 130

@@ -12,6 +12,18 @@ class UserError(Exception):
     """
 
 
+class RunStopped(Exception):
+    """A run that ended itself before its end, saved as far as it got.
+
+    `code` is the exit code of the process (docs/operations.md lists them), the message one
+    paragraph.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that names the valid name nearest to a wrong one, and all of them if few."""
     names = list(valid)

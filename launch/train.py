@@ -1,9 +1,12 @@
 """Train a model: python launch/train.py --config configs/train/NAME.yaml [--key value …]."""
 
 from ipt_jax.configuration import parse_config, run_main
+from ipt_jax.training.compilation import enable_compilation_cache
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.loop import train
 from ipt_jax.training.plan import describe, make_plan, use_virtual_devices
+from ipt_jax.training.processes import connect, leaving_at_once
+from ipt_jax.training.xla_flags import apply_gpu_flags
 
 
 def main() -> None:
@@ -18,7 +21,11 @@ def main() -> None:
         use_virtual_devices(config.dry_run_devices)
         print(describe(make_plan(config), config))
         return
-    summary = train(config)
+    print(apply_gpu_flags(config.xla_flags))
+    enable_compilation_cache(config.compilation_cache)
+    connect(config.processes)
+    with leaving_at_once():
+        summary = train(config)
     print(
         f"trained {summary['tokens']:,} tokens in {summary['seconds']} s, "
         f"loss {summary['final_loss']:.3f}: {config.run_folder}"

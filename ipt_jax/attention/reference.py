@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
     from ipt_jax.attention.spec import AttentionSpec
@@ -93,8 +94,12 @@ def _forward(
         )
         outs.append((out / total).astype(q.dtype))
         sums.append(top + jnp.log(total))
-    out = jnp.concatenate(outs, 3)
-    return out, (q, k, v, segment_ids, out, jnp.concatenate(sums, 3))
+    # Named here, where the backward pass takes them from, so that a rematerialisation policy which
+    # keeps "attention" keeps both and runs nothing of this again.
+    out, log_sum = checkpoint_name(
+        (jnp.concatenate(outs, 3), jnp.concatenate(sums, 3)), "attention"
+    )
+    return out, (q, k, v, segment_ids, out, log_sum)
 
 
 def _backward(

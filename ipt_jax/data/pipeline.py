@@ -234,6 +234,22 @@ class MixtureRows:
         tokens, loss, number, source = (array[skip : skip + last - first] for array in stream)
         return cut(tokens, loss, number, source, self.row_tokens, stop - start)
 
+    def records(self, start: int, stop: int) -> list[dict[str, str]]:
+        """Task, shard and id of every example in rows start..stop - 1, in order."""
+        first, last = start * self.row_tokens, stop * self.row_tokens + 1
+        if self._plan.total_tokens is not None:
+            last = min(last, self._plan.total_tokens)
+        stretch = self._plan.stretch(first, last)
+        found = []
+        for place, index in zip(stretch.task.tolist(), stretch.record.tolist(), strict=True):
+            task = self._tasks[place]
+            source = self.data.sources[task]
+            assert source is not None  # only tasks of rate 0 have none
+            record = source.read([index])[0]
+            where = source.where(index)
+            found.append({"task": self.data.task_names[task], "where": where, "id": record.id})
+        return found
+
     def _stale(self, key: tuple[int, int], found: int, planned: int) -> None:
         source, lengths = self.data.sources[key[0]], self.data.lengths[key[0]]
         assert source is not None and lengths is not None

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import yaml
 
 from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
-from ipt_jax.hf.export import export_hugging_face
-from ipt_jax.hf.load import load_hugging_face, read_config
+from ipt_jax.hf.adapters import merged, write_peft
+from ipt_jax.hf.export import export_hugging_face, export_tensors
+from ipt_jax.hf.load import load_hugging_face, read_config, stream_hugging_face
 from ipt_jax.hf.verify import logit_difference
+from ipt_jax.hf.weights import DTYPES, from_hugging_face, to_hugging_face
 from ipt_jax.models.config import DecoderConfig, ModelConfig
+from ipt_jax.models.layers import Params
+from ipt_jax.models.lora import TARGETS, LoraConfig
 from ipt_jax.records import atomic_write
 from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.checkpoints import load_params, save_params
 
+# What two decoders must share for the weights of one to fit the other.
+SHAPE = (
+    *("vocabulary_size", "width", "mlp_width", "layers", "heads", "kv_heads", "head_width"),
+    "tied_embeddings",
+)
 TOLERANCE = 1e-4  # largest absolute difference of float32 logits that is published
 VERIFY_TEXTS = 8
 
@@ -32,9 +43,14 @@ class ToHuggingFaceConfig:
     run: Path = Path("runs/train")
     """Folder of a training run."""
     output: Path | None = None
-    """The folder to write; null: export/ in the run folder."""
+    """The folder to write; null: export/ (with adapter=peft: adapter/) in the run folder."""
     dtype: str = "float32"
     """float32 or bfloat16 weights."""
+    adapter: str = "merged"
+    """Of a run that trained adapters: merged (a whole model) or peft (PEFT's folder, whose base
+    stays where it is)."""
+    base: Path | None = None
+    """Where the base of a run's adapters lies now; null: the run's init_from."""
     verify: bool = False
     """Compare logits with transformers' on real text; a folder that differs is not published."""
     verify_text: Path | None = None
@@ -58,18 +74,39 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
       The folder, and the largest absolute logit difference (None where not verified).
 
     Raises:
-      UserError: no run, no checkpoint, or logits that differ by more than TOLERANCE.
+      UserError: no run, no checkpoint, adapters without their base, or logits that differ by more
+        than TOLERANCE.
     """
-    decoder, tokenizer_name, run = _read_run(config.run)
-    tokenizer = load_tokenizer(tokenizer_name)
+    run = _read_run(config.run)
+    if config.adapter not in ("merged", "peft"):
+        raise UserError(f"adapter={config.adapter!r}: allowed are merged and peft.")
+    if run.lora is None and (config.adapter == "peft" or config.base is not None):
+        raise UserError(
+            f"{config.run}: trained all weights and has no adapter; leave out --adapter and --base."
+        )
+    base = None if run.lora is None else _base_of(run, config.base)
+    peft_base = _hugging_face_base(base, run) if base and config.adapter == "peft" else None
+    tokenizer = load_tokenizer(run.tokenizer)
     params, _ = load_params(config.run / "checkpoints")
-    output = config.output or config.run / "export"
+    output = config.output or config.run / ("adapter" if peft_base else "export")
     difference: float | None = None
 
     def check(folder: Path) -> None:
         nonlocal difference
-        texts = _verify_texts(config, run)
-        difference = logit_difference(folder, decoder, params, tokenizer, texts)
+        weights, adapters = params, None
+        if run.lora is not None and base is not None:
+            weights = load_initial_params(base, run.decoder, run.lora.base_dtype)
+            adapters = params
+        difference = logit_difference(
+            folder,
+            run.decoder,
+            weights,
+            tokenizer,
+            _verify_texts(config, run.settings),
+            lora=run.lora,
+            adapters=adapters,
+            base=peft_base,
+        )
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{output}: not published, its logits differ from the run's by {difference:.2e} "
@@ -77,14 +114,15 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
                 "verify float32 ones."
             )
 
-    export_hugging_face(
-        output,
-        decoder,
-        params,
-        tokenizer,
-        dtype=config.dtype,
-        check=check if config.verify else None,
-    )
+    options: dict[str, Any] = {"dtype": config.dtype, "check": check if config.verify else None}
+    if run.lora is None or base is None:
+        export_hugging_face(output, run.decoder, params, tokenizer, **options)
+    elif peft_base is None:
+        tensors = merged(run.decoder, run.lora, params, _tensors(base, run.decoder))
+        export_tensors(output, run.decoder, tensors, tokenizer, **options)
+    else:
+        name = str(peft_base.resolve())
+        write_peft(output, run.decoder, run.lora, params, name, tokenizer, **options)
     if difference is not None:
         result = {"maximum_absolute_logit_difference": difference, "tolerance": TOLERANCE}
         atomic_write(config.run / "verification.json", json.dumps(result))
@@ -111,31 +149,111 @@ def from_hugging_face_folder(config: FromHuggingFaceConfig) -> Path:
     return config.run
 
 
-def load_initial_params(folder: Path, decoder: DecoderConfig) -> Any:
+def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "float32") -> Params:
     """The weights that training starts from: a Hugging Face folder's or another run's.
+
+    Numpy arrays of `dtype` (float32 or bfloat16). Of a run that trained adapters: its base with
+    the adapters merged.
 
     Raises:
       UserError: neither, or weights of another shape.
     """
     if (folder / "config.json").exists():
-        return load_hugging_face(folder, decoder)
-    theirs, _, _ = _read_run(folder)
-    shapes = ("vocabulary_size", "width", "mlp_width", "layers", "heads", "kv_heads", "head_width")
-    for name in (*shapes, "tied_embeddings"):
-        if getattr(theirs, name) != getattr(decoder, name):
-            raise UserError(
-                f"init_from={folder}: its {name} is {getattr(theirs, name)}, the config's "
-                f"{getattr(decoder, name)}; choose the preset that fits the weights."
-            )
-    return load_params(folder / "checkpoints")[0]
+        return load_hugging_face(folder, decoder, dtype)
+    run = _read_run(folder)
+    if run.lora is not None:
+        tensors = _tensors(folder, decoder)
+
+        def take(name: str) -> np.ndarray:
+            found, tensor = next(tensors)
+            assert found == name, f"the table yields {found} where {name} is due"
+            return tensor
+
+        return from_hugging_face(decoder, take, dtype)
+    _check_shape(run, decoder)
+    params, _ = load_params(folder / "checkpoints")
+    return jax.tree.map(lambda p: np.asarray(p).astype(DTYPES[dtype], copy=False), params)
 
 
-def _read_run(folder: Path) -> tuple[DecoderConfig, str, dict[str, Any]]:
+def _tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's tensors of such a folder or run, in file order, one at a time."""
+    if (folder / "config.json").exists():
+        return stream_hugging_face(folder, decoder)
+    run = _read_run(folder)
+    _check_shape(run, decoder)
+    params, _ = load_params(folder / "checkpoints")
+    if run.lora is None:
+        return to_hugging_face(decoder, params)
+    return merged(decoder, run.lora, params, _tensors(_base_of(run), decoder))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run folder's config.yaml says."""
+
+    folder: Path
+    decoder: DecoderConfig
+    tokenizer: str
+    lora: LoraConfig | None
+    settings: dict[str, Any]
+
+
+def _read_run(folder: Path) -> _Run:
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder}: no training run (no config.yaml there); name a run folder.")
-    run = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return ModelConfig(**run["model"]).decoder(), run["data"]["tokenizer"], run
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lora = settings.get("adapter")
+    if lora is not None:
+        lora = LoraConfig(**{**lora, "targets": tuple(lora.get("targets", TARGETS))})
+    decoder = ModelConfig(**settings["model"]).decoder()
+    return _Run(folder, decoder, settings["data"]["tokenizer"], lora, settings)
+
+
+def _base_of(run: _Run, given: Path | None = None) -> Path:
+    """The folder or run whose weights the run's adapters were trained on."""
+    named = given or run.settings.get("init_from")
+    if named is None:
+        raise UserError(
+            f"{run.folder}: trained adapters, but its config.yaml has no init_from to add them "
+            "to; name the base with --base."
+        )
+    base = Path(named)
+    if not any((base / name).exists() for name in ("config.json", "config.yaml")):
+        raise UserError(
+            f"{run.folder}: the base of its adapters, {base}, is no Hugging Face folder and no "
+            "run (any more); name where it lies now with --base."
+        )
+    return base
+
+
+def _hugging_face_base(base: Path, run: _Run) -> Path:
+    """The Hugging Face folder that peft is to load under the run's adapters."""
+    found = base if (base / "config.json").exists() else base / "export"
+    if not (found / "config.json").exists():
+        raise UserError(
+            f"adapter=peft: the base of the adapters, {base}, is a run without an export/ that "
+            f"peft could load; export it first (launch/convert.py to-hf --run {base})."
+        )
+    theirs = read_config(found)
+    mathematics = ("rope_theta", "rope_scaling", "window", "norm_epsilon")
+    for name in (*SHAPE, *mathematics):
+        if getattr(theirs, name) != getattr(run.decoder, name):
+            raise UserError(
+                f"adapter=peft: {found / 'config.json'} gives {name} as {getattr(theirs, name)}, "
+                f"but the run trained with {getattr(run.decoder, name)}, so that peft would build "
+                "another model; export with adapter=merged."
+            )
+    return found
+
+
+def _check_shape(run: _Run, decoder: DecoderConfig) -> None:
+    for name in SHAPE:
+        if getattr(run.decoder, name) != getattr(decoder, name):
+            raise UserError(
+                f"init_from={run.folder}: its {name} is {getattr(run.decoder, name)}, the "
+                f"config's {getattr(decoder, name)}; choose the preset that fits the weights."
+            )
 
 
 def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[str]:

@@ -7,20 +7,19 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
 from ipt_jax.errors import UserError
-from ipt_jax.hf.weights import tensor_shapes, to_hugging_face
+from ipt_jax.hf.weights import DTYPES, tensor_shapes, to_hugging_face
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params
 from ipt_jax.tokenizers import Tokenizer
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_BYTES = 4 * 2**30
 ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
@@ -43,19 +42,49 @@ def export_hugging_face(
     Raises:
       UserError: the folder holds something else, or an unknown dtype.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r}: allowed are {', '.join(DTYPES)}.")
-    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: exists and is no exported model; choose another folder.")
+    tensors = to_hugging_face(config, params)
+    return export_tensors(
+        folder, config, tensors, tokenizer, dtype=dtype, shard_bytes=shard_bytes, check=check
+    )
+
+
+def export_tensors(
+    folder: Path,
+    config: DecoderConfig,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    tokenizer: Tokenizer,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
+    """`export_hugging_face` of tensors that come by name, in the order of `tensor_shapes`."""
+    numpy_dtype = dtype_named(dtype)
+    with unfinished(folder, "config.json", check) as working:
+        _write_weights(working, config, tensors, numpy_dtype, shard_bytes)
+        write_json(working / "config.json", hugging_face_config(config, tokenizer, dtype))
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        write_json(working / "generation_config.json", {"_from_model_config": True, **ends})
+        tokenizer.save_pretrained(working)
+    return folder
+
+
+@contextmanager
+def unfinished(folder: Path, marker: str, check: Callable[[Path], None] | None) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` once the body and `check` have passed.
+
+    Raises:
+      UserError: `folder` holds something, but not the file `marker` of an export of this kind.
+    """
+    if folder.exists() and not (folder / marker).exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder}: exists and is no earlier export (no {marker}); choose another folder."
+        )
     working = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     try:
-        _write_weights(working, config, params, DTYPES[dtype], shard_bytes)
-        _write_json(working / "config.json", hugging_face_config(config, tokenizer, dtype))
-        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        _write_json(working / "generation_config.json", {"_from_model_config": True, **ends})
-        tokenizer.save_pretrained(working)
+        yield working
         if check is not None:
             check(working)
     except BaseException:
@@ -63,7 +92,17 @@ def export_hugging_face(
         raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(working, folder)
-    return folder
+
+
+def dtype_named(dtype: str) -> np.dtype:
+    """The numpy dtype of a config's name for it.
+
+    Raises:
+      UserError: neither float32 nor bfloat16.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}: allowed are {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
 
 
 def hugging_face_config(config: DecoderConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
@@ -115,12 +154,15 @@ def hugging_face_config(config: DecoderConfig, tokenizer: Tokenizer, dtype: str)
 
 
 def _write_weights(
-    folder: Path, config: DecoderConfig, params: Params, dtype: np.dtype, shard_bytes: int
+    folder: Path,
+    config: DecoderConfig,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    dtype: np.dtype,
+    shard_bytes: int,
 ) -> None:
     shapes = tensor_shapes(config)
     size_bytes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     shards = _plan(size_bytes, shard_bytes)
-    tensors = to_hugging_face(config, params)
     index: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors"
@@ -130,7 +172,7 @@ def _write_weights(
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = {"total_size": sum(size_bytes.values())}
-        _write_json(
+        write_json(
             folder / "model.safetensors.index.json", {"metadata": total, "weight_map": index}
         )
 
@@ -142,7 +184,7 @@ def _take(
     for expected in names:
         name, tensor = next(tensors)
         assert name == expected, f"the table yields {name} where {expected} is due"
-        taken[name] = tensor.astype(dtype)
+        taken[name] = tensor.astype(dtype, copy=False)
     return taken
 
 
@@ -158,5 +200,6 @@ def _plan(size_bytes: dict[str, int], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Indented, in the order of the keys."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,29 @@ def _rope_scaling(rope: dict[str, Any], path: Path) -> RopeScaling | None:
     )
 
 
-def load_hugging_face(folder: Path, config: DecoderConfig) -> Params:
-    """The folder's weights as our float32 parameters (numpy), tensor by tensor.
+def load_hugging_face(folder: Path, config: DecoderConfig, dtype: str = "float32") -> Params:
+    """The folder's weights as our parameters (numpy, float32 or bfloat16), tensor by tensor.
 
     Raises:
       UserError: no safetensors, a missing tensor or one of another shape than `config` says.
     """
+    with _open_tensors(folder, config) as get:
+        return from_hugging_face(config, get, dtype)
+
+
+def stream_hugging_face(folder: Path, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """The folder's tensors by name, float32, in file order, one at a time.
+
+    Raises:
+      UserError: as `load_hugging_face`.
+    """
+    with _open_tensors(folder, config) as get:
+        for name in tensor_shapes(config):
+            yield name, get(name)
+
+
+@contextmanager
+def _open_tensors(folder: Path, config: DecoderConfig) -> Iterator[Callable[[str], np.ndarray]]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(
@@ -107,4 +125,4 @@ def load_hugging_face(folder: Path, config: DecoderConfig) -> Params:
                 )
             return tensor.astype(np.float32)
 
-        return from_hugging_face(config, get)
+        yield get

@@ -1,7 +1,7 @@
 """Compare our logits with transformers' on real text.
 
-The one place of the trainer that touches torch: imported inside the function, and only for
-`--verify`.
+The one place of the trainer that touches torch, transformers and peft: imported inside the
+functions, and only for `--verify`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, module_of
+from ipt_jax.models.lora import LoraConfig
 from ipt_jax.tokenizers import Tokenizer
 
 
@@ -28,27 +30,48 @@ def logit_difference(
     texts: Sequence[str],
     *,
     tokens: int = 256,
+    lora: LoraConfig | None = None,
+    adapters: Params | None = None,
+    base: Path | None = None,
 ) -> float:
     """The largest absolute difference of logits, both sides in float32, over `texts`.
 
     Each text is cut to its first `tokens` tokens. The folder's own tokenizer must give the same
     ids as ours.
 
+    Args:
+      folder: a Hugging Face model, or with `base` a PEFT adapter.
+      config: our decoder.
+      params: its weights; with `adapters`, their base in any dtype.
+      tokenizer: ours.
+      texts: what is compared.
+      tokens: the longest row.
+      lora: what the adapters are, where there are any.
+      adapters: ours, as `ipt_jax.models.lora.new_adapters` makes them.
+      base: Hugging Face folder on which peft puts `folder`, rounded to `lora.base_dtype`.
+
     Raises:
-      UserError: the folder does not load, or its tokenizer gives other ids.
+      UserError: a folder does not load, or its tokenizer gives other ids.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    base_dtype = "float32" if lora is None else lora.base_dtype
     try:
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        theirs = _load(folder) if base is None else _load_adapted(folder, base, base_dtype)
         their_tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers does not load it ({error}).") from error
-    model = module_of(config_in_float32(config), jax.tree.map(jnp.asarray, params))
-    forward = jax.jit(lambda ids, positions: model.logits(model(ids, positions)))
+    placed = _on_device((params, adapters))
+
+    @jax.jit
+    def forward(placed: Any, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        weights, factors = placed
+        model = module_of(config_in_float32(config), weights)
+        return model.logits(model(ids_BT, positions_BT, adapters=factors, lora=lora))
+
     worst = 0.0
     for text in texts:
         ids = tokenizer.encode(text, bos=True)
@@ -61,9 +84,32 @@ def logit_difference(
         positions_BT = np.arange(ids_BT.shape[1], dtype=np.int32)[None]
         with torch.inference_mode():
             expected = theirs(torch.from_numpy(ids_BT).long()).logits.float().numpy()
-        ours = np.asarray(forward(jnp.asarray(ids_BT), jnp.asarray(positions_BT)))
+        ours = np.asarray(forward(placed, ids_BT, positions_BT))
         worst = max(worst, float(np.max(np.abs(ours - expected))))
     return worst
+
+
+def _load(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def _load_adapted(folder: Path, base: Path, base_dtype: str) -> Any:
+    import torch
+    from peft import PeftModel
+
+    model = _load(base)
+    # Rounded as the run's frozen weights were; buffers (rotary frequencies) stay as they are.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, base_dtype)).to(torch.float32)
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def _on_device(tree: Any) -> Any:
+    """Leaves may be arrays on disk, see `ipt_jax.training.checkpoints.load_params`."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
 def config_in_float32(config: DecoderConfig) -> DecoderConfig:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params
 
 Array = np.ndarray
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -118,17 +120,19 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {n: shapes[n.split(".")[-2]] for _, _, names in entries(c) for n in names}
 
 
-def from_hugging_face(config: DecoderConfig, get: Callable[[str], Array]) -> Params:
-    """Our float32 parameters from `get(name)`, filled block by block."""
+def from_hugging_face(
+    config: DecoderConfig, get: Callable[[str], Array], dtype: str = "float32"
+) -> Params:
+    """Our parameters from `get(name)`, asked for in file order and filled block by block."""
     params: Params = {"blocks": {}}
     for entry, block, names in entries(config):
         ours = entry.join(config, tuple(get(name) for name in names))
         folder = params["blocks"] if entry.ours[0] == "blocks" else params
         leaf = entry.ours[-1]
         if block is None:
-            folder[leaf] = ours.astype(np.float32)
+            folder[leaf] = ours.astype(DTYPES[dtype])
             continue
         if leaf not in folder:
-            folder[leaf] = np.empty((config.layers, *ours.shape), np.float32)
+            folder[leaf] = np.empty((config.layers, *ours.shape), DTYPES[dtype])
         folder[leaf][block] = ours
     return params

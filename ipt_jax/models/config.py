@@ -9,6 +9,14 @@ from typing import Any
 
 from ipt_jax.errors import UserError, nearest
 
+# What a block can keep for the backward pass -> what it then need not recompute.
+SAVEABLE: dict[str, str] = {
+    "query_key_value": "three projections and their rotary embedding",
+    "attention": "attention itself; its log-sum-exp is kept beside it",
+    "attention_output": "the projection back into the residual stream",
+    "gate_up": "the MLP's first two projections, the largest of all",
+}
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -61,25 +69,42 @@ class DecoderConfig:
     compute_dtype: str = "bfloat16"
     """float32 or bfloat16 for activations; parameters stay float32."""
     remat: str = "none"
-    """What the backward pass recomputes: none, dots (all but matrix products) or full."""
+    """What the backward pass recomputes: none, dots (all but matrix products), names (all but what
+    remat_save names) or full."""
+    remat_save: tuple[str, ...] = ()
+    """With remat names: what each block keeps, from ipt_jax.models.config.SAVEABLE."""
 
     def __post_init__(self) -> None:
         allowed = {
             "family": ("mistral", "llama"),
             "compute_dtype": ("float32", "bfloat16"),
-            "remat": ("none", "dots", "full"),
+            "remat": ("none", "dots", "names", "full"),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"model.{name}={getattr(self, name)!r}: allowed are {', '.join(choices)}."
                 )
+        self._check_remat()
         if self.heads % self.kv_heads:
             raise UserError(
                 f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}."
             )
         if self.head_width % 2:
             raise UserError(f"model.head_width={self.head_width} must be even (rotary pairs).")
+
+    def _check_remat(self) -> None:
+        valid = ", ".join(SAVEABLE)
+        if isinstance(self.remat_save, str):
+            raise UserError(f"model.remat_save={self.remat_save!r}: give a list of {valid}.")
+        for name in self.remat_save:
+            if name not in SAVEABLE:
+                raise UserError(f"model.remat_save: unknown {name!r}. {nearest(name, SAVEABLE)}")
+        if (self.remat == "names") != bool(self.remat_save):
+            raise UserError(
+                f"model.remat={self.remat!r} with model.remat_save={list(self.remat_save)}: "
+                f"remat: names and a list of what is kept ({valid}) need each other."
+            )
 
     def parameter_count(self) -> int:
         """Number of parameters, embeddings included."""
@@ -88,17 +113,20 @@ class DecoderConfig:
         tables = self.vocabulary_size * self.width * (1 if self.tied_embeddings else 2)
         return self.layers * block + tables + self.width
 
-    def flops_per_token(self, row_tokens: int, *, causal: bool = True) -> float:
+    def flops_per_token(
+        self, row_tokens: int, *, causal: bool = True, frozen: bool = False
+    ) -> float:
         """Training FLOPs a token: six a matrix parameter, and attention's score products.
 
         With `causal`, attention is counted for the half of the scores that are seen; without,
-        for all of them (both conventions are in use for MFU).
+        for all of them (both conventions are in use for MFU). With `frozen`, four a matrix
+        parameter: its gradient is not made.
         """
         embedding = 0 if self.tied_embeddings else self.vocabulary_size * self.width
         matrices = self.parameter_count() - embedding
         seen = min(row_tokens, self.window or row_tokens)
         attention = 12 * self.layers * self.heads * self.head_width * seen
-        return 6 * matrices + (attention / 2 if causal else attention)
+        return (4 if frozen else 6) * matrices + (attention / 2 if causal else attention)
 
 
 _LLAMA3 = dict(vocabulary_size=128256, family="llama", rope_theta=500000.0)
@@ -135,6 +163,23 @@ PRESETS: dict[str, DecoderConfig] = {
     "llama3_2_3b": _preset(
         _LLAMA3, width=3072, mlp_width=8192, layers=28, heads=24, kv_heads=8, head_width=128,
         max_positions=131072, tied_embeddings=True, rope_scaling=RopeScaling(factor=32.0),
+    ),
+    # FineInstructions, 4.2 and App. F, names the sizes, the Llama 3 tokenizer and the Lingua library;
+    # the shapes are ours. 1.8B and 7B are Lingua's 1B (2048 wide, 25 layers) and 7B (4096, 32) with
+    # its rules: heads of 128, as many key-value heads, MLP 8/3 of the width up to a multiple of 256,
+    # theta 10,000; with 128,256 tokens the first has 1.81B parameters, the paper's number. 300M keeps
+    # the 1B's ratio of width to depth and ties its embeddings: two tables alone would be 263M.
+    "fi_300m": _preset(
+        _LLAMA3, rope_theta=10000.0, width=1024, mlp_width=2816, layers=13, heads=8, kv_heads=8,
+        head_width=128, max_positions=4096, tied_embeddings=True,
+    ),
+    "fi_1_8b": _preset(
+        _LLAMA3, rope_theta=10000.0, width=2048, mlp_width=5632, layers=25, heads=16, kv_heads=16,
+        head_width=128, max_positions=4096,
+    ),
+    "fi_7b": _preset(
+        _LLAMA3, rope_theta=10000.0, width=4096, mlp_width=11008, layers=32, heads=32, kv_heads=32,
+        head_width=128, max_positions=4096,
     ),
     "smollm2_135m": _preset(
         _LLAMA3, vocabulary_size=49152, width=576, mlp_width=1536, layers=30, heads=9, kv_heads=3,
@@ -178,4 +223,6 @@ class ModelConfig:
         changes = dict(self.overrides)
         if isinstance(changes.get("rope_scaling"), dict):
             changes["rope_scaling"] = RopeScaling(**changes["rope_scaling"])
+        if isinstance(changes.get("remat_save"), list):
+            changes["remat_save"] = tuple(changes["remat_save"])
         return dataclasses.replace(PRESETS[self.preset], **changes)

@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ipt_jax.attention.spec import AttentionSpec, attention
-from ipt_jax.models.config import DecoderConfig, RopeScaling
+from ipt_jax.models.config import DecoderConfig
+from ipt_jax.models.layers import Params, dropout, project, rms_norm, rotary, rotate
+from ipt_jax.models.lora import LoraConfig, add_low_rank
 
 INITIAL_DEVIATION = 0.02
-
-Params = dict[str, Any]  # a decoder's parameters as a nested dict, by attribute name
+# The projections by their common input, in a block's order.
+ADAPTED_INPUTS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
 
 
 class Blocks(nnx.Module):
@@ -63,6 +70,8 @@ class Decoder(nnx.Module):
         dropout_key: jax.Array | None = None,
         backend: str = "auto",
         place: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD,
+        adapters: Params | None = None,
+        lora: LoraConfig | None = None,
     ) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype.
 
@@ -73,7 +82,14 @@ class Decoder(nnx.Module):
           dropout_key: random key while training with dropout; None: no dropout.
           backend: attention backend, see `ipt_jax.attention.spec`.
           place: pins the residual stream to its devices, see `ipt_jax.models.sharding.place_on`.
+          adapters: low-rank adapters, see `ipt_jax.models.lora.new_adapters`; None: none.
+          lora: what the adapters are; given exactly when they are.
+
+        Raises:
+          ValueError: one of adapters and lora without the other.
         """
+        if (adapters is None) != (lora is None):
+            raise ValueError("Decoder: adapters and lora come together or not at all.")
         c = self.config
         dtype = jnp.dtype(c.compute_dtype)
         spec = AttentionSpec(causal=True, window=c.window, segments=segment_ids_BT is not None)
@@ -82,38 +98,57 @@ class Decoder(nnx.Module):
         # Without dropout the keys are never looked at, but a scan needs something to scan over.
         root_key = dropout_key if dropout_key is not None else jax.random.key(0)
         keys = jax.random.split(root_key, (c.layers + 1, 2))
+        adapter_keys = None
+        if lora is not None and lora.dropout > 0 and dropout_key is not None:
+            # Beside the decoder's own keys, whose draws stay what they are without adapters.
+            root_key = jax.random.fold_in(dropout_key, 1)
+            adapter_keys = jax.random.split(root_key, (c.layers, len(ADAPTED_INPUTS)))
 
         def drop(x: jax.Array, key: jax.Array) -> jax.Array:
-            if not use_dropout:
-                return x
-            kept = jax.random.bernoulli(key, 1 - c.dropout, x.shape)
-            return jnp.where(kept, x / (1 - c.dropout), 0).astype(x.dtype)
+            return dropout(x, key, c.dropout) if use_dropout else x
 
         def block(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, None]:
-            w, key = scanned
-            w = jax.tree.map(lambda p: p.astype(dtype), w)
+            w, key, factors, adapter_key = scanned
+            w, factors = jax.tree.map(lambda p: p.astype(dtype), (w, factors))
+
+            def adapt(number: int, x: jax.Array, *outputs: jax.Array) -> tuple[jax.Array, ...]:
+                if lora is None:
+                    return outputs
+                one = None if adapter_key is None else adapter_key[number]
+                return add_low_rank(outputs, x, ADAPTED_INPUTS[number], lora, factors, one)
+
             y = rms_norm(x_BTD, w["attention_norm_LD"], c.norm_epsilon)
             qkv = project(y, w["query_key_value_LDKGh"])
-            q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+            q, k, v = adapt(0, y, qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :])
             q = rotate(q.reshape(*q.shape[:2], c.heads, c.head_width), rope)
-            out = attention(q, rotate(k, rope), v, spec, segment_ids_BT, backend)
-            x_BTD = x_BTD + drop(project(out, w["output_LHhD"], axes=2), key[0])
+            q, k, v = checkpoint_name((q, rotate(k, rope), v), "query_key_value")
+            y = attention(q, k, v, spec, segment_ids_BT, backend)
+            (out,) = adapt(1, y, project(y, w["output_LHhD"], axes=2))
+            x_BTD = x_BTD + drop(checkpoint_name(out, "attention_output"), key[0])
             y = rms_norm(x_BTD, w["mlp_norm_LD"], c.norm_epsilon)
             gate_up = project(y, w["gate_up_LD2F"])
-            y = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-            return place(x_BTD + drop(project(y, w["down_LFD"]), key[1])), None
+            gate_up = adapt(2, y, gate_up[..., 0, :], gate_up[..., 1, :])
+            gate, up = checkpoint_name(gate_up, "gate_up")
+            y = jax.nn.silu(gate) * up
+            (out,) = adapt(3, y, project(y, w["down_LFD"]))
+            return place(x_BTD + drop(out, key[1])), None
 
         if c.remat != "none":
             policies = jax.checkpoint_policies
-            policy = policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            policy = {
+                "dots": policies.dots_with_no_batch_dims_saveable,
+                "names": policies.save_only_these_names(*c.remat_save),
+                "full": None,
+            }[c.remat]
             block = jax.checkpoint(block, policy=policy)
         x_BTD = place(drop(self.embedding_VD[...][tokens_BT].astype(dtype), keys[-1, 0]))
         weights = nnx.to_pure_dict(nnx.state(self.blocks, nnx.Param))
-        x_BTD, _ = jax.lax.scan(block, x_BTD, (weights, keys[:-1]))
+        factors = None if adapters is None else adapters["blocks"]
+        x_BTD, _ = jax.lax.scan(block, x_BTD, (weights, keys[:-1], factors, adapter_keys))
         return rms_norm(x_BTD, self.final_norm_D[...].astype(dtype), c.norm_epsilon)
 
     def unembedding(self) -> jax.Array:
-        """The output projection, [V, D] float32."""
+        """The output projection, [V, D] in the parameters' dtype."""
         table = self.embedding_VD if self.config.tied_embeddings else self.unembedding_VD
         return table[...]
 
@@ -138,47 +173,3 @@ def new_params(config: DecoderConfig, key: jax.Array) -> Params:
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> nnx.Param:
     return nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
-
-
-def project(x: jax.Array, weight: jax.Array, axes: int = 1) -> jax.Array:
-    """Contract the last `axes` axes of x [B, T, …] with the first of weight; [B, T, …] again.
-
-    Rows are flattened to [B·T, …] first: XLA's CPU backend runs the weight gradient of a
-    three-dimensional product 1.6 to 1.9 times slower than that of a matrix product.
-    """
-    rows = x.reshape(-1, *x.shape[x.ndim - axes :])
-    return jnp.tensordot(rows, weight, axes).reshape(*x.shape[:-axes], *weight.shape[axes:])
-
-
-def rms_norm(x: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
-    """x / root mean square of its last axis, times the weight; computed in float32."""
-    x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + epsilon)
-    return (x32 * scale).astype(x.dtype) * weight_D
-
-
-def rotary(
-    positions_BT: jax.Array, head_width: int, theta: float, scaling: RopeScaling | None
-) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles, each float32 [B, T, 1, h / 2]."""
-    frequency = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-    if scaling is not None:
-        frequency = _scaled(frequency, scaling)
-    angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def _scaled(frequency: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """Llama 3.1: slow frequencies are divided by the factor, those between blended."""
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    turns = scaling.original_positions * frequency / (2 * jnp.pi)
-    kept = jnp.clip((turns - low) / (high - low), 0, 1)
-    return frequency * (kept + (1 - kept) / scaling.factor)
-
-
-def rotate(x_BTHh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding in Hugging Face's layout: the pair of i is i + h / 2."""
-    cosine, sine = rope
-    first, second = jnp.split(x_BTHh.astype(jnp.float32), 2, -1)
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
-    return jnp.concatenate(turned, -1).astype(x_BTHh.dtype)

@@ -25,6 +25,21 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "mlp_norm_LD": (None, None),
     "gate_up_LD2F": (None, "width", None, "mlp"),
     "down_LFD": (None, "mlp", "width"),
+    # Adapters split as the weights beside which they stand; their rank r stays whole.
+    "query_a_LDr": (None, "width", None),
+    "query_b_LrKGh": (None, None, "kv_heads", None, None),
+    "key_a_LDr": (None, "width", None),
+    "key_b_LrKh": (None, None, "kv_heads", None),
+    "value_a_LDr": (None, "width", None),
+    "value_b_LrKh": (None, None, "kv_heads", None),
+    "output_a_LHhr": (None, "heads", None, None),
+    "output_b_LrD": (None, None, "width"),
+    "gate_a_LDr": (None, "width", None),
+    "gate_b_LrF": (None, None, "mlp"),
+    "up_a_LDr": (None, "width", None),
+    "up_b_LrF": (None, None, "mlp"),
+    "down_a_LFr": (None, "mlp", None),
+    "down_b_LrD": (None, None, "width"),
 }
 
 MESH_AXIS_OF: dict[str, str] = {

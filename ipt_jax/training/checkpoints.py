@@ -1,12 +1,27 @@
-"""Checkpoints: the state tree and the run's progress, saved together and asynchronously."""
+"""Checkpoints: the state tree and the run's progress, saved together and asynchronously.
+
+`checkpoints/` holds one folder for each saved position, named by the number, and beside them:
+
+    N.committing…  being written; a run that is killed leaves it
+    N.deleting     no longer kept, on its way out
+    damaged/       what could not be used, set aside by a restore and never deleted
+    superseded/    newer than the position that a restore was told to go back to
+
+A folder gets its plain name by a rename, once all processes have written all their files and
+checksums.json lists them. So a plain name means that everything is there, also after kill -9.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
 import logging
+import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,83 +30,169 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from ipt_jax.errors import UserError
+from ipt_jax.manifest import sync_folder
 from ipt_jax.models.decoder import Params
-from ipt_jax.training.state import TrainState
+from ipt_jax.training.integrity import Damage, find_damage, has_list, write_list
+from ipt_jax.training.saved_arrays import differences, open_saved
 
 # Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+# Longest that a save may take in the background; Orbax's 20 minutes are short for 100 GB on NFS.
+SAVE_SECONDS = 3600
+CHUNK_BYTES = 64 * 2**20
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LEFT_BEHIND = re.compile(r"(\d+)\.(committing|deleting|.*orbax-checkpoint-tmp.*)")
+# What Orbax, tensorstore and json raise for files that are not what they should be.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the state is saved and how many saves are kept."""
+    """How often the state is saved and which saves are kept."""
 
     every_steps: int = 1000
-    """Save after every so many updates, and after the last."""
+    """Save after every so many batches, and after the last."""
     keep: int = 2
     """How many of the newest saves stay on disk."""
+    keep_best: int = 0
+    """How many of the best saves stay on disk besides."""
+    best_metric: str = "loss"
+    """The metric, of those in metrics.jsonl, that tells which are best."""
+    best_mode: str = "min"
+    """min: the lowest is best; max: the highest."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("every_steps", 1), ("keep", 1), ("keep_best", 0)):
+            if getattr(self, key) < least:
+                raise UserError(f"checkpoints.{key}={getattr(self, key)}: must be {least} or more.")
+        if self.best_mode not in ("min", "max"):
+            raise UserError(f"checkpoints.best_mode={self.best_mode!r}: allowed are min, max.")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a run goes on from."""
+
+    position: int
+    """Of the checkpoint: batches taken when it was saved."""
+    state: Any
+    """The tree that was saved, with the shardings that were asked for."""
+    progress: dict[str, Any]
+    """What was saved beside it."""
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of one run; use as a context manager."""
+    """The `checkpoints/` folder of one run; use as a context manager.
+
+    With several processes all of them make the same calls, and see the same folder.
+    """
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         self.folder = folder.resolve()
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep, save_interval_steps=config.every_steps
+        self.config = config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._saved = set(_positions(self.folder))
+        self._writer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                # Random float32 mantissas shrink by 8 % for 2.5 times the processor time.
+                state=ocp.PyTreeCheckpointHandler(use_compression=False),
+                progress=ocp.JsonCheckpointHandler(),
+                metrics=ocp.JsonCheckpointHandler(),
             ),
+            async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS),
+            temporary_path_class=_committed_by(self._commit),
         )
-
-    def latest_step(self) -> int | None:
-        """The newest finished save, or None."""
-        return self._manager.latest_step()
 
     def save(
-        self, step: int, state: TrainState, progress: dict[str, Any], *, force: bool = False
+        self,
+        position: int,
+        state: Any,
+        progress: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Start a save if one is due (or `force`) and `step` is not saved yet; does not wait."""
-        if step == self._manager.latest_step():
-            return
-        self.check_room(state)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-        )
-        with self._full_disk_named():
-            self._manager.save(step, args=items, force=force)
+        """Start to save unless `position` is saved already; returns when `state` may change.
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state saved at `step`, with the shardings of `abstract`, and its progress.
+        Waits for the save before, if that is still being written, and raises what went wrong
+        with it.
 
         Raises:
-          UserError: the saved tree does not fit the config.
+          UserError: too little room, or `metrics` without the one that checkpoints are kept by.
+          OSError: the disk is full; the checkpoints that were there still are.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-        )
-        try:
-            found = self._manager.restore(step, args=items)
-        except (ValueError, KeyError) as error:
+        if position in self._saved:
+            return
+        if self.config.keep_best and metrics and self.config.best_metric not in metrics:
             raise UserError(
-                f"{self.folder / str(step)}: this checkpoint does not fit the config "
-                f"({' '.join(str(error).split())[:300]}); restore it with the config it was saved "
-                "with (config.yaml in its run folder), or start over with --fresh."
-            ) from error
-        return found["state"], found["progress"]
+                f"checkpoints.best_metric={self.config.best_metric!r}: there is no such metric; "
+                f"there are {', '.join(metrics)}."
+            )
+        with self._full_disk_named():
+            self._writer.wait_until_finished()  # before there is any talk of room
+        self.check_room(state)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state, save_args=jax.tree.map(_chunks, state)),
+            progress=ocp.args.JsonSave(progress),
+            metrics=ocp.args.JsonSave({k: float(v) for k, v in (metrics or {}).items()}),
+        )
+        self._saved.add(position)
+        with self._full_disk_named():
+            self._writer.save(self.folder / f"{position}.committing", items, force=True)
 
     def wait(self) -> None:
-        """Return when every started save is on disk."""
+        """Return when every started save is on disk with its checksums."""
         with self._full_disk_named():
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
 
-    def check_room(self, state: TrainState) -> None:
+    def restore_newest(self, abstract: Any, position: int | None = None) -> Restored | None:
+        """The newest checkpoint that is whole, or the one of `position`; None if there is none.
+
+        What is unfinished or damaged is named on stdout with file and reason and moved to
+        damaged/, and the one before is taken. Where `position` is given, newer ones are moved to
+        superseded/: what is trained from here on will be saved under their numbers.
+
+        Args:
+          abstract: ShapeDtypeStructs with the shardings to restore to, on any mesh.
+
+        Raises:
+          UserError: the saved tree does not fit `abstract`, or there is no whole checkpoint of
+            `position`.
+        """
+        self.wait()
+        first = jax.process_index() == 0
+        if first:
+            self._tidy()
+        while True:
+            chosen = _from_first(self._newest_whole(position) if first else None)
+            if chosen is None:
+                break
+            restored, reason = self._read(chosen, abstract)
+            if _everywhere(restored is not None):
+                assert restored is not None
+                if first:
+                    self._settle(chosen, position)
+                self._saved = {chosen}  # the same in every process, whatever each saw on disk
+                return restored
+            if first:
+                self._set_aside(self.folder / str(chosen), reason, "unreadable")
+        self._saved = set()
+        if position is None:
+            return None
+        there = ", ".join(map(str, _positions(self.folder))) or "none"
+        raise UserError(f"{self.folder}: no whole checkpoint {position}; there are: {there}.")
+
+    def best(self) -> int | None:
+        """The position with the best `best_metric` of those on disk; None if none has it."""
+        return next(iter(self._ranked()), None)
+
+    def check_room(self, state: Any) -> None:
         """Refuse to begin what would fill the disk; `state` may be abstract.
 
         Raises:
-          UserError: one save, uncompressed, is more than what is free.
+          UserError: one save is more than what is free.
         """
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
@@ -102,18 +203,129 @@ class Checkpoints:
                 "run the same command again."
             )
 
+    def _commit(self, folder: Path) -> None:
+        """In process 0's background thread, when all processes have written their files."""
+        self._list_and_rename(folder)
+        kept = {*sorted(_positions(self.folder))[-self.config.keep :]}
+        kept |= set(self._ranked()[: self.config.keep_best])
+        for position in set(_positions(self.folder)) - kept:
+            # First out of sight: a run that is killed now leaves nothing half deleted behind.
+            os.rename(self.folder / str(position), self.folder / f"{position}.deleting")
+        for leaving in self.folder.glob("*.deleting"):
+            shutil.rmtree(leaving, ignore_errors=True)  # what stays is tried again next time
+
+    def _list_and_rename(self, folder: Path) -> None:
+        # Process 0 sums up the files of all processes: it reads what the shared file system has
+        # got, and no second agreement between the processes is needed.
+        write_list(folder)
+        os.rename(folder, folder.with_suffix(""))
+        sync_folder(self.folder)
+
+    def _tidy(self) -> None:
+        """Deal with what a run that was killed left behind."""
+        for path in sorted(self.folder.iterdir()):
+            match = _LEFT_BEHIND.fullmatch(path.name)
+            if match is None:
+                continue
+            if match[2] == "deleting":
+                shutil.rmtree(path, ignore_errors=True)
+            elif match[2] == "committing" and not (self.folder / match[1]).exists():
+                # Orbax had written everything, and the list would have been made from these same
+                # bytes. The restore then reads the whole of it before it is relied upon.
+                print(
+                    f"{path}: whole, but the run was stopped before its checksums were written; "
+                    "they are now.",
+                    flush=True,
+                )
+                self._list_and_rename(path)
+            else:
+                self._set_aside(path, f"{path}: the run was stopped while writing it", "unfinished")
+
+    def _newest_whole(self, position: int | None) -> int | None:
+        def damaged(found: int, damage: Damage) -> None:
+            self._set_aside(self.folder / str(found), str(damage), damage.slug)
+
+        return _newest_whole(self.folder, position, damaged)
+
+    def _settle(self, chosen: int, asked: int | None) -> None:
+        """Put everything newer than the restored checkpoint out of the way."""
+        if not has_list(self.folder / str(chosen)):
+            write_list(self.folder / str(chosen))  # it has just been read as a whole
+        for newer in _positions(self.folder):
+            if newer <= chosen:
+                continue
+            path = self.folder / str(newer)
+            if asked is None:
+                self._set_aside(path, f"{path}: has no list of checksums", "no-list")
+            else:
+                self._set_aside(
+                    path, f"{path}: newer than {chosen}, as asked for", "", "superseded"
+                )
+
+    def _set_aside(self, path: Path, reason: str, slug: str, where: str = "damaged") -> None:
+        (self.folder / where).mkdir(exist_ok=True)
+        name = path.name.split(".")[0] + (f"-{slug}" if slug else "")
+        target, number = self.folder / where / name, 1
+        while target.exists():
+            number += 1
+            target = self.folder / where / f"{name}-{number}"
+        os.rename(path, target)
+        print(f"{reason}; set aside as {target} (delete it when you like).", flush=True)
+
+    def _read(self, position: int, abstract: Any) -> tuple[Restored | None, str]:
+        """The checkpoint, or None and why it cannot be read."""
+        folder = self.folder / str(position)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+                abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+            ),
+            progress=ocp.args.JsonRestore(),
+        )
+        try:
+            wrong = differences(folder / "state", abstract)
+            if wrong:
+                raise UserError(
+                    f"{folder}: this checkpoint does not fit the config ({'; '.join(wrong)});"
+                    " restore it with the config it was saved with (config.yaml in its run "
+                    "folder), or start over with --fresh."
+                )
+            found = self._writer.restore(folder, items)
+        except _UNREADABLE as error:
+            return None, f"{folder}: cannot be read ({' '.join(str(error).split())[:300]})"
+        return Restored(position, found["state"], found["progress"]), ""
+
+    def _ranked(self) -> list[int]:
+        """Positions from best to worst, those without the metric left out; of equals, the newer."""
+        sign = 1 if self.config.best_mode == "min" else -1
+        ranked = []
+        for position in _positions(self.folder):
+            path = self.folder / str(position) / "metrics" / "metadata"
+            try:
+                value = float(json.loads(path.read_bytes())[self.config.best_metric])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # saved without metrics; a damaged one is a restore's business
+            if math.isfinite(value):
+                ranked.append((sign * value, -position))
+        return [-negative for _, negative in sorted(ranked)]
+
     @contextmanager
     def _full_disk_named(self) -> Iterator[None]:
         """Turn tensorstore's ValueError for a full disk, also of a save before, into an OSError."""
-        full = False
+        code = None
         try:
             yield
-        except ValueError as error:
-            full = "No space left on device" in str(error)
-            if not full:
+        except (ValueError, OSError) as error:
+            said = str(error)
+            code = next((c for c in _DISK_FULL if os.strerror(c) in said), None)
+            if code is None:
                 raise
-        if full:  # outside the handler: the writers that failed are freed with their exception
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        if code is not None:  # outside the handler: writers that failed go with their exception
+            if jax.process_index() == 0:
+                # Never was a checkpoint, and fills the disk.
+                for path in self.folder.glob("*.committing*"):
+                    shutil.rmtree(path, ignore_errors=True)
+            self._saved &= set(_positions(self.folder))
+            raise OSError(code, os.strerror(code), str(self.folder))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -121,43 +333,109 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             with self._full_disk_named():
-                self._manager.close()
+                self._writer.close()
         except OSError:
             if kind is None:  # else the first error is on its way already
                 raise
 
 
-def load_params(checkpoints: Path) -> tuple[Params, int]:
-    """The parameters alone of the newest save in a run's `checkpoints/`, as numpy, and its step.
+def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params, int]:
+    """The parameters alone, of the newest whole save in a run's `checkpoints/` or of `position`.
+
+    Nothing is moved, for a run may be using the folder: what is damaged is named on stdout, and
+    the one before is taken.
+
+    Returns:
+      The parameters as SavedArrays, that read from the disk what is asked of them, and the
+      position of the save.
 
     Raises:
-      UserError: no finished save there.
+      UserError: no whole save there.
     """
     if not checkpoints.is_dir():
         raise UserError(f"{checkpoints}: no such folder; name the folder of a training run.")
-    with ocp.CheckpointManager(checkpoints.resolve()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(
-                f"{checkpoints}: holds no finished checkpoint; train first, or look whether the "
-                "run stopped before its first save (checkpoints.every_steps)."
-            )
-        folder = checkpoints.resolve() / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        saved = reader.metadata(folder).item_metadata.tree["params"]
-        wanted = {"params": jax.tree.map(lambda _: 0, saved)}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        restored = reader.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True),
+    folder = checkpoints.resolve()
+    found = _newest_whole(
+        folder, position, lambda number, damage: print(f"{damage}; {number} is not used.")
+    )
+    if found is None and position is not None:
+        there = ", ".join(map(str, _positions(folder))) or "none"
+        raise UserError(f"{checkpoints}: no whole checkpoint {position}; there are: {there}.")
+    if found is None:
+        raise UserError(
+            f"{checkpoints}: holds no finished checkpoint; train first, or look whether the "
+            "run stopped before its first save (checkpoints.every_steps)."
         )
-    return restored["params"], step
+    return open_saved(folder / str(found) / "state")["params"], found
 
 
 def save_params(checkpoints: Path, params: Params) -> None:
-    """Write a folder that `load_params` reads, as step 0: weights without an optimiser."""
-    with ocp.CheckpointManager(checkpoints.resolve()) as manager:
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave({"params": params}), progress=ocp.args.JsonSave({})
-        )
-        manager.save(0, args=items)
+    """Write a folder that `load_params` reads, as position 0: weights without an optimiser."""
+    with Checkpoints(checkpoints, CheckpointConfig()) as writer:
+        writer.save(0, {"params": params}, {})
+
+
+def _positions(folder: Path) -> list[int]:
+    names = [path.name for path in folder.iterdir() if path.name.isdecimal()]
+    return sorted(int(name) for name in names if str(int(name)) == name)
+
+
+def _newest_whole(
+    folder: Path, position: int | None, damaged: Callable[[int, Damage], None]
+) -> int | None:
+    """The newest checkpoint (or only that of `position`) whose files are as listed.
+
+    One without a list (saved before there were lists, or the list was lost) is taken only where
+    no other is whole: nothing says that it is damaged, and nothing that it is not.
+    """
+    unlisted = []
+    for found in reversed(_positions(folder)):
+        if position is not None and found != position:
+            continue
+        damage = find_damage(folder / str(found))
+        if damage is None:
+            return found
+        if has_list(folder / str(found)):
+            damaged(found, damage)
+        else:
+            unlisted.append(found)
+    if not unlisted:
+        return None
+    print(f"{folder / str(unlisted[0])}: has no list of checksums, so it is taken unchecked.")
+    return unlisted[0]
+
+
+def _chunks(leaf: Any) -> ocp.SaveArgs:
+    """How one array is cut on disk.
+
+    Those with three axes and more are stacked over blocks on the first one, and an export reads
+    block by block.
+    """
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if leaf.ndim > 2 else ())
+
+
+def _committed_by(commit: Callable[[Path], None]) -> type[Any]:
+    """Orbax's way to commit a folder by renaming it, followed by `commit`, as part of the save."""
+
+    class Committed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+        async def finalize(self) -> None:
+            await super().finalize()
+            await asyncio.to_thread(commit, Path(self.get_final()))
+
+    return Committed
+
+
+def _from_first(number: int | None) -> int | None:
+    """Process 0's number, in every process."""
+    if jax.process_count() == 1:
+        return number
+    sent = np.int32(-1 if number is None else number)
+    received = int(multihost_utils.broadcast_one_to_all(sent))
+    return None if received < 0 else received
+
+
+def _everywhere(done: bool) -> bool:
+    """Whether all processes have `done`, the same answer in each."""
+    if jax.process_count() == 1:
+        return done
+    return bool(np.all(multihost_utils.process_allgather(np.int32(done))))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ipt_jax.data.pipeline import DataConfig
+from ipt_jax.data.pipeline import DataConfig, OpenMixture
+from ipt_jax.data.tasks import NATURAL
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
+from ipt_jax.models.lora import LoraConfig
 from ipt_jax.models.sharding import MeshConfig
 from ipt_jax.training.checkpoints import CheckpointConfig
+from ipt_jax.training.guard import GuardConfig
+from ipt_jax.training.metrics import MetricsConfig
 from ipt_jax.training.optimizer import OptimizerConfig
+from ipt_jax.training.processes import ProcessesConfig
+from ipt_jax.training.profile import ProfileConfig
+from ipt_jax.training.watchdog import WatchdogConfig
 
 
 @dataclass(frozen=True)
@@ -29,28 +37,48 @@ class TrainConfig:
     """How devices are laid out."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the state is saved."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Which batches are skipped."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """What is written down, and how often."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Which steps a profiler trace is taken of."""
+    processes: ProcessesConfig = field(default_factory=ProcessesConfig)
+    """How several processes find each other."""
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """How long a process may be silent."""
+    adapter: LoraConfig | None = None
+    """Train LoRA adapters on frozen weights (needs init_from); null: all weights."""
     batch_tokens: int = 524288
     """Tokens in one global batch."""
     train_tokens: int = 100_000_000_000
     """Tokens to train on; steps follow from it."""
+    epochs: float | None = None
+    """Train on the mixture's records this often instead, rounded down to whole batches (needs
+    natural rates by tokens); train_tokens is then what a dry run assumes."""
     accumulation_steps: int = 1
     """Pieces that one batch is worked off in."""
     init_from: Path | None = None
-    """Hugging Face folder whose weights training starts from; None: random ones."""
+    """Hugging Face folder or run whose weights training starts from; null: random ones."""
     attention_backend: str = "auto"
     """auto, or a name from ipt_jax.attention.spec.BACKENDS."""
     seed: int = 0
     """Seeds the parameters and dropout; data order has its own (data.seed)."""
-    log_every_steps: int = 10
-    """A line in metrics.jsonl every so many steps."""
+    resume: str = "auto"
+    """auto: from the newest good checkpoint, if there is one; required: refuse to start without
+    one; a number: from the checkpoint of that position."""
     fresh: bool = False
     """Delete what the run folder holds and start over."""
+    xla_flags: str = "auto"
+    """auto: the flags of ipt_jax.training.xla_flags where a GPU is used; none: yours alone."""
+    compilation_cache: Path | None = Path("~/.cache/ipt_jax/compiled")
+    """Where compiled steps are kept for the next start; null: nowhere."""
     dry_run: bool = False
     """Compile the step for virtual devices, print what the run will need, and train nothing."""
     dry_run_devices: int = 8
     """Devices that the dry run pretends to have."""
     dry_run_device: str = "h100"
-    """Whose memory and speed: a name from ipt_jax.training.plan.DEVICES."""
+    """Whose memory and speed: a name from ipt_jax.training.devices.DEVICES."""
     dry_run_mfu: float = 0.4
     """Model FLOPs utilisation that the predicted hours assume."""
 
@@ -63,6 +91,28 @@ class TrainConfig:
     def steps(self) -> int:
         """Updates of the whole run."""
         return -(-self.train_tokens // self.batch_tokens)
+
+    def for_epochs(self, mixture: OpenMixture) -> TrainConfig:
+        """The same config with `train_tokens` as `epochs`, if set, asks of this mixture.
+
+        Raises:
+          UserError: rates that are not the sources' own sizes, or less than one batch.
+        """
+        if self.epochs is None:
+            return self
+        if mixture.mixture.rates != NATURAL or mixture.mixture.by != "tokens":
+            raise UserError(
+                f"epochs={self.epochs:g}: the mixture {mixture.mixture.name!r} has rates of its "
+                "own, so that an epoch of it is not defined; set `rates: natural` and `by: "
+                "tokens` there, or give train_tokens instead."
+            )
+        whole = int(self.epochs * sum(mixture.epoch_tokens)) // self.batch_tokens
+        if whole < 1:
+            raise UserError(
+                f"epochs={self.epochs:g} of the mixture's {sum(mixture.epoch_tokens):,} tokens are "
+                f"less than one batch of batch_tokens={self.batch_tokens:,}; lower batch_tokens."
+            )
+        return dataclasses.replace(self, train_tokens=whole * self.batch_tokens)
 
     def check(self) -> None:
         """Refuse sizes that do not fit together, before anything is allocated.
@@ -82,9 +132,23 @@ class TrainConfig:
                 f"accumulation_steps={self.accumulation_steps} does not divide the "
                 f"{self.batch_rows} rows of a batch (batch_tokens / data.row_tokens)."
             )
-        for key in ("train_tokens", "log_every_steps"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)}: must be at least 1.")
+        if self.train_tokens < 1:
+            raise UserError(f"train_tokens={self.train_tokens}: must be at least 1.")
+        for part in (self.metrics, self.profile):
+            part.check()
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError(f"epochs={self.epochs}: must be more than 0, or null.")
+        if self.resume not in ("auto", "required") and not self.resume.isdecimal():
+            raise UserError(
+                f"resume={self.resume!r}: allowed are auto, required, or a checkpoint's position."
+            )
+        if self.xla_flags not in ("auto", "none"):
+            raise UserError(f"xla_flags={self.xla_flags!r}: allowed are auto and none.")
+        if self.adapter is not None and self.init_from is None:
+            raise UserError(
+                "adapter is set and init_from is not: adapters are trained on given weights; "
+                "name a Hugging Face folder or a run in init_from."
+            )
         decoder = self.model.decoder()
         if decoder.max_positions < T:
             raise UserError(

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-import signal
-from pathlib import Path
-from types import FrameType
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import jax.numpy as jnp
+import optax
 
 from ipt_jax.attention.spec import choose_backend
-from ipt_jax.configuration import as_yaml, clear_run_folder, write_run_files
-from ipt_jax.data.pipeline import batches, open_mixture
-from ipt_jax.errors import UserError
+from ipt_jax.data.packing import Rows
+from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
+from ipt_jax.errors import RunStopped, UserError
 from ipt_jax.hf.convert import load_initial_params
-from ipt_jax.models.config import DecoderConfig
-from ipt_jax.models.sharding import BATCH, make_mesh
+from ipt_jax.models.lora import adapter_count
+from ipt_jax.models.sharding import make_mesh
 from ipt_jax.records import atomic_write
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.devices import device_of
 from ipt_jax.training.metrics import MetricsLog
-from ipt_jax.training.optimizer import make_optimizer, make_schedule
-from ipt_jax.training.state import abstract_state, init_state
-from ipt_jax.training.step import jit_train_step, make_train_step
+from ipt_jax.training.phases import Phases
+from ipt_jax.training.processes import Agreement, BatchPlacement
+from ipt_jax.training.profile import Profiler
+from ipt_jax.training.run_folder import open_run_folder
+from ipt_jax.training.signals import StopSignal
+from ipt_jax.training.skips import SkipLog
+from ipt_jax.training.state import TrainState, init_state, place_params
+from ipt_jax.training.step import Built, build
+from ipt_jax.training.watchdog import Watchdog
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -35,179 +44,218 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
       UserError: settings or data that cannot be used.
-      KeyboardInterrupt: SIGINT or SIGTERM came; the state was saved first.
+      RunStopped: SIGINT or SIGTERM came, or the guard gave up; the state was saved first.
     """
     config.check()
     choose_backend(config.attention_backend)
-    decoder = config.model.decoder()
+    phases = Phases()
     mesh = make_mesh(config.mesh)
     mixture = open_mixture(config.data)
-    _check_tokenizer(config, decoder, mixture.tokenizer.vocab_size)
-    folder = _open_run_folder(config, mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    abstract = abstract_state(decoder, optimizer, mesh)
-    step_function = jit_train_step(
-        make_train_step(
-            decoder,
-            optimizer,
-            make_schedule(config.optimizer, config.steps),
-            source_count=len(mixture.task_names),
-            accumulation_steps=config.accumulation_steps,
-            z_loss=config.optimizer.z_loss,
-            backend=config.attention_backend,
-            mesh=mesh,
-        ),
-        mesh,
-        abstract,
-    )
+    config = config.for_epochs(mixture)
+    built = build(config, mesh, len(mixture.task_names))
+    placement = BatchPlacement(mesh, config.batch_rows, config.data.row_tokens)
+    _check_tokenizer(config, built, mixture.tokenizer.vocab_size)
+    folder = open_run_folder(config, mesh)
+    first_process = jax.process_index() == 0
     with (
+        Watchdog(
+            folder,
+            config.watchdog,
+            phases,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ) as watchdog,
         Checkpoints(folder / "checkpoints", config.checkpoints) as checkpoints,
-        StopSignal() as stop,
+        StopSignal(watchdog.stop_requested) as stop,
     ):
-        checkpoints.check_room(abstract)
-        latest = checkpoints.latest_step()
-        if latest is not None:
-            state, progress = checkpoints.restore(latest, abstract)
-        else:
-            params = load_initial_params(config.init_from, decoder) if config.init_from else None
-            state, progress = init_state(decoder, optimizer, mesh, config.seed, params), {}
-        first_step, position = int(state.step), int(state.position)
-        _print_plan(config, decoder, mesh, mixture, first_step)
+        state, progress = _first_state(config, built, checkpoints)
+        position = first = watchdog.position = int(state.position)
+        if first_process:
+            print(_described(config, built, mixture, mesh.shape, first), flush=True)
+        skips = SkipLog(
+            folder,
+            functools.partial(_rows, config, mixture),
+            rows_per_batch=config.batch_rows,
+            stop_after=config.guard.stop_after,
+            first_position=first,
+            write=first_process,
+        )
         log = MetricsLog(
             folder,
             sources=mixture.task_names,
             steps=config.steps,
-            first_step=first_step,
-            every_steps=config.log_every_steps,
+            first_position=first,
+            config=config.metrics,
             progress=progress,
+            phases=phases,
+            flops=built.flops_per_token,
+            devices=mesh.size,
+            device=device_of(mesh.devices.flat[0]),
+            write=first_process,
         )
-        with log:
-            pending = None
-            stream = batches(
-                mixture,
-                rows_per_batch=config.batch_rows,
-                total_batches=config.steps,
-                start_batch=position,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-            for step, batch in enumerate(stream, start=first_step + 1):
-                state, metrics = step_function(state, _to_devices(batch, mesh))
-                # The step before is read only now, so that the device never waits for the host.
-                if pending is not None:
-                    log.add(step - 1, pending)
-                pending = metrics
-                if stop.requested or step % config.checkpoints.every_steps == 0:
-                    log.add(step, metrics)
+
+        def take_in(position: int, metrics: dict[str, jax.Array]) -> None:
+            skips.take_in(position, log.add(position, metrics))
+
+        stream = _stream(config, mixture, placement, first)
+        agreement = Agreement(mesh)
+        pending, stopping = None, False
+        phases.switch("other")
+        with log, Profiler(folder, config.profile) as profiler:
+            while position < config.steps and not stopping:
+                with phases("data"):
+                    batch = placement(next(stream))
+                phase = "compiling" if position == first else "step"
+                with phases(phase), profiler.step(position + 1, pending):
+                    state, metrics = built.step_function(state, batch)
+                    position += 1
+                    stopping = agreement.vote(stop.requested is not None)
+                    # The step before is read only now: the device never waits for the host.
+                    if pending is not None:
+                        take_in(position - 1, pending)
+                    pending = metrics
+                watchdog.position = position
+                stopping |= skips.too_many
+                due = position % config.checkpoints.every_steps == 0
+                if stopping or due or position == config.steps:
+                    with phases("step"):
+                        take_in(position, pending)
                     pending = None
-                    checkpoints.save(step, state, log.progress(), force=True)
-                    if stop.requested:
-                        break
-            if pending is not None:
-                log.add(config.steps, pending)
-        step = int(state.step)
-        checkpoints.save(step, state, log.progress(), force=True)
-        checkpoints.wait()
-    if step < config.steps:
-        raise KeyboardInterrupt(f"stopped by a signal after step {step}, saved")
-    summary = _summary(config, decoder, mixture, log)
-    atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
+                    with phases("checkpoint"):
+                        figures = log.mean_since_save()
+                        kept = dataclasses.replace(state, frozen={})
+                        checkpoints.save(position, kept, _progress(log, progress), figures)
+                        log.saved()
+            with phases("checkpoint"):
+                checkpoints.wait()
+    if skips.too_many:
+        raise skips.stop(position)
+    if position < config.steps:
+        raise RunStopped(
+            f"Stopped by a signal after step {position}, saved. The same command goes on from "
+            "here.",
+            stop.exit_code,
+        )
+    summary = _summary(config, built, mixture, log, int(state.step))
+    if first_process:
+        atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
-class StopSignal:
-    """Notes the first SIGINT or SIGTERM, so that the loop can save and stop; a second one acts."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(number, self._previous[number])
-
-
-def _open_run_folder(config: TrainConfig, mesh: Mesh) -> Path:
-    """Make or reopen the run folder; a folder of another run is refused."""
-    folder = config.run_folder
-    saved = folder / "config.yaml"
-    if config.fresh:
-        clear_run_folder(folder)
-    if saved.exists() and _comparable(saved.read_text(encoding="utf-8")) != _comparable(
-        as_yaml(config)
-    ):
+def _first_state(
+    config: TrainConfig, built: Built, checkpoints: Checkpoints
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state that training goes on from, and its progress."""
+    abstract, decoder = built.abstract, built.decoder
+    checkpoints.check_room(dataclasses.replace(abstract, frozen={}))
+    wanted = int(config.resume) if config.resume.isdecimal() else None
+    found = checkpoints.restore_newest(dataclasses.replace(abstract, frozen={}), wanted)
+    if found is None and config.resume == "required":
         raise UserError(
-            f"run_folder={folder}: holds a run with another config ({saved}); choose another "
-            "run_folder, or delete what is there with --fresh."
+            f"resume=required: {checkpoints.folder} holds no good checkpoint; start with "
+            "resume=auto, or name the run_folder of a run that saved one."
         )
-    devices = [f"{device.platform}:{device.device_kind}" for device in mesh.devices.flat]
-    write_run_files(folder, config, devices=devices)
-    return folder
+    base = None
+    if config.init_from is not None and (found is None or config.adapter is not None):
+        dtype = "float32" if config.adapter is None else config.adapter.base_dtype
+        base = load_initial_params(config.init_from, decoder, dtype)
+    if found is None:
+        state = init_state(
+            decoder,
+            built.optimizer,
+            built.mesh,
+            config.seed,
+            base,
+            config.adapter,
+            config.guard,
+        )
+        return state, {"base_norm": _norm(state.frozen)}
+    if config.adapter is None:
+        return found.state, found.progress
+    state = dataclasses.replace(found.state, frozen=place_params(abstract.frozen, base))
+    if not math.isclose(_norm(state.frozen), found.progress["base_norm"], rel_tol=1e-5):
+        raise UserError(
+            f"init_from={config.init_from}: holds other weights than those that the adapters in "
+            f"{checkpoints.folder} were trained on; name the folder that the run began with."
+        )
+    return state, found.progress
 
 
-def _comparable(text: str) -> list[str]:
-    """A config's lines without those that may change between runs of the same training."""
-    free = (
-        "dry_run",
-        "fresh:",
-        "log_every_steps:",
-        "run_folder:",
-        "every_steps:",
-        "keep:",
-        "worker_count:",
+def _norm(params: Any) -> float:
+    """A number that other weights would not have; 0 without any."""
+    square = jax.jit(lambda tree: optax.global_norm(jax.tree.map(jnp.float32, tree)))
+    return float(square(params)) if jax.tree.leaves(params) else 0.0
+
+
+def _progress(log: MetricsLog, first: dict[str, Any]) -> dict[str, Any]:
+    return {**log.progress(), "base_norm": first["base_norm"]}
+
+
+def _rows(config: TrainConfig, mixture: OpenMixture) -> MixtureRows:
+    return MixtureRows(
+        mixture,
+        row_tokens=config.data.row_tokens,
+        seed=config.data.seed,
+        rows=config.steps * config.batch_rows,
     )
-    return [line for line in text.splitlines() if not line.strip().startswith(free)]
 
 
-def _check_tokenizer(config: TrainConfig, decoder: DecoderConfig, vocabulary: int) -> None:
-    if vocabulary > decoder.vocabulary_size:
+def _stream(
+    config: TrainConfig, mixture: OpenMixture, placement: BatchPlacement, first: int
+) -> Iterator[Rows]:
+    return batches(
+        mixture,
+        rows_per_batch=config.batch_rows,
+        total_batches=config.steps,
+        start_batch=first,
+        process_index=placement.share_index,
+        process_count=placement.share_count,
+    )
+
+
+def _check_tokenizer(config: TrainConfig, built: Built, vocabulary: int) -> None:
+    if vocabulary > built.decoder.vocabulary_size:
         raise UserError(
             f"data.tokenizer={config.data.tokenizer!r} has {vocabulary} tokens, but "
-            f"model.preset={config.model.preset!r} embeds {decoder.vocabulary_size}; choose the "
-            "tokenizer that belongs to the model, or override model.overrides.vocabulary_size."
+            f"model.preset={config.model.preset!r} embeds {built.decoder.vocabulary_size}; choose "
+            "the tokenizer that belongs to the model, or override model.overrides.vocabulary_size."
         )
 
 
-def _to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    sharding = NamedSharding(mesh, BATCH)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
-
-
-def _print_plan(
-    config: TrainConfig, decoder: DecoderConfig, mesh: Mesh, mixture: Any, first_step: int
-) -> None:
-    shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+def _described(
+    config: TrainConfig, built: Built, mixture: OpenMixture, mesh_shape: Any, first: int
+) -> str:
+    decoder = built.decoder
+    shape = " × ".join(f"{name} {size}" for name, size in mesh_shape.items())
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in mixture.asked_rates.items())
-    print(
-        f"model {config.model.preset}, {decoder.parameter_count():,} parameters, "
-        f"{decoder.compute_dtype}\n"
-        f"mesh {shape}; attention {choose_backend(config.attention_backend)}\n"
-        f"batch {config.batch_rows} rows × {config.data.row_tokens} tokens, "
-        f"{config.accumulation_steps} piece(s); steps {first_step} → {config.steps}\n"
-        f"mixture by tokens: {rates}"
+    model = f"model {config.model.preset}, {decoder.parameter_count():,} parameters"
+    if config.adapter is not None:
+        trained = adapter_count(decoder, config.adapter)
+        model += f", {trained:,} of adapters trained, base {config.adapter.base_dtype}"
+    pieces = config.accumulation_steps
+    rows = config.batch_rows / (pieces * mesh_shape["data"] * mesh_shape["fsdp"])
+    return (
+        f"{model}, {decoder.compute_dtype}\n"
+        f"mesh {shape}, {jax.process_count()} process(es); "
+        f"attention {choose_backend(config.attention_backend)}\n"
+        f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows × "
+        f"{config.data.row_tokens} tokens, {pieces} piece(s) of {rows:g} rows a device\n"
+        f"steps {first:,} → {config.steps:,}, {config.steps * config.batch_tokens:,} tokens in "
+        f"all\n"
+        f"mixture by {mixture.mixture.by}: {rates}"
     )
 
 
 def _summary(
-    config: TrainConfig, decoder: DecoderConfig, mixture: Any, log: MetricsLog
+    config: TrainConfig, built: Built, mixture: OpenMixture, log: MetricsLog, updates: int
 ) -> dict[str, Any]:
     return {
         "model": config.model.preset,
-        "parameters": decoder.parameter_count(),
+        "parameters": built.decoder.parameter_count(),
         "tokens": log.tokens,
         "steps": config.steps,
+        "updates": updates,
+        "skipped": config.steps - updates,
         "seconds": round(log.seconds, 1),
         "final_loss": log.last.get("loss"),
         "asked_rates": dict(mixture.asked_rates),

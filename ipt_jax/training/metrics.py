@@ -1,16 +1,65 @@
-"""Where a run's figures go: metrics.jsonl, the progress bar, summary.json."""
+"""A run's figures: metrics.jsonl, TensorBoard, Weights & Biases, and what a person sees."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
+import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
-import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ipt_jax.errors import UserError
+from ipt_jax.training.devices import Device
+from ipt_jax.training.phases import Phases
+from ipt_jax.training.writers import TensorBoardWriter, WandbWriter, Writer
+
+# Phase -> the key of its share of the time.
+_SHARES = {
+    "data": "share_data",
+    "checkpoint": "share_checkpoint",
+    "compiling": "share_compile",
+}
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """What is written down, and how often."""
+
+    every_steps: int = 10
+    """A line in metrics.jsonl, and on the screen, every so many steps."""
+    tensorboard: bool = True
+    """Write event files into tensorboard/ of the run folder."""
+    wandb_project: str | None = None
+    """Weights & Biases project to write to as well; null: none."""
+    wandb_mode: str = "online"
+    """online, or offline: kept in the run folder for `wandb sync`."""
+
+    def check(self) -> None:
+        """Refuse what cannot be written, before anything is allocated.
+
+        Raises:
+          UserError: naming the key, its value and what is allowed.
+        """
+        if self.every_steps < 1:
+            raise UserError(f"metrics.every_steps={self.every_steps}: must be at least 1.")
+        if self.wandb_mode not in ("online", "offline"):
+            raise UserError(
+                f"metrics.wandb_mode={self.wandb_mode!r}: allowed are online and offline."
+            )
+        if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+            raise UserError(
+                f"metrics.wandb_project={self.wandb_project!r}: the package wandb is not "
+                "installed; run `pip install 'ipt-jax[wandb]'` or `pip install wandb`, or leave "
+                "wandb_project out."
+            )
 
 
 class MetricsLog:
@@ -25,77 +74,161 @@ class MetricsLog:
         *,
         sources: tuple[str, ...],
         steps: int,
-        first_step: int,
-        every_steps: int,
+        first_position: int,
+        config: MetricsConfig,
         progress: Mapping[str, Any],
+        phases: Phases,
+        flops: tuple[float, float],
+        devices: int,
+        device: Device | None,
+        write: bool,
     ):
+        """Take up the figures of a run where its checkpoint left them.
+
+        Lines past `first_position`, where this start goes on, are dropped from metrics.jsonl.
+
+        Args:
+          folder: The run folder.
+          steps: Batches of the whole run.
+          progress: What `progress` gave for the checkpoint; empty for a new run.
+          flops: Training FLOPs a token, attention counted for causality, and in full.
+          devices: Of the whole mesh.
+          device: Their kind; None: not known, and no MFU is given.
+          write: False on all processes but one: figures are counted and nothing is written.
+        """
         self.source_tokens = {
             name: progress.get("source_tokens", {}).get(name, 0) for name in sources
         }
         self.seconds: float = progress.get("seconds", 0.0)
         self.last: dict[str, Any] = {}
-        self._every, self._steps, self._first = every_steps, steps, first_step
+        self._folder, self._config, self._write = folder, config, write
+        self._steps, self._first = steps, first_position
+        self._phases, self._flops = phases, flops
+        self._devices, self._device = devices, device
         self._path = folder / "metrics.jsonl"
-        self._drop_after(first_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._since, self._since_tokens = time.perf_counter(), self.tokens
-        self._bar = Progress(
-            TextColumn("train"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]} · {task.fields[rate]} tokens/s"),
-            TimeRemainingColumn(),
-        )
-        self._task = self._bar.add_task(
-            "train", total=steps, completed=first_step, loss="…", rate="…"
-        )
+        self._file: TextIO | None = None
+        self._writers: list[Writer] = []
+        self._screen: _Screen | None = None
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        if write:
+            self._drop_after(first_position)
+        self._start_clock()
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on so far, padding left out."""
+        """Tokens of all batches so far, padding left out and skipped batches included."""
         return sum(self.source_tokens.values())
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps so that the totals go on after a restart."""
         return {"source_tokens": dict(self.source_tokens), "seconds": self.seconds}
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Take in the metrics of update number `step`; waits for the device to reach it."""
-        counts = np.asarray(metrics["source_tokens"])
-        for name, count in zip(self.source_tokens, counts, strict=True):
+    def add(self, position: int, metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """Take in the metrics of batch number `position`; waits for the device to reach it.
+
+        Returns:
+          The same metrics as numpy values.
+        """
+        host = jax.device_get(dict(metrics))
+        for name, count in zip(self.source_tokens, host["source_tokens"], strict=True):
             self.source_tokens[name] += int(count)
-        if step % self._every and step != self._steps and step != self._first + 1:
-            self._bar.update(self._task, completed=step)
-            return
-        loss = float(metrics["loss"])
+        if not host["skipped"]:
+            self._losses.append(float(host["loss"]))
+            self._norms.append(float(host["gradient_norm"]))
         now = time.perf_counter()
-        elapsed, self._since = now - self._since, now
-        rate = (self.tokens - self._since_tokens) / elapsed
-        self._since_tokens = self.tokens
-        self.seconds += elapsed
-        self.last = {
-            "step": step,
-            "tokens": self.tokens,
-            "loss": loss,
-            "learning_rate": float(metrics["learning_rate"]),
-            "gradient_norm": float(metrics["gradient_norm"]),
-            "tokens_per_second": round(rate, 1),
-            "seconds": round(self.seconds, 3),
-            "source_tokens": dict(self.source_tokens),
+        self.seconds += now - self._seen
+        self._seen = now
+        due = position % self._config.every_steps == 0
+        if due or position == self._steps or position == self._first + 1:
+            self.last = self._line(position, host)
+            self._note(self.last)
+        elif self._screen is not None:
+            self._screen.at(position)
+        return host
+
+    def mean_since_save(self) -> dict[str, float]:
+        """Mean `loss` and `gradient_norm` of the batches since the last save.
+
+        Skipped batches are left out; without any other batch the answer is empty.
+        """
+        if not self._losses:
+            return {}
+        count = len(self._losses)
+        return {
+            "loss": math.fsum(self._losses) / count,
+            "gradient_norm": math.fsum(self._norms) / count,
         }
-        self._file.write(json.dumps(self.last) + "\n")
-        self._file.flush()
-        self._bar.update(self._task, completed=step, loss=f"{loss:.3f}", rate=f"{rate:,.0f}")
+
+    def saved(self) -> None:
+        """A checkpoint was saved: `mean_since_save` begins anew."""
+        self._losses.clear()
+        self._norms.clear()
 
     def __enter__(self) -> MetricsLog:
-        self._bar.start()
+        # A finished run that is started again writes nothing.
+        if self._write and self._first < self._steps:
+            self._file = self._path.open("a", encoding="utf-8")
+            if self._config.tensorboard:
+                self._writers.append(TensorBoardWriter(self._folder, self._first))
+            if self._config.wandb_project is not None:
+                project, mode = self._config.wandb_project, self._config.wandb_mode
+                self._writers.append(WandbWriter(self._folder, project, mode))
+            self._screen = _Screen(self._steps, self._first)
+        self._start_clock()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._screen is not None:
+            self._screen.close()
+        if self._file is not None:
+            self._file.close()
+        for writer in self._writers:
+            writer.close(failed=kind is not None)
 
-    def _drop_after(self, step: int) -> None:
+    def _start_clock(self) -> None:
+        self._seen = self._line_time = time.perf_counter()
+        self._line_tokens = self.tokens
+        self._line_phases = self._phases.seconds
+
+    def _line(self, position: int, host: Mapping[str, Any]) -> dict[str, Any]:
+        """The figures of a step; rates and shares are those since the last line."""
+        elapsed = self._seen - self._line_time
+        rate = (self.tokens - self._line_tokens) / elapsed
+        before, phases = self._line_phases, self._phases.seconds
+        line = {
+            "step": position,
+            "tokens": self.tokens,
+            "loss": _finite(host["loss"]),
+            "learning_rate": _finite(host["learning_rate"]),
+            "gradient_norm": _finite(host["gradient_norm"]),
+            "skipped": int(host["skipped_total"]),
+            "tokens_per_second": round(rate, 1),
+            "tokens_per_second_per_device": round(rate / self._devices, 1),
+        }
+        if self._device is not None:
+            peak = self._device.peak_flops * self._devices
+            for name, flops in zip(("mfu_causal", "mfu_full"), self._flops, strict=True):
+                line[name] = round(rate * flops / peak, 4)
+        line["seconds"] = round(self.seconds, 3)
+        for phase, key in _SHARES.items():
+            spent = phases.get(phase, 0.0) - before.get(phase, 0.0)
+            line[key] = round(spent / elapsed, 4)
+        line["source_tokens"] = dict(self.source_tokens)
+        self._line_time, self._line_tokens, self._line_phases = self._seen, self.tokens, phases
+        return line
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for writer in self._writers:
+            writer.write(line["step"], _scalars(line))
+        if self._screen is not None:
+            self._screen.show(line)
+
+    def _drop_after(self, position: int) -> None:
         """Forget lines past the checkpoint that training goes on from: they will come again."""
         if not self._path.exists():
             return
@@ -105,7 +238,85 @@ class MetricsLog:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 break  # the line that a kill cut short, always the last
-            if entry["step"] <= step:
+            if entry["step"] <= position:
                 kept.append(line + "\n")
                 self.last = entry
         self._path.write_text("".join(kept), encoding="utf-8")
+
+
+class _Screen:
+    """A progress bar on a terminal, plain lines in a log file."""
+
+    def __init__(self, steps: int, first: int):
+        self._steps = steps
+        self._began: tuple[int, float] | None = None
+        self._bar: Progress | None = None
+        console = Console()
+        if not sys.stdout.isatty() or console.is_dumb_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("train", total=steps, completed=first, figures="…")
+        self._bar.start()
+
+    def at(self, position: int) -> None:
+        """A step without a line."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=position)
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """A step with its figures."""
+        position = line["step"]
+        figures = [
+            "loss not finite" if line["loss"] is None else f"loss {line['loss']:.3f}",
+            f"{line['tokens_per_second']:,.0f} tokens/s",
+        ]
+        if "mfu_causal" in line:
+            figures.append(f"MFU {line['mfu_causal']:.1%}")
+        if line["skipped"]:
+            figures.append(f"{line['skipped']} skipped")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=position, figures=" · ".join(figures))
+            return
+        if self._began is None:  # the first line holds the compilation, which comes once
+            self._began = position, time.perf_counter()
+        else:
+            begun, since = self._began
+            left = (self._steps - position) * (time.perf_counter() - since) / (position - begun)
+            figures.append(f"{_clock(left)} left")
+        print(f"step {position:,} of {self._steps:,} · " + " · ".join(figures), flush=True)
+
+    def close(self) -> None:
+        """The bar stays as it is; no more of it."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _finite(value: Any) -> float | None:
+    """A figure as JSON can hold it: NaN and infinity become null."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """A line as named numbers: each source's tokens and share have names of their own."""
+    scalars = {
+        key: float(value)
+        for key, value in line.items()
+        if key not in ("step", "source_tokens") and value is not None
+    }
+    for name, tokens in line["source_tokens"].items():
+        scalars[f"source_tokens/{name}"] = float(tokens)
+        scalars[f"source_share/{name}"] = tokens / max(line["tokens"], 1)
+    return scalars

@@ -19,6 +19,8 @@ class OptimizerConfig:
     """Learning rate after warm-up."""
     warmup_steps: int = 2000
     """Steps of linear rise from 0; at most half the run is warm-up."""
+    warmup_fraction: float | None = None
+    """Share of the steps that is warm-up, in place of warmup_steps; null: warmup_steps holds."""
     schedule: str = "cosine"
     """cosine, wsd (warm-up, stable, decay) or constant."""
     final_fraction: float = 0.1
@@ -39,13 +41,29 @@ class OptimizerConfig:
     """Factor on the squared log-partition added to the loss."""
 
 
+def warmup_steps(config: OptimizerConfig, steps: int) -> int:
+    """Steps of warm-up in a run of `steps`.
+
+    Raises:
+      UserError: a warmup_fraction that is no share.
+    """
+    fraction = config.warmup_fraction
+    if fraction is None:
+        return min(config.warmup_steps, steps // 2)
+    if not 0 <= fraction < 1:
+        raise UserError(
+            f"optimizer.warmup_fraction={fraction}: must be at least 0 and below 1, or null."
+        )
+    return round(fraction * steps)
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by update count.
 
     Raises:
-      UserError: an unknown schedule.
+      UserError: an unknown schedule, or shares of warm-up and decay that overlap.
     """
-    warmup = min(config.warmup_steps, steps // 2)
+    warmup = warmup_steps(config, steps)
     peak, final = config.peak_learning_rate, config.peak_learning_rate * config.final_fraction
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), final)
@@ -54,6 +72,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
     if config.schedule == "wsd":
         decay = max(1, round(steps * config.decay_fraction))
+        if warmup + decay > steps:
+            raise UserError(
+                f"optimizer.decay_fraction={config.decay_fraction}: {decay} steps of decay and "
+                f"{warmup} of warm-up are more than the run's {steps}; lower one of them."
+            )
         fall = optax.linear_schedule(peak, final, decay)
         pieces = [rise, optax.constant_schedule(peak), fall]
         return optax.join_schedules(pieces, [warmup, steps - decay])

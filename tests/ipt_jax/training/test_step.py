@@ -1,6 +1,7 @@
 """The train step on one device and on eight virtual ones."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import module_of
-from ipt_jax.models.sharding import MeshConfig, make_mesh
+from ipt_jax.models.sharding import MESH_AXES, MeshConfig, make_mesh
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.state import abstract_state, init_state
 from ipt_jax.training.step import jit_train_step, make_train_step
@@ -44,7 +46,14 @@ def make_batch(rows: int = 8, length: int = 32) -> dict[str, np.ndarray]:
 ONE_DEVICE = MeshConfig()
 
 
-def run(mesh_config: MeshConfig = ONE_DEVICE, *, accumulation: int = 1, **changes) -> list[dict]:
+def run(
+    mesh_config: MeshConfig = ONE_DEVICE,
+    *,
+    accumulation: int = 1,
+    gradients: bool = False,
+    **changes,
+) -> list[dict]:
+    """The metrics of each step and, if asked, a thousand numbers of the first one's gradients."""
     decoder = dataclasses.replace(TINY, **changes)
     mesh = make_mesh(mesh_config)
     settings = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
@@ -64,6 +73,14 @@ def run(mesh_config: MeshConfig = ONE_DEVICE, *, accumulation: int = 1, **change
     for _ in range(STEPS):
         state, metrics = compiled(state, make_batch())
         found.append({name: np.asarray(value).tolist() for name, value in metrics.items()})
+        if gradients and len(found) == 1:
+            # Adam's first moment after one step is (1 - beta1) times the clipped gradient.
+            moments = optax.tree_utils.tree_get(state.optimizer_state, "mu")
+            leaves = jax.tree_util.tree_leaves_with_path(moments)
+            found[0]["gradients"] = {
+                jax.tree_util.keystr(path): np.asarray(leaf).ravel()[::7][:1000].tolist()
+                for path, leaf in leaves
+            }
     assert int(state.step) == int(state.position) == STEPS
     return found
 
@@ -126,13 +143,19 @@ def test_packed_row_gives_each_document_the_loss_it_has_alone():
         np.testing.assert_allclose(packed[:, part], alone, rtol=1e-4, atol=1e-5)
 
 
+# Every axis alone, every pair and every three of them.
+MESHES = [
+    {"data": 1, **dict(zip(axes, sizes, strict=True))}
+    for sizes in ((8,), (2, 4), (2, 2, 2))
+    for axes in itertools.combinations(MESH_AXES, len(sizes))
+]
+WIDE = {"heads": 8, "kv_heads": 8}  # so that 8 devices can split the heads
 EIGHT_DEVICES = """
 import json, sys
 sys.path.insert(0, {here!r})
-from test_step import MeshConfig, run
-meshes = [dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2),
-          dict(data=1, fsdp=2, tensor=2, context=2)]
-print(json.dumps([run(MeshConfig(**mesh)) for mesh in meshes]))
+from test_step import MESHES, WIDE, MeshConfig, run
+half = MESHES[{half}::2]
+print(json.dumps([run(MeshConfig(**mesh), gradients=True, **WIDE) for mesh in half]))
 """
 
 
@@ -142,14 +165,36 @@ def test_eight_devices_give_the_numbers_of_one():
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
-    code = EIGHT_DEVICES.format(here=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected = run()
-    for found in json.loads(done.stdout.splitlines()[-1]):
+    halves = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                EIGHT_DEVICES.format(here=str(Path(__file__).parent), half=half),
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for half in range(2)
+    ]
+    expected = run(gradients=True, **WIDE)
+    found_of = {}
+    for half, process in enumerate(halves):
+        out, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors[-2000:]
+        found = json.loads(out.splitlines()[-1])
+        found_of |= dict(zip(range(half, len(MESHES), 2), found, strict=True))
+    assert len(found_of) == len(MESHES) == 14
+    for number, found in found_of.items():
+        mesh = MESHES[number]
         for one, other in zip(expected, found, strict=True):
             for name in ("loss", "gradient_norm"):
-                assert one[name] == pytest.approx(other[name], rel=1e-4)
+                assert one[name] == pytest.approx(other[name], rel=1e-5), mesh
             assert one["source_tokens"] == other["source_tokens"]
+        for name, gradient in expected[0]["gradients"].items():
+            got = np.asarray(found[0]["gradients"][name])
+            np.testing.assert_allclose(
+                got, gradient, rtol=1e-4, atol=1e-7, err_msg=f"{mesh} {name}"
+            )

@@ -1,0 +1,203 @@
+"""Adapters in PEFT's format, and merged into the tensors of their base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ipt_jax.errors import UserError
+from ipt_jax.hf.export import dtype_named, unfinished, write_json
+from ipt_jax.hf.weights import DTYPES
+from ipt_jax.models.config import DecoderConfig
+from ipt_jax.models.layers import Params
+from ipt_jax.models.lora import FACTORS, TARGETS, LoraConfig, adapter_shapes
+from ipt_jax.tokenizers import Tokenizer
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+MODULES = {
+    **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+    **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+}
+# Keys of PEFT's config that change what an adapter computes; ours have none of them.
+UNREADABLE = (
+    *("use_rslora", "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"),
+    *("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"),
+    *("exclude_modules", "target_parameters", "trainable_token_indices", "layer_replication"),
+    *("alora_invocation_tokens", "megatron_config"),
+)
+
+
+def peft_tensors(
+    decoder: DecoderConfig, lora: LoraConfig, adapters: Params
+) -> Iterator[tuple[str, np.ndarray]]:
+    """PEFT's names and tensors: lora_A [r, in] and lora_B [out, r] of every adapted projection."""
+    for block in range(decoder.layers):
+        for target in lora.targets:
+            name = f"base_model.model.model.layers.{block}.{MODULES[target]}"
+            a, b = _factors(lora, adapters, target, block)
+            yield f"{name}.lora_A.weight", np.ascontiguousarray(a)
+            yield f"{name}.lora_B.weight", np.ascontiguousarray(b)
+
+
+def merged(
+    decoder: DecoderConfig,
+    lora: LoraConfig,
+    adapters: Params,
+    tensors: Iterator[tuple[str, np.ndarray]],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The base's tensors, float32, each with its adapter's product added; one at a time.
+
+    With `lora.base_dtype` bfloat16 the base is rounded to it first: to these weights, not to
+    finer ones, the adapters were fitted.
+    """
+    adapted = {
+        f"model.layers.{block}.{MODULES[target]}.weight": (target, block)
+        for target in lora.targets
+        for block in range(decoder.layers)
+    }
+    for name, tensor in tensors:
+        whole = tensor.astype(DTYPES[lora.base_dtype], copy=False).astype(np.float32, copy=False)
+        if name in adapted:
+            a, b = _factors(lora, adapters, *adapted[name])
+            whole = whole + np.float32(lora.scale) * (b @ a)
+        yield name, whole
+
+
+def write_peft(
+    folder: Path,
+    decoder: DecoderConfig,
+    lora: LoraConfig,
+    adapters: Params,
+    base: str,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str = "float32",
+    check: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write `folder` for `peft.PeftModel.from_pretrained` and vLLM's LoRA requests.
+
+    `base` is the folder (or name) that the adapter's config gives as its base model. As in
+    `export_hugging_face`, the folder appears only when it is whole and `check` has passed on it.
+
+    Raises:
+      UserError: the folder holds something else, or an unknown dtype.
+    """
+    numpy_dtype = dtype_named(dtype)
+    with unfinished(folder, CONFIG_FILE, check) as working:
+        tensors = peft_tensors(decoder, lora, adapters)
+        stored = {name: tensor.astype(numpy_dtype) for name, tensor in tensors}
+        save_file(stored, working / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(working / CONFIG_FILE, peft_config(lora, base))
+        tokenizer.save_pretrained(working)
+    return folder
+
+
+def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
+    """adapter_config.json; what it leaves out has PEFT's default."""
+    # vLLM declares an integer; PEFT takes both.
+    alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": None,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted(lora.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def read_peft(folder: Path, decoder: DecoderConfig) -> tuple[LoraConfig, Params]:
+    """A PEFT folder's LoRA as ours: float32 numpy leaves as `new_adapters` names them.
+
+    Raises:
+      UserError: no such folder, a kind of adapter that ours are not, or tensors that do not fit
+        the decoder.
+    """
+    lora = _read_config(folder / CONFIG_FILE)
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}); write the adapter again."
+        ) from error
+    leaves: Params = {}
+    for name, shape in adapter_shapes(decoder, lora).items():
+        leaves[name] = np.empty(shape, np.float32)
+    for name, expected in peft_tensors(decoder, lora, {"blocks": leaves}):
+        if name not in tensors:
+            raise UserError(f"{path}: lacks {name}; its config and its weights do not fit.")
+        if tensors[name].shape != expected.shape:
+            raise UserError(
+                f"{path}: {name} has shape {tensors[name].shape}, but the model config and the "
+                f"adapter's ask for {expected.shape}; choose the preset of the adapter's base."
+            )
+    for target in lora.targets:
+        for leaf, factor in zip(FACTORS[target], ("lora_A", "lora_B"), strict=True):
+            for block in range(decoder.layers):
+                name = f"base_model.model.model.layers.{block}.{MODULES[target]}.{factor}.weight"
+                leaves[leaf][block] = tensors.pop(name).T.reshape(leaves[leaf].shape[1:])
+    if tensors:
+        raise UserError(
+            f"{path}: holds {sorted(tensors)[0]} and {len(tensors) - 1} more that the decoder has "
+            "no adapter for."
+        )
+    return lora, {"blocks": leaves}
+
+
+def _read_config(path: Path) -> LoraConfig:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path}: not there; name a folder that PEFT wrote.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); write the adapter again.") from error
+    if raw.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type={raw.get('peft_type')!r}; only LORA can be read.")
+    for key in UNREADABLE:
+        if raw.get(key):
+            raise UserError(f"{path}: {key}={raw[key]!r}; adapters here know plain LoRA only.")
+    if raw.get("bias", "none") != "none":
+        raise UserError(f"{path}: bias={raw['bias']!r}; the decoder has no biases.")
+    found = raw.get("target_modules")
+    if not isinstance(found, list):
+        raise UserError(f"{path}: target_modules={found!r}; only a list of names can be read.")
+    ordered = [*(name for name in TARGETS if name in found), *sorted(set(found) - {*TARGETS})]
+    try:
+        return LoraConfig(
+            rank=raw["r"],
+            alpha=float(raw["lora_alpha"]),
+            dropout=float(raw.get("lora_dropout", 0.0)),
+            targets=tuple(ordered),
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: lacks the key {error}; write the adapter again.") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _factors(
+    lora: LoraConfig, adapters: Params, target: str, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """One adapter as PEFT has it: A [r, in] and B [out, r]."""
+    a, b = (np.asarray(adapters["blocks"][name][block]) for name in FACTORS[target])
+    return a.reshape(-1, lora.rank).T, b.reshape(lora.rank, -1).T

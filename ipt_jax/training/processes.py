@@ -1,0 +1,165 @@
+"""Several processes that train one model: how they meet, share rows and agree to stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ipt_jax.errors import RunStopped, UserError
+from ipt_jax.models.sharding import BATCH, MESH_AXES
+
+
+@dataclass(frozen=True)
+class ProcessesConfig:
+    """One process a host, or several; all run the same command but for `index`."""
+
+    coordinator: str | None = None
+    """host:port of process 0; auto: as the cluster says (SLURM, Open MPI, Kubernetes, Cloud TPU);
+    null: this process alone."""
+    count: int | None = None
+    """How many processes there are; null with auto."""
+    index: int | None = None
+    """Which of them this is, from 0; null with auto."""
+
+
+def connect(config: ProcessesConfig) -> None:
+    """Join the other processes; must come before anything asks JAX for devices.
+
+    Raises:
+      UserError: an address without count and index, or processes that cannot be reached.
+    """
+    if config.coordinator is None:
+        if config.count not in (None, 1):
+            raise UserError(
+                f"processes.count={config.count} without processes.coordinator: give the "
+                "host:port of process 0, or auto on a cluster."
+            )
+        return
+    given = (config.count, config.index)
+    if config.coordinator != "auto":
+        if None in given or not 0 <= (config.index or 0) < (config.count or 0):
+            raise UserError(
+                f"processes.coordinator={config.coordinator!r} needs processes.count and "
+                f"processes.index from 0 to count - 1; they are {given[0]} and {given[1]}."
+            )
+        host, _, port = config.coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(
+                f"processes.coordinator={config.coordinator!r}: give host:port of process 0, or "
+                "auto on a cluster."
+            )
+    try:
+        if config.coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(config.coordinator, config.count, config.index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"processes.coordinator={config.coordinator!r}: the processes did not find each other "
+            f"({' '.join(str(error).split())[:300]}); see that all {config.count or ''} of them "
+            "run and that process 0 can be reached there."
+        ) from error
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process has come here; at once where there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let one of several processes that fails end without waiting for the others.
+
+    At a normal exit JAX waits for all processes, and the others wait for this one in their step.
+    They learn of its end from its heartbeat. A `RunStopped` comes in all processes at once.
+    """
+    try:
+        yield
+    except RunStopped:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, UserError) else 1)
+
+
+class BatchPlacement:
+    """Which rows of a global batch this process reads, and how they get to its devices."""
+
+    def __init__(self, mesh: Mesh, rows: int, row_tokens: int):
+        """For batches [rows, row_tokens], which divide among the mesh's devices.
+
+        Raises:
+          UserError: processes whose devices hold unequal shares.
+        """
+        self._sharding = NamedSharding(mesh, BATCH)
+        self._shape = (rows, row_tokens)
+        shares: dict[int, set[tuple[int, int]]] = {}
+        for device, index in self._sharding.devices_indices_map(self._shape).items():
+            first, last, _ = index[0].indices(rows)
+            shares.setdefault(device.process_index, set()).add((first, last))
+        spans = {p: (min(s)[0], max(s)[1]) for p, s in shares.items()}
+        self.first_row, last = spans[jax.process_index()]
+        size = last - self.first_row
+        if rows % size or any(b - a != size or a % size for a, b in spans.values()):
+            raise UserError(
+                f"processes hold rows {sorted(spans.values())} of a batch, which are no equal "
+                "shares; give each process the same number of devices and let mesh.data × "
+                "mesh.fsdp be a multiple, or a divisor, of the number of processes."
+            )
+        self.share_index, self.share_count = self.first_row // size, rows // size
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Global arrays from this process's rows."""
+
+        def one(rows: np.ndarray) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                first, last, _ = index[0].indices(self._shape[0])
+                return rows[first - self.first_row : last - self.first_row, index[1]]
+
+            return jax.make_array_from_callback(self._shape, self._sharding, part)
+
+        return {name: one(rows) for name, rows in batch.items()}
+
+
+class Agreement:
+    """Whether any process wants to stop, the same answer in all of them at the same step.
+
+    With several processes the answer is that of the votes cast one step before, so that nobody
+    waits for a step that is still running.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._alone = jax.process_count() == 1
+        self._sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+        self._shape = (mesh.size,)
+        whole = NamedSharding(mesh, PartitionSpec())
+        self._any = jax.jit(lambda votes: votes.max(), out_shardings=whole)
+        self._before: jax.Array | None = None
+
+    def vote(self, stop: bool) -> bool:
+        """Cast this process's vote and hear the outcome; every process calls this every step."""
+        if self._alone:
+            return stop
+        before = self._before
+        mine = np.full(self._shape, stop, np.int32)
+        votes = jax.make_array_from_callback(self._shape, self._sharding, lambda part: mine[part])
+        self._before = self._any(votes)
+        return before is not None and bool(before)

@@ -1,0 +1,72 @@
+"""What the guard skipped, with the records that were in it: skipped.jsonl in the run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ipt_jax.data.pipeline import MixtureRows
+from ipt_jax.errors import RunStopped
+
+EXIT_CODE = 3
+
+
+class SkipLog:
+    """Writes a line for each skipped batch and says when there were too many in a row."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Callable[[], MixtureRows],
+        *,
+        rows_per_batch: int,
+        stop_after: int,
+        first_position: int,
+        write: bool,
+    ):
+        """`rows` is called at the first skip: the whole run's rows.
+
+        Lines past `first_position` are dropped: those batches will come again.
+        """
+        self._path, self._rows, self._write = folder / "skipped.jsonl", rows, write
+        self._rows_per_batch, self._stop_after = rows_per_batch, stop_after
+        self.too_many = False
+        if write and self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in kept if json.loads(line)["step"] <= first_position]
+            self._path.write_text("".join(kept), encoding="utf-8")
+
+    def take_in(self, position: int, metrics: Mapping[str, Any]) -> None:
+        """Note batch number `position`, from 1, if its metrics (host values) say it was skipped."""
+        if not metrics["skipped"]:
+            return
+        self.too_many |= int(metrics["skipped_in_a_row"]) >= self._stop_after
+        if not self._write:
+            return
+        start = (position - 1) * self._rows_per_batch
+        figures = {key: float(metrics[key]) for key in ("loss", "gradient_norm")}
+        finite = all(map(math.isfinite, figures.values()))
+        line = {
+            "step": position,
+            "reason": "loss spike" if finite else "loss or gradient not finite",
+            # JSON has no NaN: such a figure is written as text.
+            **{key: x if math.isfinite(x) else str(x) for key, x in figures.items()},
+            "records": self._rows().records(start, start + self._rows_per_batch),
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def stop(self, position: int) -> RunStopped:
+        """The error that ends the run after too many skipped batches in a row."""
+        return RunStopped(
+            f"stopped after step {position}, saved: the guard skipped {self._stop_after} batches "
+            f"in a row or more (guard.stop_after). {self._path} names their records. If they are "
+            "sound, lower optimizer.peak_learning_rate in a new run, or set "
+            "guard.spike_deviations higher (0: only what is not finite is skipped) and run the "
+            "same command again; it goes on behind them.",
+            EXIT_CODE,
+        )

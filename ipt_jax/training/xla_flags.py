@@ -1,0 +1,157 @@
+"""The XLA flags that make training fast on NVIDIA GPUs, for each series of jaxlib.
+
+XLA aborts the process at a flag that it does not know, and knows others in each series: a test
+tries the table's flags on the installed one. Sources: the flags that MaxText and NVIDIA's
+JAX-Toolbox ("Tips for High-Performance LLMs with JAX and XLA") train with, less those that
+jaxlib 0.10 and 0.11 abort at or already set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from jax._src import xla_bridge  # the only place that tells whether devices were asked for
+from jaxlib import version as jaxlib_version
+
+# Flag -> (value, why).
+_FLAGS_0_10: dict[str, tuple[str, str]] = {
+    "xla_gpu_enable_latency_hiding_scheduler": (
+        "true",
+        "moves collectives away from what waits for them, so that they run beside computation",
+    ),
+    "xla_gpu_all_gather_combine_threshold_bytes": (
+        "1073741824",
+        "gathers a whole layer's weights at once: 436 MB of bf16 in an 8B model",
+    ),
+    "xla_gpu_all_reduce_combine_threshold_bytes": (
+        "1073741824",
+        "reduces many small gradients (norms, biases) in one collective",
+    ),
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": (
+        "134217728",
+        "smaller, so that the first gradients leave while the layer is still going backwards",
+    ),
+    "xla_gpu_enable_all_gather_combine_by_dim": (
+        "false",
+        "combines all of a layer's gathers, not only those along the same axis",
+    ),
+    "xla_gpu_enable_reduce_scatter_combine_by_dim": ("false", "the same for its gradients"),
+    "xla_gpu_enable_pipelined_all_gather": (
+        "true",
+        "in the scan over layers, fetches the next layer's weights during this one",
+    ),
+    "xla_gpu_enable_pipelined_reduce_scatter": (
+        "true",
+        "sends a layer's gradients during the layer before it",
+    ),
+    "xla_gpu_enable_pipelined_all_reduce": ("true", "the same where gradients are not sharded"),
+    "xla_gpu_enable_while_loop_double_buffering": (
+        "true",
+        "two copies of the scan's body take turns, so that pipelined weights need no copy",
+    ),
+    "xla_gpu_enable_command_buffer": (
+        "-COLLECTIVES",
+        "CUDA graphs stay on, but none with collectives in it: those have hung and were slower",
+    ),
+}
+FLAGS: dict[str, dict[str, tuple[str, str]]] = {"0.10": _FLAGS_0_10, "0.11": _FLAGS_0_10}
+
+# Variable -> (value, why, variables that say the same).
+_VARIABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": (
+        "1",
+        "kernels start in the order of their launch, so that collectives are not held back "
+        "(Ampere and Hopper; on Blackwell set it to 8 yourself)",
+        (),
+    ),
+    "XLA_CLIENT_MEM_FRACTION": (
+        "0.9",
+        "JAX takes 75% of a GPU otherwise; the rest is for NCCL, cuDNN and the driver",
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION",),
+    ),
+}
+
+
+def gpu_flags(version: str) -> tuple[str, ...]:
+    """The flags for a jaxlib, as in `--name=value`; none for a series that was not tried."""
+    series = ".".join(version.split(".")[:2])
+    return tuple(f"--{name}={value}" for name, (value, _) in FLAGS.get(series, {}).items())
+
+
+def apply_gpu_flags(mode: str = "auto", *, devices: Path = Path("/dev")) -> str:
+    """Put the flags for the installed jaxlib into this process's environment if it uses a GPU.
+
+    Flags and variables that are set already stay as they are. Call before anything asks JAX for
+    devices.
+
+    Args:
+      mode: auto, or none: nothing is changed.
+      devices: Where the driver's device files are looked for.
+
+    Returns:
+      What was done, to be printed.
+
+    Raises:
+      RuntimeError: JAX has its devices already and would not see the flags.
+    """
+    if mode == "none":
+        return "XLA flags: none added (xla_flags=none)"
+    if absent := _why_no_gpu(os.environ, jax.config.jax_platforms, devices):
+        return f"XLA flags: none added ({absent})"
+    if xla_bridge.backends_are_initialized():
+        raise RuntimeError("apply_gpu_flags: JAX has its devices already")
+    added, text = _additions(os.environ, jaxlib_version.__version__)
+    os.environ.update(added)
+    return text
+
+
+def _why_no_gpu(environment: Mapping[str, str], platforms: str | None, devices: Path) -> str | None:
+    """Why JAX will not use an NVIDIA GPU, found without starting it; None if it will."""
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return f"JAX_PLATFORMS={platforms}"
+    if environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides all GPUs"
+    if not any(devices.glob("nvidia[0-9]*")) and not (devices / "nvidiactl").exists():
+        return "no NVIDIA GPU here"
+    plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+    if not any(map(importlib.util.find_spec, plugins)):
+        return "there is an NVIDIA GPU, but JAX's CUDA plugin is not installed"
+    return None
+
+
+def _additions(environment: Mapping[str, str], version: str) -> tuple[dict[str, str], str]:
+    """The variables to set, and the line that says so."""
+    own = environment.get("XLA_FLAGS", "")
+    in_file = bool(own) and not own.lstrip().startswith("-")
+    named = set() if in_file else {_name(flag) for flag in own.split()}
+    flags = [flag for flag in gpu_flags(version) if _name(flag) not in named]
+    added = {
+        name: value
+        for name, (value, _, aliases) in _VARIABLES.items()
+        if not any(alias in environment for alias in (name, *aliases))
+    }
+    variables = " ".join(f"{name}={value}" for name, value in added.items())
+    if in_file:
+        text = f"XLA flags: none added (XLA_FLAGS names the file {own})"
+    elif flags:
+        added["XLA_FLAGS"] = " ".join([own, *flags]).strip()
+        text = f"XLA flags for jaxlib {version}: {' '.join(flags)}"
+    elif gpu_flags(version):
+        text = "XLA flags: none added (yours name them all)"
+    else:
+        text = (
+            f"XLA flags: none added (jaxlib {version} is none of the series that were tried: "
+            f"{', '.join(FLAGS)})"
+        )
+    kept = sorted(named & {_name(flag) for flag in gpu_flags(version)})
+    if kept:
+        text += f"; kept as you set them: {', '.join(kept)}"
+    return added, text + (f"; {variables}" if variables else "")
+
+
+def _name(flag: str) -> str:
+    return flag.lstrip("-").split("=", 1)[0]

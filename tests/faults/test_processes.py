@@ -1,0 +1,99 @@
+"""Several real processes that train one model, and what happens when one of them does not."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training_runs import (
+    figures,
+    finish,
+    make_config,
+    start,
+    start_several,
+    wait_for_steps,
+    write_config,
+    write_shards,
+)
+
+SHARDING = ("--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory) -> Path:
+    """The run of one process with one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = write_config(make_config(shards, folder / "run"), folder / "config.yaml")
+    (code, _, errors), *_ = finish([start(config)])
+    assert code == 0, errors[-3000:]
+    return folder / "run"
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    assert figures(folder, "source_tokens") == figures(expected, "source_tokens")
+    assert figures(folder) == pytest.approx(figures(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "options"), [(2, 1, ()), (4, 1, SHARDING), (2, 4, ("--mesh.context", "4"))]
+)
+def test_several_processes_give_the_losses_of_one(shards, alone, tmp_path, count, devices, options):
+    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    ended = finish(start_several(config, count, *options, devices=devices))
+    for code, _, errors in ended:
+        assert code == 0, errors[-3000:]
+    assert f"{count} process(es)" in ended[0][1]
+    assert "process(es)" not in ended[1][1]  # the first alone speaks for all
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_a_signal_to_one_stops_all_and_another_number_of_them_goes_on(shards, alone, tmp_path):
+    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    processes = start_several(config, 2)
+    wait_for_steps(tmp_path / "run", 6, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    for code, _, errors in finish(processes):
+        assert code == 128 + signal.SIGTERM, errors[-3000:]
+        assert "goes on from here" in errors
+    stopped = max(figures(tmp_path / "run"))
+    assert 6 <= stopped < 24
+    (code, said, errors), *_ = finish([start(config, "--resume", "required", devices=4)])
+    assert code == 0, errors[-3000:]
+    assert f"steps {stopped} → 24" in said and "data 4" in said
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_a_silent_process_is_named_and_not_waited_for(shards, tmp_path):
+    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    # Batches enough that the run cannot end before process 1 falls silent.
+    longer = ("--train_tokens", str(512 * 5000), "--watchdog.timeout_seconds", "20")
+    processes = start_several(config, 2, *longer)
+    try:
+        wait_for_steps(tmp_path / "run", 6, processes[0])
+        processes[1].send_signal(signal.SIGSTOP)
+        since = time.monotonic()
+        _, errors = processes[0].communicate(timeout=90)
+        assert processes[0].returncode == 75
+        assert 15 < time.monotonic() - since < 60
+        assert "Silent: process 1 (" in errors and f"pid {processes[1].pid})" in errors
+        assert "in the phase 'step'" in errors and "most recent call first" in errors
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_process_that_fails_takes_the_others_with_it(shards, tmp_path):
+    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    processes = start_several(config, 2, "--train_tokens", str(512 * 5000))
+    wait_for_steps(tmp_path / "run", 6, processes[0])
+    processes[1].kill()
+    since = time.monotonic()
+    (code, _, errors), _ = finish(processes)
+    assert code not in (0, -signal.SIGKILL) and errors
+    assert time.monotonic() - since < 60

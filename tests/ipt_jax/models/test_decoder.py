@@ -1,0 +1,94 @@
+"""What the decoder keeps for the backward pass."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ipt_jax.errors import UserError
+from ipt_jax.models.config import PRESETS, SAVEABLE, ModelConfig
+from ipt_jax.models.decoder import module_of, new_params
+
+# Deep and with long rows, so that what the blocks keep outweighs the rest of the memory.
+SMALL = dataclasses.replace(PRESETS["tiny"], layers=6, width=64, mlp_width=192, head_width=16)
+
+
+@functools.cache
+def compiled(remat: str, save: tuple[str, ...] = ()) -> jax.stages.Compiled:
+    config = dataclasses.replace(SMALL, remat=remat, remat_save=save)
+
+    def loss(params, tokens_BT, positions_BT):
+        return jnp.sum(jnp.square(module_of(config, params)(tokens_BT, positions_BT)))
+
+    params = jax.eval_shape(lambda: new_params(SMALL, jax.random.key(0)))
+    integers = jax.ShapeDtypeStruct((4, 128), jnp.int32)
+    return jax.jit(jax.grad(loss)).lower(params, integers, integers).compile()
+
+
+def memory_bytes(*arguments) -> int:
+    analysis = compiled(*arguments).memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+def flops(*arguments) -> float:
+    return compiled(*arguments).cost_analysis()["flops"]
+
+
+def test_what_is_named_is_kept_and_nothing_else():
+    full, none = ("full",), ("none",)
+    attention = ("names", ("query_key_value", "attention"))
+    everything = ("names", tuple(SAVEABLE))
+    assert memory_bytes(*full) < memory_bytes(*attention) < memory_bytes(*everything)
+    assert memory_bytes(*everything) < memory_bytes(*none)
+    assert flops(*full) > flops(*attention) > flops(*everything) > 0.99 * flops(*none)
+    # Neither the projections nor attention's product with the values runs again. (The compiler
+    # counts the body of the loop over blocks once.)
+    c, rows, length = SMALL, 4, 128
+    projections = 2 * rows * length * c.width * (c.heads + 2 * c.kv_heads) * c.head_width
+    values = 2 * rows * c.heads * length * length * c.head_width
+    assert flops(*full) - flops(*attention) > projections + values
+
+
+def test_numbers_are_those_without_rematerialisation():
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: new_params(SMALL, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+    tokens = random.integers(0, SMALL.vocabulary_size, (4, 128)).astype(np.int32)
+    positions = np.tile(np.arange(128, dtype=np.int32), (4, 1))
+    expected = compiled("none")(params, tokens, positions)
+    for save in (("query_key_value", "attention"), tuple(SAVEABLE)):
+        found = compiled("names", save)(params, tokens, positions)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            atol = 1e-4 * float(np.max(np.abs(other)))
+            np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+
+def refusal(**overrides) -> str:
+    with pytest.raises(UserError) as caught:
+        ModelConfig("tiny", overrides).decoder()
+    return str(caught.value)
+
+
+def test_names_come_as_a_list_and_wrong_ones_are_refused():
+    decoder = ModelConfig("tiny", {"remat": "names", "remat_save": ["attention"]}).decoder()
+    assert decoder.remat_save == ("attention",)
+    assert hash(decoder) != hash(PRESETS["tiny"])
+    message = refusal(remat="names", remat_save=["gate_up", "atention"])
+    assert "'atention'. The nearest is 'attention'" in message
+    assert "give a list" in refusal(remat="names", remat_save="attention")
+    assert "need each other" in refusal(remat="names")
+    assert "need each other" in refusal(remat="full", remat_save=["attention"])
+    assert "allowed are none, dots, names, full" in refusal(remat="some")
+
+
+def test_every_name_is_in_the_decoder():
+    program = str(
+        jax.make_jaxpr(
+            jax.grad(lambda p: jnp.sum(module_of(SMALL, p)(*[jnp.zeros((1, 4), jnp.int32)] * 2)))
+        )(jax.eval_shape(lambda: new_params(SMALL, jax.random.key(0))))
+    )
+    assert {name for name in SAVEABLE if f"name={name}" in program} == set(SAVEABLE)

@@ -1,0 +1,122 @@
+"""Small real training runs on real text, in this process or in several."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ipt_jax.configuration import as_yaml
+from ipt_jax.data.config import DataConfig
+from ipt_jax.models.config import ModelConfig
+from ipt_jax.records import Record, ShardWriter
+from ipt_jax.training.checkpoints import CheckpointConfig
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.metrics import MetricsConfig
+from ipt_jax.training.optimizer import OptimizerConfig
+
+ROOT = Path(__file__).parents[1]
+CORPUS = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"
+STEPS, BATCH_TOKENS = 24, 512
+
+
+def write_shards(folder: Path) -> Path:
+    """50 documents as `raw`, 30 as `augmented`."""
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()[:80]
+    for name, part in (("raw", lines[:50]), ("augmented", lines[50:])):
+        with ShardWriter(folder / name) as writer:
+            for document in map(json.loads, part):
+                writer.write(Record(document["id"], document["text"], document["source"]))
+    return folder
+
+
+def make_config(shards: Path, folder: Path, **changes) -> TrainConfig:
+    """24 steps of 8 rows of 64 tokens, a line of metrics each, a checkpoint every 5."""
+    mixture = {
+        "tasks": {name: {"source": name} for name in ("raw", "augmented")},
+        "rates": {"raw": 0.8, "augmented": 0.2},
+        "root": str(shards),
+    }
+    config = TrainConfig(
+        run_folder=folder,
+        model=ModelConfig("tiny", {"vocabulary_size": 32000}),
+        data=DataConfig(mixture=mixture, row_tokens=64),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
+        checkpoints=CheckpointConfig(every_steps=5),
+        metrics=MetricsConfig(every_steps=1, tensorboard=False),
+        batch_tokens=BATCH_TOKENS,
+        train_tokens=BATCH_TOKENS * STEPS,
+        compilation_cache=None,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def write_config(config: TrainConfig, path: Path) -> Path:
+    path.write_text(as_yaml(config))
+    return path
+
+
+def script(name: str, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "launch" / name, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def start(config: Path, *options: str, devices: int = 1) -> subprocess.Popen:
+    """launch/train.py in a process of its own with so many virtual devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(config), *options],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_several(
+    config: Path, count: int, *options: str, devices: int = 1
+) -> list[subprocess.Popen]:
+    """`count` processes of one run, with `devices` each, that find each other on localhost."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    joined = ("--processes.coordinator", address, "--processes.count", str(count))
+    return [
+        start(config, *joined, "--processes.index", str(index), *options, devices=devices)
+        for index in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each; none is left running."""
+    try:
+        deadline = time.monotonic() + timeout
+        said = [p.communicate(timeout=max(1, deadline - time.monotonic())) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+
+
+def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen) -> None:
+    """Return when the run has written so many lines of metrics."""
+    metrics, patience = folder / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < steps:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < patience
+        time.sleep(0.002)
+
+
+def figures(folder: Path, key: str = "loss") -> dict[int, float]:
+    """One figure of each step."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {entry["step"]: entry[key] for entry in map(json.loads, lines)}
