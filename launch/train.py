@@ -28,7 +28,8 @@ def main() -> None:
         summary = train(config)
     print(
         f"trained {summary['tokens']:,} tokens in {summary['seconds']} s, "
-        f"loss {summary['final_loss']:.3f}: {config.run_folder}"
+        f"{summary['skipped']} batch(es) skipped, final loss {summary['final_loss']}: "
+        f"{config.run_folder}"
     )
 
 

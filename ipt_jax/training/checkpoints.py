@@ -34,14 +34,14 @@ from jax.experimental import multihost_utils
 
 from ipt_jax.errors import UserError
 from ipt_jax.manifest import sync_folder
-from ipt_jax.models.decoder import Params
+from ipt_jax.models.layers import Params
 from ipt_jax.training.integrity import Damage, find_damage, has_list, write_list
 from ipt_jax.training.saved_arrays import differences, open_saved
 
 # Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-# Longest that a save may take in the background; Orbax's 20 minutes are short for 100 GB on NFS.
+# Longest that writing or checking one may take; Orbax's 20 minutes are short for 100 GB on NFS.
 SAVE_SECONDS = 3600
 CHUNK_BYTES = 64 * 2**20
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -96,6 +96,7 @@ class Checkpoints:
         self.config = config
         self.folder.mkdir(parents=True, exist_ok=True)
         self._saved = set(_positions(self.folder))
+        self._writing: int | None = None
         self._writer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 # Random float32 mantissas shrink by 8 % for 2.5 times the processor time.
@@ -139,6 +140,7 @@ class Checkpoints:
             metrics=ocp.args.JsonSave({k: float(v) for k, v in (metrics or {}).items()}),
         )
         self._saved.add(position)
+        self._writing = position
         with self._full_disk_named():
             self._writer.save(self.folder / f"{position}.committing", items, force=True)
 
@@ -322,9 +324,9 @@ class Checkpoints:
         if code is not None:  # outside the handler: writers that failed go with their exception
             if jax.process_index() == 0:
                 # Never was a checkpoint, and fills the disk.
-                for path in self.folder.glob("*.committing*"):
+                for path in self.folder.glob(f"{self._writing}.committing*"):
                     shutil.rmtree(path, ignore_errors=True)
-            self._saved &= set(_positions(self.folder))
+            self._saved.discard(self._writing)
             raise OSError(code, os.strerror(code), str(self.folder))
 
     def __enter__(self) -> Checkpoints:
@@ -429,6 +431,9 @@ def _from_first(number: int | None) -> int | None:
     """Process 0's number, in every process."""
     if jax.process_count() == 1:
         return number
+    # Collectives give up after minutes; process 0 may be checking 100 GB.
+    wait = ocp.multihost.get_barrier_sync_fn()
+    wait(key="checkpoint chosen", timeout_ms=1000 * SAVE_SECONDS)
     sent = np.int32(-1 if number is None else number)
     received = int(multihost_utils.broadcast_one_to_all(sent))
     return None if received < 0 else received

@@ -136,7 +136,7 @@ def test_epochs_become_whole_batches(shards, tmp_path):
     assert summary["steps"] == int(tokens * 0.1) // 512
     with pytest.raises(UserError, match="epochs=0.0001 .* less than one batch"):
         train(dataclasses.replace(config, data=data, epochs=0.0001))
-    with pytest.raises(UserError, match=r"epochs=2: .* rates: natural"):
+    with pytest.raises(UserError, match=r"epochs=2: .* `rates: natural`"):
         train(dataclasses.replace(config, epochs=2.0))
 
 

@@ -192,6 +192,11 @@ def test_other_processes_count_and_write_nothing(tmp_path, capsys):
     assert log.tokens == 50 and log.last["step"] == 2
     assert log.mean_since_save() == {"loss": 7.5, "gradient_norm": 1.5}
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+    # Nor do they mend the file that the first process may be writing to.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 9}\n{"st')
+    with new_log(tmp_path, write=False, first_position=3):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 9}\n{"st'
 
 
 def test_a_log_file_gets_plain_lines(tmp_path, capsys):
