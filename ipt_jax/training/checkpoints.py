@@ -333,6 +333,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # closing waits for the other processes, which may be waiting for this one
         try:
             with self._full_disk_named():
                 self._writer.close()

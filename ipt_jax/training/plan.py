@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def make_plan(config: TrainConfig) -> Plan:
     device = DEVICES.get(config.dry_run_device)
     if device is None:
         raise UserError(
-            f"dry_run_device={config.dry_run_device!r}: known are {', '.join(DEVICES)}. "
+            f"dry_run_device={config.dry_run_device!r} is not known. "
             f"{nearest(config.dry_run_device, DEVICES)}"
         )
     # Kernels of accelerators do not compile here, and the reference runs everywhere.
@@ -167,7 +168,7 @@ def describe(plan: Plan, config: TrainConfig) -> str:
         "the reference attention: bfloat16 products are widened there and blocks of attention "
         "scores kept, which fused kernels do not; an estimate from above, not yet held against an "
         "accelerator",
-        f"{plan.hours:,.1f} hours on {device.name} at an assumed MFU of {config.dry_run_mfu:.0%} "
+        f"{plan.hours:,.{1 if plan.hours >= 10 else 2}f} hours on {device.name} at an assumed MFU of {config.dry_run_mfu:.0%} "
         f"of {device.peak_flops / 1e12:.0f} TFLOP/s",
     ]
     return "\n".join([*lines, *(f"finding: {finding}" for finding in plan.findings)])
@@ -242,4 +243,7 @@ def _captured_warnings() -> Iterator[list[str]]:
             text = file.read().decode(errors="replace")
             if failed:
                 sys.stderr.write(text)
-            found += [line for line in text.splitlines() if "rematerialization" in line]
+            # Without the log's prefix and what it says of XLA's plans; each warning once.
+            warnings = (line for line in text.splitlines() if "rematerialization" in line)
+            cut = (re.sub(r"^.*?\[SPMD\] | As the last resort.*$", "", line) for line in warnings)
+            found += dict.fromkeys(cut)

@@ -96,4 +96,4 @@ def test_a_process_that_fails_takes_the_others_with_it(shards, tmp_path):
     since = time.monotonic()
     (code, _, errors), _ = finish(processes)
     assert code not in (0, -signal.SIGKILL) and errors
-    assert time.monotonic() - since < 60
+    assert time.monotonic() - since < 30  # not JAX's own 100 s

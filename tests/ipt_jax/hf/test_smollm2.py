@@ -53,8 +53,10 @@ def config(smollm2, documents, tmp_path_factory):
 
 
 def test_the_preset_is_the_published_shape(smollm2):
-    read = dataclasses.replace(read_config(smollm2), compute_dtype="bfloat16")
-    assert read == PRESETS["smollm2_135m"]
+    read = read_config(smollm2)
+    # GGUF holds it as float32.
+    read = dataclasses.replace(read, norm_epsilon=round(read.norm_epsilon, 9))
+    assert dataclasses.replace(read, compute_dtype="bfloat16") == PRESETS["smollm2_135m"]
 
 
 def test_logits_of_512_tokens_are_those_of_transformers(smollm2, documents):
