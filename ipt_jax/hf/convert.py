@@ -17,7 +17,12 @@ from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, write_peft
 from ipt_jax.hf.export import export_hugging_face, export_tensors
-from ipt_jax.hf.load import load_hugging_face, read_config, stream_hugging_face
+from ipt_jax.hf.load import (
+    load_hugging_face,
+    open_hugging_face,
+    read_config,
+    stream_hugging_face,
+)
 from ipt_jax.hf.verify import logit_difference
 from ipt_jax.hf.weights import DTYPES, from_hugging_face, to_hugging_face
 from ipt_jax.models.config import DecoderConfig, ModelConfig
@@ -152,14 +157,15 @@ def from_hugging_face_folder(config: FromHuggingFaceConfig) -> Path:
 def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "float32") -> Params:
     """The weights that training starts from: a Hugging Face folder's or another run's.
 
-    Numpy arrays of `dtype` (float32 or bfloat16). Of a run that trained adapters: its base with
-    the adapters merged.
+    Arrays of `dtype` (float32 or bfloat16) that are read as far as they are asked for, where the
+    folder holds them as they are. Of a run that trained adapters: its base with the adapters
+    merged, in memory.
 
     Raises:
       UserError: neither, or weights of another shape.
     """
     if (folder / "config.json").exists():
-        return load_hugging_face(folder, decoder, dtype)
+        return open_hugging_face(folder, decoder, dtype)
     run = _read_run(folder)
     if run.lora is not None:
         tensors = _tensors(folder, decoder)
@@ -172,7 +178,9 @@ def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "floa
         return from_hugging_face(decoder, take, dtype)
     _check_shape(run, decoder)
     params, _ = load_params(folder / "checkpoints")
-    return jax.tree.map(lambda p: np.asarray(p).astype(DTYPES[dtype], copy=False), params)
+    if dtype == "float32":
+        return params
+    return jax.tree.map(lambda p: np.asarray(p).astype(DTYPES[dtype]), params)
 
 
 def _tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ipt_jax.errors import UserError
-from ipt_jax.hf.weights import from_hugging_face, tensor_shapes
+from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
 from ipt_jax.models.config import DecoderConfig, RopeScaling
-from ipt_jax.models.decoder import Params
+from ipt_jax.models.decoder import new_params
+from ipt_jax.models.layers import Params
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -73,56 +74,105 @@ def _rope_scaling(rope: dict[str, Any], path: Path) -> RopeScaling | None:
     )
 
 
-def load_hugging_face(folder: Path, config: DecoderConfig, dtype: str = "float32") -> Params:
-    """The folder's weights as our parameters (numpy, float32 or bfloat16), tensor by tensor.
+class FolderArray:
+    """One of our parameters in a Hugging Face folder; `array[index]` reads no other blocks."""
+
+    def __init__(
+        self,
+        get: Callable[[str], np.ndarray],
+        config: DecoderConfig,
+        leaf: tuple[Entry, bool],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ):
+        """`leaf` is the table's entry, and whether it is stacked over blocks."""
+        self._get, self._config, (self._entry, self._stacked) = get, config, leaf
+        self.shape, self.dtype = shape, dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        index = index if isinstance(index, tuple) else (index,)
+        if not self._stacked:
+            return self._read(None)[index]
+        blocks, rest = range(self.shape[0])[index[0]], index[1:]
+        if isinstance(blocks, int):
+            return self._read(blocks)[rest]
+        out = None
+        for place, block in enumerate(blocks):
+            part = self._read(block)[rest]
+            out = np.empty((len(blocks), *part.shape), self.dtype) if out is None else out
+            out[place] = part
+        return np.empty((0, *self.shape[1:]), self.dtype) if out is None else out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def _read(self, block: int | None) -> np.ndarray:
+        tensors = tuple(map(self._get, self._entry.names(block)))
+        return self._entry.join(self._config, tensors).astype(self.dtype, copy=False)
+
+
+def open_hugging_face(folder: Path, config: DecoderConfig, dtype: str = "float32") -> Params:
+    """The folder's weights as our parameters, FolderArrays of `dtype`: nothing is read yet.
 
     Raises:
       UserError: no safetensors, a missing tensor or one of another shape than `config` says.
     """
-    with _open_tensors(folder, config) as get:
-        return from_hugging_face(config, get, dtype)
+    get = _reader(folder, config)
+    shapes = jax.eval_shape(lambda: new_params(config, jax.random.key(0)))
+    leaves: Params = {"blocks": {}}
+    for entry, block, _ in entries(config):
+        into, abstract = leaves, shapes
+        for part in entry.ours[:-1]:
+            into, abstract = into[part], abstract[part]
+        name = entry.ours[-1]
+        leaf, shape = (entry, block is not None), abstract[name].shape
+        into.setdefault(name, FolderArray(get, config, leaf, shape, DTYPES[dtype]))
+    return leaves
+
+
+def load_hugging_face(folder: Path, config: DecoderConfig, dtype: str = "float32") -> Params:
+    """What `open_hugging_face` gives, read: numpy arrays.
+
+    Raises:
+      UserError: as there.
+    """
+    return jax.tree.map(np.asarray, open_hugging_face(folder, config, dtype))
 
 
 def stream_hugging_face(folder: Path, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """The folder's tensors by name, float32, in file order, one at a time.
 
     Raises:
-      UserError: as `load_hugging_face`.
+      UserError: as `open_hugging_face`.
     """
-    with _open_tensors(folder, config) as get:
-        for name in tensor_shapes(config):
-            yield name, get(name)
+    get = _reader(folder, config)
+    return ((name, get(name)) for name in tensor_shapes(config))
 
 
-@contextmanager
-def _open_tensors(folder: Path, config: DecoderConfig) -> Iterator[Callable[[str], np.ndarray]]:
+def _reader(folder: Path, config: DecoderConfig) -> Callable[[str], np.ndarray]:
+    """Reads a tensor by name as float32; that all are there with their shapes is checked now."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(
             f"{folder}: holds no .safetensors file; weights are read from safetensors only "
             "(pickled .bin files can run code), so convert it first."
         )
-    shapes = tensor_shapes(config)
-    with ExitStack() as stack:
-        owner: dict[str, Any] = {}
-        for file in files:
-            try:
-                reader = stack.enter_context(safe_open(file, framework="numpy"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{file}: not a whole safetensors file ({error}); fetch it again."
-                ) from error
-            owner |= dict.fromkeys(reader.keys(), reader)
-
-        def get(name: str) -> np.ndarray:
-            if name not in owner:
-                raise UserError(f"{folder}: tensor {name} is in none of its {len(files)} file(s).")
-            tensor = owner[name].get_tensor(name)
-            if tensor.shape != shapes[name]:
-                raise UserError(
-                    f"{folder}: tensor {name} has shape {tensor.shape}, but the model config "
-                    f"asks for {shapes[name]}; choose the preset that fits the weights."
-                )
-            return tensor.astype(np.float32)
-
-        yield get
+    owner: dict[str, Any] = {}
+    for file in files:
+        try:
+            reader = safe_open(file, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file}: not a whole safetensors file ({error}); fetch it again."
+            ) from error
+        owner |= dict.fromkeys(reader.keys(), reader)
+    for name, shape in tensor_shapes(config).items():
+        if name not in owner:
+            raise UserError(f"{folder}: tensor {name} is in none of its {len(files)} file(s).")
+        found = tuple(owner[name].get_slice(name).get_shape())
+        if found != shape:
+            raise UserError(
+                f"{folder}: tensor {name} has shape {found}, but the model config "
+                f"asks for {shape}; choose the preset that fits the weights."
+            )
+    return lambda name: owner[name].get_tensor(name).astype(np.float32)

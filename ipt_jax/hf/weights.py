@@ -29,6 +29,12 @@ class Entry:
     split: Callable[[DecoderConfig, Array], tuple[Array, ...]]
     join: Callable[[DecoderConfig, tuple[Array, ...]], Array]
 
+    def names(self, block: int | None) -> tuple[str, ...]:
+        """The tensors' full names; `block` is None where they are not stacked."""
+        if block is None:
+            return self.theirs
+        return tuple(f"model.layers.{block}.{name}" for name in self.theirs)
+
 
 def _same(ours: tuple[str, ...], theirs: str) -> Entry:
     return Entry(ours, (theirs,), lambda c, a: (a,), lambda c, t: t[0])
@@ -79,14 +85,12 @@ UNEMBEDDING = _same(("unembedding_VD",), "lm_head.weight")
 
 def entries(config: DecoderConfig) -> Iterator[tuple[Entry, int | None, tuple[str, ...]]]:
     """Every table entry in file order, with its block (None: not stacked) and full names."""
-    yield EMBEDDING, None, EMBEDDING.theirs
+    yield EMBEDDING, None, EMBEDDING.names(None)
     for block in range(config.layers):
         for entry in BLOCK:
-            yield entry, block, tuple(f"model.layers.{block}.{name}" for name in entry.theirs)
-    for entry in ENDS:
-        yield entry, None, entry.theirs
-    if not config.tied_embeddings:
-        yield UNEMBEDDING, None, UNEMBEDDING.theirs
+            yield entry, block, entry.names(block)
+    for entry in (*ENDS, *(() if config.tied_embeddings else (UNEMBEDDING,))):
+        yield entry, None, entry.names(None)
 
 
 def to_hugging_face(config: DecoderConfig, params: Params) -> Iterator[tuple[str, Array]]:

@@ -13,11 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ipt_jax.errors import UserError
 from ipt_jax.hf.export import export_hugging_face
-from ipt_jax.hf.load import load_hugging_face, read_config
+from ipt_jax.hf.load import load_hugging_face, open_hugging_face, read_config
 from ipt_jax.hf.verify import logit_difference
 from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.decoder import module_of, new_params
+from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from ipt_jax.training.state import init_state
 
 TEXTS = [
     "The sliding window is shorter than this text, so that early words fall out of sight: " * 3,
@@ -64,6 +67,22 @@ def test_export_import_export_is_byte_identical(tmp_path, tokenizer, params):
     jax.tree.map(np.testing.assert_array_equal, back, params)
     second = export_hugging_face(tmp_path / "b", decoder, back, tokenizer)
     assert digests(first) == digests(second)
+
+
+def test_opened_weights_are_read_block_by_block(tmp_path, tokenizer, params):
+    folder = export_hugging_face(tmp_path / "out", MISTRAL, params, tokenizer)
+    opened, asked = open_hugging_face(folder, MISTRAL), []
+    leaf = opened["blocks"]["gate_up_LD2F"]
+    get = leaf._get
+    leaf._get = lambda name: asked.append(name) or get(name)
+    part = (slice(1, 2), slice(3, 9), slice(None), slice(8))
+    np.testing.assert_array_equal(leaf[part], params["blocks"]["gate_up_LD2F"][part])
+    assert asked == ["model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+    jax.tree.map(np.testing.assert_array_equal, opened, params)
+    placed = init_state(
+        MISTRAL, make_optimizer(OptimizerConfig(), 1), make_mesh(MeshConfig()), 0, opened
+    )
+    jax.tree.map(np.testing.assert_array_equal, placed.params, params)
 
 
 def test_bfloat16_export_is_rounded_weights(tmp_path, tokenizer, params):

@@ -1,0 +1,112 @@
+"""The optimiser does what its config says: schedules by step, decay, clipping, moments."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ipt_jax.errors import UserError
+from ipt_jax.models.config import PRESETS
+from ipt_jax.models.decoder import new_params
+from ipt_jax.models.lora import LoraConfig, new_adapters
+from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, warmup_steps
+
+
+def test_cosine_rises_then_falls_to_its_final_fraction():
+    # Instruction Pre-Training, Table 14 (500M): 200K steps, 2,000 of warm-up, peak 3e-4.
+    rate = make_schedule(OptimizerConfig(), 200_000)
+    assert float(rate(0)) == 0.0
+    assert float(rate(1000)) == pytest.approx(1.5e-4)
+    assert float(rate(2000)) == pytest.approx(3e-4)
+    middle = 0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2
+    assert float(rate(2000 + 99_000)) == pytest.approx(3e-4 * middle)
+    assert float(rate(200_000)) == pytest.approx(3e-5)
+
+
+def test_a_warm_up_fraction_takes_the_place_of_steps():
+    # GenQA, A.1: the first 10% of the steps, then 1e-6 to 0 by a cosine.
+    config = OptimizerConfig(
+        peak_learning_rate=1e-6, warmup_steps=7, warmup_fraction=0.1, final_fraction=0.0
+    )
+    assert warmup_steps(config, 9919) == 992
+    rate = make_schedule(config, 1000)
+    assert float(rate(50)) == pytest.approx(0.5e-6)
+    assert float(rate(100)) == pytest.approx(1e-6)
+    assert float(rate(550)) == pytest.approx(0.5e-6)
+    assert float(rate(1000)) == 0.0
+    assert float(make_schedule(OptimizerConfig(warmup_fraction=0.0), 10)(0)) == pytest.approx(3e-4)
+    for fraction in (-0.1, 1.0, 10.0):
+        with pytest.raises(UserError, match=f"warmup_fraction={fraction}"):
+            make_schedule(OptimizerConfig(warmup_fraction=fraction), 100)
+
+
+def test_warm_up_in_steps_is_at_most_half_the_run():
+    assert warmup_steps(OptimizerConfig(warmup_steps=2000), 100) == 50
+    assert warmup_steps(OptimizerConfig(warmup_steps=20), 100) == 20
+
+
+def test_warm_up_stable_decay_and_constant():
+    config = OptimizerConfig(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
+    rate = make_schedule(config, 100)
+    assert float(rate(5)) == pytest.approx(1.5e-4)
+    assert [float(rate(step)) for step in (10, 50, 80)] == pytest.approx([3e-4] * 3)
+    assert float(rate(90)) == pytest.approx((3e-4 + 3e-5) / 2)
+    assert float(rate(100)) == pytest.approx(3e-5)
+    constant = make_schedule(OptimizerConfig(schedule="constant", warmup_steps=10), 100)
+    assert float(constant(99)) == pytest.approx(3e-4)
+    crowded = OptimizerConfig(schedule="wsd", warmup_fraction=0.6, decay_fraction=0.5)
+    with pytest.raises(UserError, match="50 steps of decay and 60 of warm-up"):
+        make_schedule(crowded, 100)
+    with pytest.raises(UserError, match="allowed are cosine, wsd and constant"):
+        make_schedule(OptimizerConfig(schedule="linear"), 100)
+
+
+def ones(make):
+    """A tree of ones with the names and shapes of what `make` makes of a key."""
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+
+
+def after_one_update(config: OptimizerConfig, params, gradient):
+    optimizer = make_optimizer(config, 100)
+
+    @jax.jit
+    def update(params, gradient):
+        updates, state = optimizer.update(gradient, optimizer.init(params), params)
+        return optax.apply_updates(params, updates), state
+
+    return update(params, gradient)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_norms():
+    config = OptimizerConfig(schedule="constant", warmup_steps=0, peak_learning_rate=0.01)
+    tiny = PRESETS["tiny"]
+    base = ones(lambda key: new_params(tiny, key))
+    adapters = ones(lambda key: new_adapters(tiny, LoraConfig(rank=2), key))
+    for params in (base, adapters):
+        after, _ = after_one_update(config, params, jax.tree.map(np.zeros_like, params))
+        norms = []
+        for path, leaf in jax.tree_util.tree_leaves_with_path(after):
+            name = jax.tree_util.keystr(path)
+            norms.append("norm" in name)
+            kept = 1.0 if norms[-1] else 1 - 0.01 * 0.1
+            assert np.allclose(leaf, kept, rtol=1e-6), name
+        assert sum(norms) == (3 if params is base else 0) and not all(norms)
+    still = OptimizerConfig(schedule="constant", warmup_steps=0, weight_decay=0.0)
+    after, _ = after_one_update(still, base, jax.tree.map(np.zeros_like, base))
+    assert all((np.asarray(leaf) == 1).all() for leaf in jax.tree.leaves(after))
+
+
+def test_gradients_are_clipped_by_their_global_norm_before_the_moments():
+    params = {"a": jnp.zeros(4), "b": jnp.zeros((2, 2))}
+    gradient = {"a": jnp.full(4, 3.0), "b": jnp.full((2, 2), 4.0)}  # norm 10
+    _, state = after_one_update(OptimizerConfig(warmup_steps=0), params, gradient)
+    moments = optax.tree_utils.tree_get(state, "mu"), optax.tree_utils.tree_get(state, "nu")
+    assert jnp.allclose(moments[0]["a"], 0.1 * 0.3) and jnp.allclose(moments[0]["b"], 0.1 * 0.4)
+    assert jnp.allclose(moments[1]["b"], 0.05 * 0.4**2)
+    small = jax.tree.map(lambda g: g / 100, gradient)  # norm 0.1: not clipped
+    _, state = after_one_update(OptimizerConfig(warmup_steps=0), params, small)
+    assert jnp.allclose(optax.tree_utils.tree_get(state, "mu")["b"], 0.1 * 0.04)
