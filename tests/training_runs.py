@@ -71,7 +71,8 @@ def script(name: str, *arguments: str | Path, timeout: float = 120) -> subproces
 
 def start(config: Path, *options: str, devices: int = 1) -> subprocess.Popen:
     """launch/train.py in a process of its own with so many virtual devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags = f"{flags} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(config), *options],
         cwd=ROOT,

@@ -59,7 +59,7 @@ def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
     most = max(n for n in range(1, min(rows, shards) + 1) if rows % n == 0 and shards % n == 0)
     fewer = max(n for n in range(1, pieces + 1) if rows // most % n == 0)
     raise UserError(
-        f"{said}; let {most} of them share the rows and {shards // most} split a row or the weights "
-        f"(mesh.context or mesh.tensor = {shards // most}, accumulation_steps={fewer}), take another "
-        "number of devices, or change batch_tokens."
+        f"{said}; let {most} of them share the rows and {shards // most} split a row or the "
+        f"weights (mesh.context or mesh.tensor = {shards // most}, accumulation_steps={fewer}), "
+        "take another number of devices, or change batch_tokens."
     )

@@ -114,6 +114,7 @@ def make_plan(config: TrainConfig) -> Plan:
     with _captured_warnings() as findings:
         compiled = built.step_function.lower(built.abstract, batch).compile(COMPILER_OPTIONS)
     memory = compiled.memory_analysis()
+    assert memory is not None  # XLA's CPU compiler always makes one
     flops = built.flops_per_token[0]
     speed = device.peak_flops * config.dry_run_mfu * mesh.size
     lora = config.adapter
@@ -154,7 +155,7 @@ def describe(plan: Plan, config: TrainConfig) -> str:
     steps += f"{plan.steps * config.batch_tokens:,} in all"
     if config.epochs is not None:
         steps += f" (train_tokens assumed; the run makes {config.epochs:g} epoch(s) of its data)"
-    share = plan.total_bytes / device.memory_bytes
+    share, digits = plan.total_bytes / device.memory_bytes, 1 if plan.hours >= 10 else 2
     lines = [
         f"{model}, {plan.flops_per_token / 1e9:.2f} GFLOPs a token",
         f"{plan.devices} devices {device.name}, mesh {axes}",
@@ -168,8 +169,8 @@ def describe(plan: Plan, config: TrainConfig) -> str:
         "the reference attention: bfloat16 products are widened there and blocks of attention "
         "scores kept, which fused kernels do not; an estimate from above, not yet held against an "
         "accelerator",
-        f"{plan.hours:,.{1 if plan.hours >= 10 else 2}f} hours on {device.name} at an assumed MFU of {config.dry_run_mfu:.0%} "
-        f"of {device.peak_flops / 1e12:.0f} TFLOP/s",
+        f"{plan.hours:,.{digits}f} hours on {device.name} at an assumed MFU of "
+        f"{config.dry_run_mfu:.0%} of {device.peak_flops / 1e12:.0f} TFLOP/s",
     ]
     return "\n".join([*lines, *(f"finding: {finding}" for finding in plan.findings)])
 

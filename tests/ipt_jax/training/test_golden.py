@@ -28,7 +28,8 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
         train_tokens=512 * 50,
         accumulation_steps=2,
     )
-    optimizer = dataclasses.replace(config.optimizer, warmup_steps=10, z_loss=1e-4)
+    settings = {"peak_learning_rate": 3e-3, "warmup_steps": 10, "z_loss": 1e-4}
+    optimizer = dataclasses.replace(config.optimizer, **settings)
     train(dataclasses.replace(config, optimizer=optimizer))
     found = {key: figures(folder / "run", key) for key in KEYS}
     return {key: {str(step): x for step, x in steps.items()} for key, steps in found.items()}
@@ -37,7 +38,7 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
 def test_fifty_steps_give_the_figures_on_record(tmp_path):
     expected, found = json.loads(GOLDEN.read_text()), run(tmp_path)
     assert len(found["loss"]) == 50
-    for key, tolerance in zip(KEYS, (2e-4, 5e-3, 1e-6), strict=True):
+    for key, tolerance in zip(KEYS, (1e-4, 1e-3, 1e-6), strict=True):
         # Other processors add in another order, which 50 steps make larger.
         assert found[key] == pytest.approx(expected[key], rel=tolerance), key
 

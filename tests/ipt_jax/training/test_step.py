@@ -160,11 +160,8 @@ print(json.dumps([run(MeshConfig(**mesh), gradients=True, **WIDE) for mesh in ha
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     halves = [
         subprocess.Popen(
             [
