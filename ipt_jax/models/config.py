@@ -165,10 +165,10 @@ PRESETS: dict[str, DecoderConfig] = {
         max_positions=131072, tied_embeddings=True, rope_scaling=RopeScaling(factor=32.0),
     ),
     # FineInstructions, 4.2 and App. F, names sizes, the Llama 3 tokenizer and the Lingua library.
-    # The shapes are ours: 1.8B and 7B are Lingua's 1B (2048 wide, 25 layers) and 7B (4096, 32) by its
-    # rules: heads of 128, as many key-value heads, MLP 8/3 of the width up to a multiple of 256,
-    # theta 10,000; with 128,256 tokens the first has 1.81B parameters, the paper's number. 300M
-    # keeps the 1B's ratio of width to depth and ties its embeddings: two tables would be 263M.
+    # The shapes are ours: 1.8B and 7B are Lingua's 1B (2048 wide, 25 layers) and 7B (4096, 32) by
+    # its rules: heads of 128, as many key-value heads, MLP 8/3 of the width up to a multiple of
+    # 256, theta 10,000; with 128,256 tokens the first has 1.81B parameters, the paper's number.
+    # 300M keeps the 1B's ratio of width to depth and ties its embeddings: two would be 263M.
     "fi_300m": _preset(
         _LLAMA3, rope_theta=10000.0, width=1024, mlp_width=2816, layers=13, heads=8, kv_heads=8,
         head_width=128, max_positions=4096, tied_embeddings=True,

@@ -1,0 +1,44 @@
+"""The benchmark of training: contenders that take turns, ratios that add up."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_contenders_take_turns_and_ratios_are_of_pairs(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    command = [sys.executable, "tools/bench_train.py", "overhead", "--size", "tiny"]
+    done = subprocess.run(
+        [*command, "--rounds", "3", "--steps", "60", "--output", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text())
+    assert found["rounds"] == 3 and found["environment"]["packages"]["jax"]
+    contenders = found["contenders"]
+    assert list(contenders) == ["ours", "ours with metrics", "ours with checkpoints"]
+    assert contenders["ours"]["wall_speed_to_ours"] == {"min": 1.0, "median": 1.0, "max": 1.0}
+    for figures in contenders.values():
+        ratio = figures["cpu_speed_to_ours"]
+        assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+        assert figures["tokens_per_second"] > 0
+    # What it prints is what it writes.
+    assert json.loads(done.stdout[done.stdout.index("{") :]) == found
+
+
+def test_a_contender_that_fails_is_named(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        from bench_train import Contender
+    finally:
+        sys.path.pop(0)
+    with pytest.raises(SystemExit, match="the contender 'nobody' ended"):
+        Contender("nobody", "tiny", {})
