@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ipt_jax.attention.spec import choose_backend
 from ipt_jax.data.pipeline import DataConfig, OpenMixture
 from ipt_jax.data.tasks import NATURAL
 from ipt_jax.errors import UserError
@@ -56,8 +57,11 @@ class TrainConfig:
     epochs: float | None = None
     """Train on the mixture's records this often instead, rounded down to whole batches (needs
     natural rates by tokens); train_tokens is then what a dry run assumes."""
-    accumulation_steps: int = 1
-    """Pieces that one batch is worked off in."""
+    rows_per_device: int | None = None
+    """Most rows that a device works on at a time: a batch is worked off in as many pieces as that
+    takes on the mesh. Null: all its rows at once."""
+    accumulation_steps: int | None = None
+    """Pieces that one batch is worked off in; null: as rows_per_device says."""
     init_from: Path | None = None
     """Hugging Face folder or run whose weights training starts from; null: random ones."""
     attention_backend: str = "auto"
@@ -86,6 +90,11 @@ class TrainConfig:
     def batch_rows(self) -> int:
         """Rows in one global batch."""
         return self.batch_tokens // self.data.row_tokens
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a batch; of a config that `division.divided` has not been given, at least."""
+        return 1 if self.accumulation_steps is None else self.accumulation_steps
 
     @property
     def steps(self) -> int:
@@ -127,7 +136,9 @@ class TrainConfig:
                 f"batch_tokens={self.batch_tokens} is no multiple of data.row_tokens={T}; "
                 f"{below} or {below + T} would be."
             )
-        if self.accumulation_steps < 1 or self.batch_rows % self.accumulation_steps:
+        if self.rows_per_device is not None and self.rows_per_device < 1:
+            raise UserError(f"rows_per_device={self.rows_per_device}: must be at least 1, or null.")
+        if self.pieces < 1 or self.batch_rows % self.pieces:
             raise UserError(
                 f"accumulation_steps={self.accumulation_steps} does not divide the "
                 f"{self.batch_rows} rows of a batch (batch_tokens / data.row_tokens)."
@@ -149,6 +160,11 @@ class TrainConfig:
                 "adapter is set and init_from is not: adapters are trained on given weights; "
                 "name a Hugging Face folder or a run in init_from."
             )
+        if self.attention_backend != "auto":
+            try:
+                choose_backend(self.attention_backend)
+            except ValueError as error:
+                raise UserError(f"attention_backend: {error}") from error
         decoder = self.model.decoder()
         if decoder.max_positions < T:
             raise UserError(

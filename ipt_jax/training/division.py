@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from jax.sharding import Mesh
 
 from ipt_jax.errors import UserError
@@ -17,6 +19,18 @@ FIELD_OF: dict[str, str] = {
     "mlp": "mlp_width",
     "width": "width",
 }
+
+
+def divided(config: TrainConfig, mesh: Mesh) -> TrainConfig:
+    """The config with the `accumulation_steps` that `rows_per_device` asks for on this mesh.
+
+    They are the fewest equal pieces with no more rows a device.
+    """
+    if config.accumulation_steps is not None or config.rows_per_device is None:
+        return config
+    each = max(1, config.batch_rows // batch_shards(mesh))
+    most = max(n for n in range(1, min(each, config.rows_per_device) + 1) if each % n == 0)
+    return dataclasses.replace(config, accumulation_steps=each // most)
 
 
 def check_division(config: TrainConfig, decoder: DecoderConfig, mesh: Mesh) -> None:
@@ -44,7 +58,7 @@ def check_division(config: TrainConfig, decoder: DecoderConfig, mesh: Mesh) -> N
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
-    rows, pieces, shards = config.batch_rows, config.accumulation_steps, batch_shards(mesh)
+    rows, pieces, shards = config.batch_rows, config.pieces, batch_shards(mesh)
     if rows % (pieces * shards) == 0:
         return
     said = (

@@ -24,6 +24,7 @@ from ipt_jax.records import atomic_write
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.devices import device_of
+from ipt_jax.training.division import divided
 from ipt_jax.training.metrics import MetricsLog
 from ipt_jax.training.phases import Phases
 from ipt_jax.training.processes import Agreement, BatchPlacement
@@ -47,11 +48,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
       RunStopped: SIGINT or SIGTERM came, or the guard gave up; the state was saved first.
     """
     config.check()
-    choose_backend(config.attention_backend)
     phases = Phases()
     mesh = make_mesh(config.mesh)
     mixture = open_mixture(config.data)
     config = config.for_epochs(mixture)
+    config = divided(config, mesh)
     built = build(config, mesh, len(mixture.task_names))
     placement = BatchPlacement(mesh, config.batch_rows, config.data.row_tokens)
     _check_tokenizer(config, built, mixture.tokenizer.vocab_size)
@@ -232,7 +233,7 @@ def _described(
     if config.adapter is not None:
         trained = adapter_count(decoder, config.adapter)
         model += f", {trained:,} of adapters trained, base {config.adapter.base_dtype}"
-    pieces = config.accumulation_steps
+    pieces = config.pieces
     rows = config.batch_rows / (pieces * mesh_shape["data"] * mesh_shape["fsdp"])
     return (
         f"{model}, {decoder.compute_dtype}\n"

@@ -24,7 +24,7 @@ from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.devices import DEVICES
-from ipt_jax.training.division import check_division
+from ipt_jax.training.division import divided
 from ipt_jax.training.step import build
 
 USABLE = 0.9  # of a device's memory: the rest goes to the runtime and to fragments
@@ -121,7 +121,7 @@ def make_plan(config: TrainConfig) -> Plan:
     config = dataclasses.replace(config, attention_backend="reference")
     decoder = config.model.decoder()
     mesh = make_mesh(config.mesh)
-    check_division(config, decoder, mesh)
+    config = divided(config, mesh)
     built = build(config, mesh, len(load_mixture(config.data).tasks))
     batch = _abstract_batch(config, mesh)
     options = COMPILER_OPTIONS if _TUNED else None
@@ -137,7 +137,7 @@ def make_plan(config: TrainConfig) -> Plan:
         trained=decoder.parameter_count() if lora is None else adapter_count(decoder, lora),
         mesh=dict(mesh.shape),
         steps=config.steps,
-        rows_per_device=config.batch_rows // (config.accumulation_steps * batch_shards(mesh)),
+        rows_per_device=config.batch_rows // (config.pieces * batch_shards(mesh)),
         flops_per_token=flops,
         hours=config.steps * config.batch_tokens * flops / speed / 3600,
         parameter_bytes=_bytes_on_a_device(built.abstract.params),
@@ -174,7 +174,7 @@ def describe(plan: Plan, config: TrainConfig) -> str:
         f"{model}, {plan.flops_per_token / 1e9:.2f} GFLOPs a token",
         f"{plan.devices} devices {device.name}, mesh {axes}",
         f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows of "
-        f"{config.data.row_tokens}: {config.accumulation_steps} piece(s) of "
+        f"{config.data.row_tokens}: {config.pieces} piece(s) of "
         f"{plan.rows_per_device} row(s) a device",
         steps,
         f"memory a device {plan.total_bytes / 1e9:.2f} GB, {share:.0%} of "
@@ -207,8 +207,7 @@ def _advice(plan: Plan, config: TrainConfig) -> str:
     """What to change, the cheapest first, and only what can still be changed."""
     ways = []
     if plan.rows_per_device > 1:
-        pieces = config.accumulation_steps * plan.rows_per_device
-        ways.append(f"raise accumulation_steps (up to {pieces}: one row a device)")
+        ways.append(f"set rows_per_device (from 1; it is {plan.rows_per_device} now)")
     if config.model.decoder().remat != "full":
         ways.append("recompute more (model.overrides.remat: full)")
     if plan.mesh["data"] > 1:

@@ -18,7 +18,15 @@ from ipt_jax.training.processes import wait_for_all
 # written down. All else decides what is learnt.
 FREE = (
     *("run_folder", "resume", "fresh", "dry_run", "dry_run_devices", "dry_run_device"),
-    *("dry_run_mfu", "mesh", "processes", "accumulation_steps", "attention_backend", "guard"),
+    *(
+        "dry_run_mfu",
+        "mesh",
+        "processes",
+        "accumulation_steps",
+        "rows_per_device",
+        "attention_backend",
+        "guard",
+    ),
     *("watchdog", "metrics", "profile", "checkpoints", "xla_flags", "compilation_cache"),
     *("data.worker_count", "data.verify_checksums"),
     *("model.overrides.remat", "model.overrides.remat_save"),

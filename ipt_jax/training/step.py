@@ -59,7 +59,7 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
         optimizer,
         schedule,
         source_count=source_count,
-        accumulation_steps=config.accumulation_steps,
+        accumulation_steps=config.pieces,
         z_loss=config.optimizer.z_loss,
         backend=config.attention_backend,
         mesh=mesh,
@@ -175,16 +175,18 @@ def make_train_step(
         gradient = jax.tree.map(lambda g: g * scale, gradient)
         loss, norm = entropy * scale, optax.global_norm(gradient)
         accepted, guarded = judge(guard, state.guard, loss, norm)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
-        applied = (optax.apply_updates(state.params, updates), optimizer_state)
+
+        def update(before: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
+            updates, optimizer_state = optimizer.update(gradient, before[1], before[0])
+            return cast(Params, optax.apply_updates(before[0], updates)), optimizer_state
+
+        # A branch and no selection between old and new: both would be in memory at once.
         before = (state.params, state.optimizer_state)
-        params, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(accepted, new, old), applied, before
-        )
+        params, optimizer_state = jax.lax.cond(accepted, update, lambda same: same, before)
         new_state = TrainState(
             step=state.step + accepted,
             position=state.position + 1,
-            params=cast(Params, params),
+            params=params,
             frozen=state.frozen,
             optimizer_state=optimizer_state,
             key=state.key,

@@ -20,7 +20,7 @@ from ipt_jax.models.sharding import MESH_AXES, make_mesh
 from ipt_jax.training import plan as planning
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.devices import DEVICES
-from ipt_jax.training.division import check_division
+from ipt_jax.training.division import check_division, divided
 from ipt_jax.training.optimizer import warmup_steps
 from ipt_jax.training.plan import make_plan
 from ipt_jax.training.step import build
@@ -111,7 +111,7 @@ def test_genqa_warms_up_a_tenth_and_falls_to_nothing_without_weight_decay():
     config = read("genqa_llama3_8b")
     assert (config.optimizer.warmup_fraction, config.optimizer.final_fraction) == (0.1, 0.0)
     assert (config.optimizer.weight_decay, config.optimizer.schedule) == (0.0, "cosine")
-    assert (config.batch_rows, config.accumulation_steps) == (128, 2)
+    assert (config.batch_rows, config.rows_per_device) == (128, 8)  # the paper's 8 and 2 pieces
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "mixtures").glob("*.yaml")), ids=str)
@@ -245,7 +245,7 @@ def advised(name: str, where: str) -> list[str]:
 
 def test_eight_billion_on_64_devices_and_on_one_with_adapters(nowhere):
     options = [
-        ["--dry_run_devices", "64", *advised("llama3_8b_biomedicine", "64 devices")],
+        ["--dry_run_devices", "64"],
         advised("llama3_8b_biomedicine", "One device"),
     ]
     with ThreadPoolExecutor(2) as pool:
@@ -294,7 +294,7 @@ def test_what_cannot_fit_is_refused_with_what_to_change(nowhere):
     done = launch(nowhere, "quickstart", *sizes, "--dry_run_device", "tpu_v5e")
     assert done.returncode == 2 and done.stderr.startswith("error: this run needs")
     assert "more than 90% of the 16 GB of dry_run_device=tpu_v5e" in done.stderr
-    assert "raise accumulation_steps (up to 262144: one row a device)" in done.stderr
+    assert "set rows_per_device (from 1; it is 262144 now)" in done.stderr
     assert "model.overrides.remat: full" in done.stderr
     with pytest.raises(UserError, match="'a100_8' is not known. The nearest is 'a100_80'"):
         make_plan(read("quickstart", "--dry_run_device", "a100_8"))
@@ -309,13 +309,13 @@ def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> 
 @pytest.mark.parametrize(
     ("options", "mesh", "said"),
     [
-        ([], mesh_of(fsdp=64), "accumulation_steps=1 would"),
+        (["--accumulation_steps", "4"], mesh_of(fsdp=64), "accumulation_steps=1 would"),
         ([], mesh_of(fsdp=256), r"let 64 of them share the rows and 4 split .* accumulation_ste"),
         ([], mesh_of(fsdp=12), "let 4 of them share the rows and 3 split"),
-        (["--accumulation_steps", "1"], mesh_of(tensor=16), "kv_heads=8 .* mesh.tensor=8 would"),
-        (["--accumulation_steps", "1"], mesh_of(context=3), "row_tokens=4096 does not divide"),
+        ([], mesh_of(tensor=16), "kv_heads=8 .* mesh.tensor=8 would"),
+        ([], mesh_of(context=3), "row_tokens=4096 does not divide"),
         (
-            ["--model.overrides", "{width: 4104}", "--accumulation_steps", "1"],
+            ["--model.overrides", "{width: 4104}"],
             mesh_of(fsdp=16),
             "mesh.fsdp=16 does not divide width=4104 .* mesh.fsdp=12 would",
         ),
@@ -327,8 +327,20 @@ def test_uneven_shares_are_refused_with_what_would_do(options, mesh, said):
         check_division(config, config.model.decoder(), mesh)
 
 
+def test_accumulation_follows_from_the_mesh():
+    config = read("llama3_8b_biomedicine")  # 64 rows, 2 a device at a time
+    for devices, pieces in ((1, 32), (8, 4), (32, 1), (64, 1)):
+        assert divided(config, mesh_of(fsdp=devices)).pieces == pieces
+    odd = read("llama3_8b_biomedicine", "--rows_per_device", "3")
+    assert divided(odd, mesh_of(fsdp=8)).pieces == 4  # 8 rows a device: 2 at a time, 3 leave one
+    given = read("llama3_8b_biomedicine", "--accumulation_steps", "8")
+    assert divided(given, mesh_of(fsdp=8)).pieces == 8
+    with pytest.raises(UserError, match="rows_per_device=0: must be"):
+        read("llama3_8b_biomedicine", "--rows_per_device", "0").check()
+
+
 def test_even_shares_are_accepted():
-    config = read("llama3_8b_biomedicine", "--accumulation_steps", "1")
+    config = read("llama3_8b_biomedicine")
     for mesh in (mesh_of(fsdp=64), mesh_of(fsdp=64, tensor=4), mesh_of(8, 8, 8, 8)):
         check_division(config, config.model.decoder(), mesh)
 
