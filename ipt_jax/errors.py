@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class DamagedRecord(UserError):
+    """One record that cannot be read, while others of its source may be."""
+
+
 class RunStopped(Exception):
     """A run that ended itself before its end, saved as far as it got.
 

@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import logging
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ipt_jax.errors import UserError
+from ipt_jax.shards import ShardReader
 
+_LOG = logging.getLogger(__name__)
 FORMAT = "ipt-jax-records/1"
+TOKENS_FORMAT = "ipt-jax-tokens/1"
 MANIFEST_NAME = "manifest.json"
 
 
@@ -73,6 +79,10 @@ class Manifest:
     """Where the shards lie; not written into the file, so that a folder may be moved."""
     shards: tuple[ShardInfo, ...]
     """In the order of their names, which is the order of the records."""
+    format: str = FORMAT
+    """What the records are: texts, or tokens (``TOKENS_FORMAT``)."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Of token shards: what they were made from and how."""
 
     @property
     def records(self) -> int:
@@ -86,25 +96,17 @@ class Manifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Manifest":
+    def load(cls, folder: str | Path, format: str = FORMAT) -> "Manifest":
         """Read ``folder/manifest.json``. Raises UserError naming it if missing or not ours."""
         path = Path(folder) / MANIFEST_NAME
-        try:
-            content = json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError) as error:
+        content = _read(path)
+        found = content.get("format")
+        if found != format:
+            kinds = {FORMAT: "texts (record shards)", TOKENS_FORMAT: "tokens (token shards)"}
+            what = f": it lists {kinds[found]}" if found in kinds else ": it is of no known version"
             raise UserError(
-                f"there is no {path}: this folder holds no finished record shards. Run the stage "
-                "that writes them to its end, or name the folder that has the manifest."
-            ) from error
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not JSON ({error}): it is damaged. Write the shards again."
-            ) from error
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise UserError(
-                f"{path} has the format {found!r}, not {FORMAT!r}: it was not written by this "
-                "version. Write the shards again."
+                f"{path} has the format {found!r}, not {format!r}{what}. Name a folder of "
+                f"{kinds[format]}, or write the shards again."
             )
         try:
             shards = tuple(
@@ -129,9 +131,71 @@ class Manifest:
                     f"{path} names the shard {shard.name!r} outside its own folder: shards lie "
                     "beside their manifest. Write the shards again."
                 )
-        return cls(Path(folder), shards)
+        details = content.get("details")
+        return cls(Path(folder), shards, format, details if isinstance(details, dict) else {})
+
+    def reader(self) -> ShardReader:
+        """The shards' bytes at random access."""
+        paths = [self.folder / shard.name for shard in self.shards]
+        return ShardReader(paths, [shard.records for shard in self.shards])
 
     def write(self, folder: str | Path) -> None:
         """Write ``folder/manifest.json`` in one step."""
-        content = {"format": FORMAT, "shards": [asdict(shard) for shard in self.shards]}
+        content: dict[str, Any] = {"format": self.format}
+        if self.details:
+            content["details"] = dict(self.details)
+        content["shards"] = [asdict(shard) for shard in self.shards]
         atomic_write(Path(folder) / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"there is no {path}: this folder holds no finished record shards. Run the stage "
+            "that writes them to its end, or name the folder that has the manifest."
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}): it is damaged. Write the shards again."
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def manifest_format(folder: str | Path) -> str | None:
+    """The format that ``folder/manifest.json`` states; None where the folder has none.
+
+    Raises UserError where the manifest is damaged.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    return str(_read(path).get("format")) if path.is_file() else None
+
+
+def check_shards(manifest: Manifest, verify: bool, skip_damaged: bool = False) -> None:
+    """Raises UserError naming a shard that is missing, cut short or, with ``verify``, changed.
+
+    With ``skip_damaged`` one that is there but not as listed is only logged.
+    """
+    for shard in manifest.shards:
+        path = manifest.folder / shard.name
+        if not path.is_file():
+            raise UserError(
+                f"shard {path} is missing though {MANIFEST_NAME} lists it: copy it back or write "
+                "the shards again."
+            )
+        size, wrong = path.stat().st_size, None
+        if size != shard.bytes:
+            wrong = (
+                f"shard {path} has {size:,} bytes where {MANIFEST_NAME} says {shard.bytes:,}: it "
+                "was cut short or changed. Copy it again or write the shards again."
+            )
+        elif verify and file_sha256(path) != shard.sha256:
+            wrong = (
+                f"the sha256 of shard {path} differs from the one in {MANIFEST_NAME}: it is "
+                "damaged or was changed. Copy it again or write the shards again."
+            )
+        if wrong is not None and not skip_damaged:
+            raise UserError(wrong)
+        if wrong is not None:
+            _LOG.warning("%s Its damaged records are left out.", wrong)

@@ -9,25 +9,23 @@ import json
 import math
 import os
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf.message import DecodeError
 
-from ipt_jax.errors import UserError
+from ipt_jax.errors import DamagedRecord, UserError
 from ipt_jax.example_proto import example_class
 from ipt_jax.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardInfo,
     atomic_write,
+    check_shards,
     file_sha256,
     sync_folder,
 )
@@ -48,9 +46,8 @@ __all__ = [
 # Groups of 16 under zstd:3 measured best for texts: a third smaller than single records, random
 # batches still 40K records/s.
 DEFAULT_OPTIONS = "group_size:16,zstd:3"
-_OPEN_READERS = 64  # file handles held by one source; a big corpus has thousands of shards
-# What a new set of shards replaces: shards and the length indexes kept beside them.
-_OURS = re.compile(r"part-\d{5,}\.arrayrecord|lengths-[0-9a-f]+\.npy")
+# What a new set of shards replaces: shards and the indexes kept beside them.
+_OURS = re.compile(r"part-\d{5,}\.arrayrecord|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy")
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def parse(data: bytes, *, where: str) -> Record:
             provenance=provenance,
         )
     except (DecodeError, ValueError, UserError) as error:
-        raise UserError(
+        raise DamagedRecord(
             f"{where} is not a record of this project ({error}): write the shards again with "
             "ShardWriter, or take this one out of the manifest."
         ) from error
@@ -315,102 +312,37 @@ class RecordSource:
     """The records of a folder of shards at random access; picklable, threads may share it.
 
     ``verify`` reads every shard once and compares its sha256; without it only existence and size
-    are checked. Raises UserError naming the shard that is missing, cut short or changed.
+    are checked. Raises UserError naming the shard that is missing, cut short or changed; with
+    ``skip_damaged`` only a missing one, and DamagedRecord where a record is read that is not whole.
     """
 
-    def __init__(self, folder: str | Path, verify: bool = True) -> None:
+    def __init__(self, folder: str | Path, verify: bool = True, skip_damaged: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(folder)
-        for shard in self.manifest.shards:
-            self._check(shard, verify)
-        self._starts = np.cumsum([0] + [shard.records for shard in self.manifest.shards])
-        self._reset()
+        check_shards(self.manifest, verify, skip_damaged)
+        self._shards = self.manifest.reader()
 
-    def _reset(self) -> None:
-        self._readers: OrderedDict[int, ArrayRecordReader] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def _check(self, shard: ShardInfo, verify: bool) -> None:
-        path = self.folder / shard.name
-        if not path.is_file():
-            raise UserError(
-                f"shard {path} is missing though {MANIFEST_NAME} lists it: copy it back or write "
-                "the shards again."
-            )
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise UserError(
-                f"shard {path} has {size:,} bytes where {MANIFEST_NAME} says {shard.bytes:,}: it "
-                "was cut short or changed. Copy it again or write the shards again."
-            )
-        if verify and file_sha256(path) != shard.sha256:
-            raise UserError(
-                f"the sha256 of shard {path} differs from the one in {MANIFEST_NAME}: it is "
-                "damaged or was changed. Copy it again or write the shards again."
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_readers"], state["_lock"]  # a worker opens its own
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same records; what a length index names."""
+        return self.manifest.fingerprint
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._shards)
 
     def __getitem__(self, index: int) -> Record:
         return self.read([index])[0]
 
     def where(self, index: int) -> str:
         """Shard and place of a record, for messages."""
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        place = index - int(self._starts[shard])
-        return f"record {place} of {self.folder / self.manifest.shards[shard].name}"
+        path, number = self._shards.place(index)
+        return f"record {number} of {path}"
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """The records at ``indices``, in that order, one batched read for each shard touched.
 
-        Raises IndexError outside 0..len-1 and UserError naming the shard that cannot be read or
-        the record that does not parse.
+        Raises IndexError outside 0..len-1 and DamagedRecord naming the shard that cannot be read
+        or the record that does not parse.
         """
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"{self.folder} holds {len(self)} records, not {wanted.max()}")
-        shards = np.searchsorted(self._starts, wanted, side="right") - 1
-        records: list[Record | None] = [None] * len(wanted)
-        for shard in np.unique(shards):
-            (places,) = np.nonzero(shards == shard)
-            local = (wanted[places] - self._starts[shard]).tolist()
-            path = self.folder / self.manifest.shards[shard].name
-            read = zip(places, local, self._read_shard(int(shard), local), strict=True)
-            for place, number, data in read:
-                records[place] = parse(data, where=f"record {number} of {path}")
-        return [record for record in records if record is not None]
-
-    def _read_shard(self, shard: int, local: list[int]) -> list[bytes]:
-        try:
-            with self._lock:  # one read at a time: a reader is closed when it is the oldest
-                return self._reader(shard).read(local)
-        except (RuntimeError, IndexError, ValueError) as error:
-            path = self.folder / self.manifest.shards[shard].name
-            raise UserError(
-                f"shard {path} cannot be read ({error}): it is damaged. Copy it again or write "
-                "the shards again."
-            ) from error
-
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        if shard in self._readers:
-            self._readers.move_to_end(shard)
-            return self._readers[shard]
-        info = self.manifest.shards[shard]
-        reader = ArrayRecordReader(str(self.folder / info.name))
-        # A reader on something that is no ArrayRecord does not raise.
-        if not reader.ok() or reader.num_records() != info.records:
-            raise RuntimeError("it is no ArrayRecord file with the records the manifest lists")
-        self._readers[shard] = reader
-        if len(self._readers) > _OPEN_READERS:
-            self._readers.popitem(last=False)[1].close()
-        return reader
+        read = zip(indices, self._shards.read(indices), strict=True)
+        return [parse(data, where=self.where(int(index))) for index, data in read]

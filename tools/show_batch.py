@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     realised = realised_rates(
         source_tokens(batch["source_ids"], len(data.task_names)), data.task_names
     )
-    for name, asked in data.asked_rates.items():
+    rates = [rates for step, rates in data.stages if step <= config.batch][-1]
+    for name, asked in rates.items():
         console.print(f"{name}: asked {asked:.2%}, in this batch {realised[name]:.2%}")
 
 

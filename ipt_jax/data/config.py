@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from ipt_jax.data.tasks import NATURAL, Mixture, Task
+from ipt_jax.data.tasks import HUB, NATURAL, Mixture, Stage, Task
 from ipt_jax.errors import UserError, nearest
 
-_MIXTURE_KEYS = ("name", "root", "by", "rates", "tasks")
+PACKINGS = ("concatenate", "best_fit")
+_MIXTURE_KEYS = ("name", "root", "by", "rates", "stages", "tasks")
+_STAGE_KEYS = tuple(field.name for field in fields(Stage))
 _TASK_KEYS = tuple(field.name for field in fields(Task) if field.name != "name")
 
 
@@ -19,23 +21,36 @@ class DataConfig:
     """The data of one run. Raises UserError for a value that cannot be."""
 
     mixture: str | dict[str, Any] = "configs/mixtures/quickstart_raw.yaml"
-    """Path of a mixture's YAML file, or the same keys inline (`tasks`, `rates`, `by`, `root`)."""
+    """Path of a mixture's YAML file, or the same keys inline (`tasks`, `rates`, `stages`, `by`,
+    `root`)."""
     root: str | None = None
     """Folder that relative sources start from; overrides the mixture's own `root`."""
     rates: dict[str, float] | None = None
-    """Overrides the mixture's rates."""
+    """Overrides the rates of a mixture without stages."""
     tokenizer: str = "mistral-7b-v0.1"
     """A name or folder that `load_tokenizer` takes; its vocabulary must be the model's."""
     row_tokens: int = 2048
     """T: tokens in a row."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """How examples fill rows: one after another, cut at the end of each row; or best_fit, where
+    only an example longer than a row is cut."""
     seed: int = 0
     """Of the order of examples, apart from all other seeds."""
     worker_count: int = 0
     """Processes that read and tokenise; 0 for threads of the training process."""
     verify_checksums: bool = True
     """Compare every shard's sha256 with the manifest before the first step."""
+    index_folder: str | None = None
+    """Where the indexes of files that are no shards of ours are kept; beside them if not given."""
+    skip_damaged: bool = False
+    """Go on without records that cannot be read, counted and logged; without it they stop the
+    run."""
 
     def __post_init__(self) -> None:
+        if self.packing not in PACKINGS:
+            raise UserError(
+                f"`packing` is {self.packing!r}: it must be {' or '.join(map(repr, PACKINGS))}."
+            )
         if self.row_tokens < 2:
             raise UserError(f"`row_tokens` is {self.row_tokens}: a row holds at least 2 tokens.")
         if self.worker_count < 0:
@@ -51,6 +66,11 @@ def load_mixture(config: DataConfig) -> Mixture:
     else:
         content, where = dict(config.mixture), "the key `mixture`"
     if config.rates is not None:
+        if content.get("stages"):
+            raise UserError(
+                f"{where}: `rates` are given beside it, but its `stages` change them: leave the "
+                "given ones out, or write them into the mixture."
+            )
         content = {**content, "rates": dict(config.rates)}
     return parse_mixture(content, where=where, root=config.root, tokenizer=config.tokenizer)
 
@@ -98,7 +118,7 @@ def parse_mixture(
     for name, values in tasks.items():
         key = f"tasks.{name}"
         if not isinstance(values, dict) or not isinstance(values.get("source"), str):
-            raise UserError(f"{where}: `{key}` needs a `source`: a folder of record shards.")
+            raise UserError(f"{where}: `{key}` needs a `source`: a folder of shards or a file.")
         _check_keys(values, _TASK_KEYS, where, f"{key}.")
         own = values.get("tokenizer")
         if own is not None and tokenizer is not None and own != tokenizer:
@@ -107,10 +127,9 @@ def parse_mixture(
                 "the task's out or make them the same."
             )
         chosen = {"tokenizer": tokenizer} if tokenizer is not None else {}
+        source = _under(folder, values["source"])
         try:
-            made.append(
-                Task(**{**values, **chosen, "name": name, "source": str(folder / values["source"])})
-            )
+            made.append(Task(**{**values, **chosen, "name": name, "source": source}))
         except (UserError, TypeError) as error:
             raise UserError(f"{where}: {error}") from error
     if not isinstance(content.get("rates", NATURAL), dict | str):
@@ -118,9 +137,30 @@ def parse_mixture(
     rates: Any = content.get("rates", NATURAL)  # Mixture checks the rest
     try:
         name, by = str(content.get("name", "mixture")), content.get("by", "tokens")
-        return Mixture(name, tuple(made), rates, by)
+        return Mixture(name, tuple(made), rates, by, _parse_stages(content.get("stages"), where))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _parse_stages(stages: object, where: str) -> tuple[Stage, ...]:
+    if stages is None:
+        return ()
+    form = "a list of mappings with `from_step` and `rates`"
+    if not isinstance(stages, list):
+        raise UserError(f"{where}: `stages` must be {form}.")
+    made = []
+    for number, values in enumerate(stages):
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: `stages.{number}` is {values!r}: `stages` must be {form}.")
+        _check_keys(values, _STAGE_KEYS, where, f"stages.{number}.")
+        if missing := [key for key in _STAGE_KEYS if key not in values]:
+            raise UserError(f"{where}: `stages.{number}` needs `{missing[0]}`.")
+        made.append(Stage(**values))
+    return tuple(made)
+
+
+def _under(folder: Path, source: str) -> str:
+    return source if source.startswith(HUB) else str(folder / source)
 
 
 def _check_keys(content: Mapping[str, Any], valid: tuple[str, ...], where: str, at: str) -> None:

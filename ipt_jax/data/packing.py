@@ -1,5 +1,11 @@
-"""Rows of T tokens: examples one after another, cut every T tokens, as in the papers."""
+"""Rows of T tokens, packed in one of two ways.
 
+Concatenate: examples one after another, cut every T tokens, as in the papers. Best fit: each
+example whole in one row, in the fullest row that has room for it, longest examples first; only
+what is longer than a row is cut.
+"""
+
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +22,37 @@ class Tokenised:
     """int32 [n], BOS and EOS included."""
     loss: np.ndarray | None
     """float32 [n], the weight of each token as a target; None where all are 1."""
+    damaged: bool = False
+    """Stands for a record that could not be read: becomes padding."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What lies in R rows: n pieces of examples, row by row and from left to right."""
+
+    example: np.ndarray
+    """int64 [n], number of the example."""
+    start: np.ndarray
+    """int64 [n], first token of the piece within its example."""
+    length: np.ndarray
+    """int64 [n], tokens of the piece."""
+    row: np.ndarray
+    """int64 [n], ascending."""
+    rows: int
+    """R."""
+
+    def in_order(self, rank: np.ndarray) -> "Pieces":
+        """The same rows in another order: ``rank`` [R] is the new number of each."""
+        row = rank[self.row]
+        order = np.argsort(row, kind="stable")
+        arrays = (self.example, self.start, self.length, row)
+        return Pieces(*(array[order] for array in arrays), rows=self.rows)
+
+    def within(self, first: int, last: int) -> "Pieces":
+        """The pieces in rows first..last - 1, whose rows count from 0."""
+        low, high = np.searchsorted(self.row, [first, last]).tolist()
+        arrays = (self.example, self.start, self.length, self.row - first)
+        return Pieces(*(array[low:high] for array in arrays), rows=last - first)
 
 
 def flatten(
@@ -47,8 +84,8 @@ def cut(
 
     Args:
         tokens, loss, number, source: [S], the stream: token, its weight as a target, number of
-            the example it belongs to, index of its task. S is RT + 1 (the last token is only a
-            target), or less where the stream ends: the rest is padding.
+            the example it belongs to, index of its task; both -1 for padding. S is RT + 1 (the
+            last token is only a target), or less where the stream ends: the rest is padding.
         row_tokens: T.
         rows: R.
 
@@ -77,10 +114,126 @@ def cut(
         "tokens": np.ascontiguousarray(tokens[:-1].reshape(rows, T)),
         "targets": np.ascontiguousarray(tokens[1:].reshape(rows, T)),
         "loss_weights": np.where(same, loss[1:], 0).astype(np.float32).reshape(rows, T) * real_RT,
-        "segment_ids": np.cumsum(starts_RT, axis=1, dtype=np.int32) * real_RT,
+        "segment_ids": np.cumsum(starts_RT & real_RT, axis=1, dtype=np.int32) * real_RT,
         "positions": (column_T - begin_RT) * real_RT,
         "source_ids": source[:-1].reshape(rows, T).astype(np.int32),
     }
+
+
+def best_fit(lengths: np.ndarray, row_tokens: int) -> Pieces:
+    """Put examples of int64 [n] tokens into rows of T = ``row_tokens``, best fit decreasing.
+
+    An example longer than a row is cut into pieces of T, a row each, and a rest that is packed
+    like the others; one without tokens lies nowhere. Rows made of one piece of T come first, in
+    the order of examples; the others follow from the longest example to the shortest.
+    """
+    whole, rest = np.divmod(lengths, row_tokens)
+    example = np.repeat(np.arange(len(lengths)), whole)
+    nth = np.arange(len(example)) - np.repeat(np.cumsum(whole) - whole, whole)
+    order = np.argsort(-rest, kind="stable")
+    order = order[: np.count_nonzero(rest)]
+    row, rows = _place(rest[order].tolist(), row_tokens)
+    pieces = Pieces(
+        example=np.concatenate([example, order]),
+        start=np.concatenate([nth * row_tokens, (whole * row_tokens)[order]]),
+        length=np.concatenate([np.full(len(example), row_tokens), rest[order]]),
+        row=np.concatenate([np.arange(len(example)), len(example) + row]),
+        rows=len(example) + rows,
+    )
+    return pieces.in_order(np.arange(pieces.rows))
+
+
+def _place(sizes: list[int], row_tokens: int) -> tuple[np.ndarray, int]:
+    """Row of each size (int64), and how many rows there are."""
+    spaces: list[int] = []  # free tokens of the rows that are not full: each number once, ascending
+    having: list[list[int]] = [[] for _ in range(row_tokens)]  # the rows with so many free
+    placed: list[int] = []
+    rows = 0
+    for size in sizes:
+        at = bisect.bisect_left(spaces, size)
+        if at == len(spaces):
+            row, free = rows, row_tokens - size
+            rows += 1
+        else:
+            space = spaces[at]
+            row, free = having[space].pop(), space - size
+            if not having[space]:
+                del spaces[at]
+        if free:
+            if not having[free]:
+                bisect.insort(spaces, free)
+            having[free].append(row)
+        placed.append(row)
+    return np.asarray(placed, np.int64), rows
+
+
+def lay(
+    pieces: Pieces, examples: Sequence[Tokenised], sources: Sequence[int], row_tokens: int
+) -> Rows:
+    """Rows of T = ``row_tokens`` from pieces, with the examples they count and their tasks.
+
+    Returns:
+        Arrays [R, T] as those of ``cut``, with two differences: what follows the last piece of a
+        row is padding, and the target of a piece's last token is the example's next token where
+        the example was cut there. Where it ends, the target has weight 0.
+    """
+    R, T = pieces.rows, row_tokens
+    free = T - np.bincount(pieces.row, pieces.length, minlength=R).astype(np.int64)
+    (padded,) = np.nonzero(free)
+    order = np.argsort(np.concatenate([pieces.row, padded]), kind="stable")
+    real = np.asarray([not e.damaged for e in examples], bool)[pieces.example]
+    real = np.concatenate([real, np.zeros(len(padded), bool)])[order]
+    row = np.concatenate([pieces.row, padded])[order]
+    length = np.concatenate([pieces.length, free[padded]])[order]
+    source = np.asarray(sources, np.int32)[pieces.example]
+    source = np.concatenate([source, np.zeros(len(padded), np.int32)])[order]
+    source = np.where(real, source, -1).astype(np.int32)
+    segment = np.cumsum(real)
+    first = np.searchsorted(row, np.arange(R))
+    segment = (segment - (segment - real)[first][row]) * real
+    end = np.cumsum(length)
+
+    nothing, ones = np.zeros(T, np.int32), np.ones(T, np.float32)
+    weighted = any(example.loss is not None for example in examples)
+    parts, losses, cuts = [], [], []
+    numbers, starts = pieces.example.tolist(), pieces.start.tolist()
+    for place, size, at in zip(order.tolist(), length.tolist(), end.tolist(), strict=True):
+        if place >= len(numbers) or examples[numbers[place]].damaged:
+            parts.append(nothing[:size])
+            losses.append(ones[:size])
+            continue
+        example, start = examples[numbers[place]], starts[place]
+        parts.append(example.tokens[start : start + size])
+        if weighted:
+            loss = ones[:size] if example.loss is None else example.loss[start : start + size]
+            losses.append(loss)
+        if start + size < len(example.tokens):
+            cuts.append((at - 1, start + size, example))
+    tokens = np.concatenate(parts) if parts else np.empty(0, np.int32)
+    targets = np.zeros(R * T, np.int32)
+    targets[:-1] = tokens[1:]
+    targets[T - 1 :: T] = 0
+    weights = np.ones(R * T, np.float32)
+    if weighted:
+        weights[:-1] = np.concatenate(losses)[1:]
+    weights[end - 1] = 0
+    positions = np.arange(R * T, dtype=np.int32)
+    positions -= np.repeat((end - length).astype(np.int32), length)
+    for last, size in zip(end[~real].tolist(), length[~real].tolist(), strict=True):
+        positions[last - size : last] = 0
+        weights[last - size : last] = 0
+    for at, following, example in cuts:
+        targets[at] = example.tokens[following]
+        weights[at] = 1 if example.loss is None else example.loss[following]
+    flat = {
+        "tokens": tokens.astype(np.int32, copy=False),
+        "targets": targets,
+        "loss_weights": weights,
+        "segment_ids": np.repeat(segment.astype(np.int32), length),
+        "positions": positions,
+        "source_ids": np.repeat(source, length),
+    }
+    return {name: array.reshape(R, T) for name, array in flat.items()}
 
 
 def source_tokens(source_ids: np.ndarray, tasks: int) -> np.ndarray:

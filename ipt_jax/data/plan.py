@@ -5,8 +5,14 @@ through its share: example j of task i stands at (tokens of its examples before 
 rate_i, and the smallest comes first. So after any prefix no task is further from its share than
 about one example. Since a task's place at a time t depends on nothing but its own cumulative
 tokens, any stretch of the stream is found without making what comes before it.
+
+A time counts tokens of the mix, or examples where the rates are shares of examples. Where rates
+change at a time, each task's share goes on growing from what it was, at the new rate.
 """
 
+import bisect
+import dataclasses
+import functools
 import hashlib
 import threading
 from collections import OrderedDict
@@ -59,11 +65,16 @@ class TaskOrder:
         self.name, self.seed, self.by = name, seed, by
         self.records = lengths.records
         self._lengths, self._extra = lengths, extra_tokens  # BOS and EOS of each example
-        self.epoch_tokens = int(lengths.array.sum(dtype=np.int64)) + extra_tokens * self.records
+        self.epoch_tokens = lengths.tokens(extra_tokens)
         self._tables: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": OrderedDict()}
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(self._lengths.array.max()) + self._extra
 
     def _table(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of an epoch, and its tokens before every ``_STRIDE``-th example."""
@@ -81,7 +92,9 @@ class TaskOrder:
         return self._tables[epoch]
 
     def _gather(self, records: np.ndarray) -> np.ndarray:
-        return self._lengths.array[records].astype(np.int64) + self._extra
+        lengths = self._lengths.array[records].astype(np.int64)
+        # A damaged record (-1) is no example: neither BOS nor EOS stand for it.
+        return np.where(lengths < 0, 0, lengths + self._extra)
 
     def tokens_before(self, examples: int) -> int:
         """Tokens of the first ``examples`` of the order."""
@@ -90,6 +103,10 @@ class TaskOrder:
         block = place // _STRIDE
         rest = self._gather(order[block * _STRIDE : place])
         return epoch * self.epoch_tokens + int(before[block]) + int(rest.sum())
+
+    def share_of(self, examples: int) -> int:
+        """What the rates are shares of in the first ``examples``: tokens, or their number."""
+        return examples if self.by == "examples" else self.tokens_before(examples)
 
     def examples_before(self, doubled: int) -> int:
         """How many examples have their middle before ``doubled`` / 2 tokens (or examples)."""
@@ -120,17 +137,21 @@ class TaskOrder:
 class Plan:
     """The stream of a mixture's examples at random access. Threads may share it.
 
-    ``rates`` add up to 1, all positive. With ``whole`` the stream is one epoch of each task, then
-    ends; the rates must then be the tasks' own sizes.
+    ``rates`` add up to 1; they may be 0 only where ``change`` gives others. With ``whole`` the
+    stream is one epoch of each task, then ends; the rates must then be the tasks' own sizes.
     """
 
     def __init__(self, orders: Sequence[TaskOrder], rates: Sequence[float], whole: bool) -> None:
-        self._orders, self._rates, self._whole = list(orders), list(rates), whole
-        self._by_tokens = orders[0].by == "tokens"
-        self._width = WINDOW_TOKENS if self._by_tokens else WINDOW_EXAMPLES
+        self.orders, self._whole = list(orders), whole
+        self.by_tokens = orders[0].by == "tokens"
+        self._width = WINDOW_TOKENS if self.by_tokens else WINDOW_EXAMPLES
         self.total_tokens = sum(o.epoch_tokens for o in orders) if whole else None
-        size = [o.epoch_tokens if self._by_tokens else o.records for o in orders]
-        self._end_time = sum(size)
+        self.epoch_time = sum(o.epoch_tokens if self.by_tokens else o.records for o in orders)
+        """Time that one epoch of every task takes at natural rates."""
+        # Of each stage: the time it begins at, rates, and each task's doubled share until then.
+        self._times, self._rates = [0], [list(rates)]
+        self._shares = [[0.0] * len(self.orders)]
+        self._tokens_at = [0]
         self._reset()
 
     def _reset(self) -> None:
@@ -146,39 +167,95 @@ class Plan:
         self.__dict__.update(state)
         self._reset()
 
-    def _counts(self, time: float) -> list[int]:
-        """Examples of each task before a time, which counts tokens (or examples) of the mix."""
-        if not self._whole:
-            pairs = zip(self._orders, self._rates, strict=True)
-            return [order.examples_before(int(2 * time * rate)) for order, rate in pairs]
-        if time >= self._end_time:
-            return [order.records for order in self._orders]
-        pairs = zip(self._orders, self._rates, strict=True)
-        return [min(o.examples_before(int(2 * time * r)), o.records) for o, r in pairs]
+    @property
+    def first_rates(self) -> list[float]:
+        """Those before any change."""
+        return self._rates[0]
 
-    def _tokens(self, time: float) -> int:
-        counts = zip(self._orders, self._counts(time), strict=True)
+    def mean_tokens(self, stage: int = -1) -> float:
+        """Tokens of the mix in one unit of time, about, at a stage's rates; -1 for the latest."""
+        if self.by_tokens:
+            return 1.0
+        means = [o.epoch_tokens / o.records for o in self.orders]
+        return sum(mean * rate for mean, rate in zip(means, self._rates[stage], strict=True))
+
+    def change(self, time: int, rates: Sequence[float]) -> None:
+        """Let other rates hold from a time on, later than those of earlier changes."""
+        with self._lock:
+            tokens = time if self.by_tokens else self.tokens(time)
+            shares = [self._doubled(i, time) for i in range(len(self.orders))]
+            self._times.append(time)
+            self._rates.append(list(rates))
+            self._shares.append(shares)
+            self._tokens_at.append(tokens)
+            self._windows.clear()
+
+    def change_at_token(self, token: int, rates: Sequence[float]) -> None:
+        """As ``change``, at the time that holds that token of the stream."""
+        if self.by_tokens:
+            return self.change(token, rates)
+        low = self._window_of(token) * self._width
+        times = range(low, low + self._width + 1)
+        self.change(times[bisect.bisect_left(times, token, key=self.tokens)], rates)
+
+    def _doubled(self, task: int, time: float) -> float:
+        """Twice the share of a task before a time."""
+        stage = bisect.bisect_right(self._times, time) - 1
+        since = time - self._times[stage]
+        return self._shares[stage][task] + 2 * since * self._rates[stage][task]
+
+    def _doubled_times(self, task: int, doubled: np.ndarray) -> np.ndarray:
+        """Twice the time at which a task's share is ``doubled`` / 2; infinite if it never is."""
+        shares = np.asarray([shares[task] for shares in self._shares])
+        stage = np.searchsorted(shares, doubled, side="right") - 1
+        rates = np.asarray([rates[task] for rates in self._rates])[stage]
+        times = np.asarray(self._times)[stage]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = 2 * times + (doubled - shares[stage]) / rates
+        return np.where(rates > 0, found, np.inf)
+
+    def _counts(self, time: float) -> list[int]:
+        """Examples of each task before a time."""
+        if self._whole and time >= self.epoch_time:
+            return [order.records for order in self.orders]
+        shares = [int(self._doubled(i, time)) for i in range(len(self.orders))]
+        counts = [o.examples_before(d) for o, d in zip(self.orders, shares, strict=True)]
+        if not self._whole:
+            return counts
+        return [min(count, o.records) for count, o in zip(counts, self.orders, strict=True)]
+
+    def tokens(self, time: float) -> int:
+        """Tokens of all examples before a time."""
+        counts = zip(self.orders, self._counts(time), strict=True)
         return sum(order.tokens_before(count) for order, count in counts)
+
+    def time_of(self, task: int, share: int) -> float:
+        """When a task's tokens (or examples) are that many; infinite if never."""
+        return float(self._doubled_times(task, np.asarray([2 * share]))[0]) / 2
+
+    def between(self, first: int, last: int) -> Stretch:
+        """The examples of times ``first``..``last`` - 1; ``starts`` count from the first."""
+        pairs = zip(self.orders, self._counts(first), self._counts(last), strict=True)
+        parts = [order.examples(a, b) for order, a, b in pairs]
+        times = [self._doubled_times(i, part[2]) for i, part in enumerate(parts)]
+        sizes = [len(part[0]) for part in parts]
+        task = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
+        # Equal times go to the task listed first, and a task's own order stays.
+        order = np.lexsort((task, np.concatenate(times)))
+        lengths = np.concatenate([part[1] for part in parts])[order]
+        return Stretch(
+            task=task[order],
+            record=np.concatenate([part[0] for part in parts])[order],
+            starts=np.concatenate([[0], np.cumsum(lengths)]),
+        )
 
     def _window(self, number: int) -> Stretch:
         if number in self._windows:
             self._windows.move_to_end(number)
             return self._windows[number]
-        first = self._counts(number * self._width)
-        last = self._counts((number + 1) * self._width)
-        parts = [o.examples(a, b) for o, a, b in zip(self._orders, first, last, strict=True)]
-        times = [p[2] / rate for p, rate in zip(parts, self._rates, strict=True)]
-        sizes = [len(part[0]) for part in parts]
-        task = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
-        # Equal times go to the task listed first, and a task's own order stays.
-        order = np.lexsort((task, np.concatenate(times)))
-        start = self._tokens(number * self._width)
-        lengths = np.concatenate([part[1] for part in parts])[order]
-        window = Stretch(
-            task=task[order],
-            record=np.concatenate([part[0] for part in parts])[order],
-            starts=start + np.concatenate([[0], np.cumsum(lengths)]),
-        )
+        first = number * self._width
+        window = self.between(first, first + self._width)
+        window = dataclasses.replace(window, starts=self.tokens(first) + window.starts)
         self._windows[number] = window
         while len(self._windows) > 4:
             self._windows.popitem(last=False)
@@ -203,19 +280,11 @@ class Plan:
 
     def _window_of(self, token: int) -> int:
         """The window that holds a token of the stream, guessed and then set right."""
-        number = token // self._width
-        if not self._by_tokens:
-            tokens = [o.epoch_tokens / o.records for o in self._orders]
-            mean = sum(t * rate for t, rate in zip(tokens, self._rates, strict=True))
-            number = int(token / (mean * self._width))
-        while number > 0 and self._tokens(number * self._width) > token:
+        stage = bisect.bisect_right(self._tokens_at, token) - 1
+        since = (token - self._tokens_at[stage]) / self.mean_tokens(stage)
+        number = int(self._times[stage] + since) // self._width
+        while number > 0 and self.tokens(number * self._width) > token:
             number -= 1
-        while self._tokens((number + 1) * self._width) <= token:
+        while self.tokens((number + 1) * self._width) <= token:
             number += 1
         return number
-
-    def tokens_before_example(self, task: int, example: int) -> int:
-        """Place in the stream, to within an example of each task, of a task's example."""
-        order, rate = self._orders[task], self._rates[task]
-        middle = example if not self._by_tokens else order.tokens_before(example)
-        return self._tokens(middle / rate)

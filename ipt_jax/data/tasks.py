@@ -1,13 +1,16 @@
 """Task and Mixture, with seqio's words and meaning, and their registries."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from ipt_jax.data.preprocessors import preprocessors
 from ipt_jax.errors import UserError, nearest
 
 NATURAL = "natural"
+HUB = "hf://"  # how the source of a data set on the hub begins
+FORMATS = ("records", "tokens", "arrayrecord", "parquet", "jsonl", "huggingface")
 
 
 def _is_number(value: object) -> bool:
@@ -21,7 +24,9 @@ class Task:
     name: str
     """Key in mixtures, metrics and reports."""
     source: str
-    """Folder of record shards with a manifest."""
+    """Folder of record or token shards with a manifest; or a file, folder or pattern of JSON lines,
+    parquet or ArrayRecord; or a Hugging Face data set: a saved folder, or ``hf://NAME`` or
+    ``hf://NAME@REVISION`` from the hub."""
     tokenizer: str = "mistral-7b-v0.1"
     """What ``load_tokenizer`` takes."""
     bos: bool = True
@@ -32,6 +37,18 @@ class Task:
     """``all``: every token (pre-training); ``responses``: the weights of the record's parts."""
     max_epochs: float | None = None
     """How often each example may be seen; None for no limit."""
+    format: str | None = None
+    """One of ``FORMATS``; None to tell it from the manifest or the file names."""
+    text_key: str = "text"
+    """Key, column or feature of a foreign record that holds its text."""
+    id_key: str | None = None
+    """That of its id; None for ``id`` where a record has one, else its file and line."""
+    split: str = "train"
+    """Which split of a data set, or of a folder whose files are named by split."""
+    subset: str | None = None
+    """Which subset (configuration) of a data set, where it has several."""
+    preprocessors: tuple[str | Mapping[str, Mapping[str, Any]], ...] = ()
+    """Names in ``preprocessors.py``, in order, each alone or with its settings: ``{pair: {…}}``."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -40,6 +57,20 @@ class Task:
             raise UserError(
                 f"`tasks.{self.name}.loss` is {self.loss!r}: it must be 'all' or 'responses'."
             )
+        if self.format is not None and self.format not in FORMATS:
+            raise UserError(
+                f"`tasks.{self.name}.format` is {self.format!r}. {nearest(self.format, FORMATS)}"
+            )
+        if not isinstance(self.preprocessors, list | tuple):
+            raise UserError(
+                f"`tasks.{self.name}.preprocessors` is {self.preprocessors!r}: it must be a list "
+                "of names."
+            )
+        object.__setattr__(self, "preprocessors", tuple(self.preprocessors))  # YAML gives a list
+        try:
+            preprocessors(self.preprocessors)
+        except UserError as error:
+            raise UserError(f"`tasks.{self.name}.preprocessors`: {error}") from error
         for key in ("bos", "eos"):
             if not isinstance(getattr(self, key), bool):
                 raise UserError(
@@ -55,9 +86,50 @@ class Task:
             )
 
 
+def _check_rates(rates: object, names: list[str], where: str, at: str) -> None:
+    """Raises UserError naming the key under ``at`` that is no task, no rate or missing."""
+    if not isinstance(rates, Mapping):
+        raise UserError(f"{where}: `{at}` is {rates!r}: give a number for each task.")
+    for name, rate in rates.items():
+        if name not in names:
+            raise UserError(f"{where}: `{at}.{name}` is no task. {nearest(name, names)}")
+        if not _is_number(rate) or rate < 0:
+            raise UserError(
+                f"{where}: `{at}.{name}` is {rate!r}: a rate is a finite number, 0 or more."
+            )
+    if missing := [name for name in names if name not in rates]:
+        raise UserError(
+            f"{where}: the task {missing[0]!r} has no rate: add `{at}.{missing[0]}` (0 leaves it "
+            "out)."
+        )
+    if not sum(rates.values()) > 0:
+        raise UserError(
+            f"{where}: all rates are zero ({', '.join(f'{at}.{n}' for n in names)}): give at "
+            "least one task a positive rate."
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rates from one step on; in a mixture's YAML ``stages: [{from_step: 1000, rates: {...}}]``.
+
+    ``Mixture`` checks them.
+    """
+
+    from_step: int
+    """Global batches of the run before the first at these rates."""
+    rates: Mapping[str, float]
+    """Share of each task, in any unit; 0 for a task that pauses."""
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """Tasks and the rates they are mixed at. Raises UserError for rates that cannot be."""
+    """Tasks and the rates they are mixed at. Raises UserError for rates that cannot be.
+
+    ``rates`` hold from the first step. Each of ``stages`` changes them from a step on, that is
+    from a global batch on, until the next or the end of the run. Tasks go on through their order
+    where they were: nothing begins again at a change.
+    """
 
     name: str
     """Key in the registry and in reports."""
@@ -67,6 +139,8 @@ class Mixture:
     """Share of each task, in any unit; ``natural`` for the sources' own sizes."""
     by: Literal["tokens", "examples"] = "tokens"
     """What the shares are shares of."""
+    stages: tuple[Stage, ...] = ()
+    """Later rates, in the order of their steps; none where ``rates`` hold to the end."""
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
@@ -82,29 +156,31 @@ class Mixture:
                 f"{where} mixes the tokenizers {sorted({t.tokenizer for t in self.tasks})}: one "
                 "model reads one tokenizer's ids, so give all tasks the same."
             )
-        if isinstance(self.rates, str):
-            if self.rates != NATURAL:
-                raise UserError(
-                    f"{where}: `rates` is {self.rates!r}: give a number for each task or 'natural'."
-                )
-            return
-        for name, rate in self.rates.items():
-            if name not in names:
-                raise UserError(f"{where}: `rates.{name}` is no task. {nearest(name, names)}")
-            if not _is_number(rate) or rate < 0:
-                raise UserError(
-                    f"{where}: `rates.{name}` is {rate!r}: a rate is a finite number, 0 or more."
-                )
-        if missing := [name for name in names if name not in self.rates]:
+        if not isinstance(self.rates, str):
+            _check_rates(self.rates, names, where, "rates")
+        elif self.rates != NATURAL:
             raise UserError(
-                f"{where}: the task {missing[0]!r} has no rate: add `rates.{missing[0]}` (0 "
-                "leaves it out)."
+                f"{where}: `rates` is {self.rates!r}: give a number for each task or 'natural'."
             )
-        if not sum(self.rates.values()) > 0:
+        elif self.stages:
             raise UserError(
-                f"{where}: all rates are zero ({', '.join(f'rates.{n}' for n in names)}): give "
-                "at least one task a positive rate."
+                f"{where}: `rates` is 'natural' and `stages` change them: give numbers in `rates`, "
+                "the rates of the first step."
             )
+        self._check_stages(names, where)
+
+    def _check_stages(self, names: list[str], where: str) -> None:
+        before = 0
+        for number, stage in enumerate(self.stages):
+            at, step = f"stages.{number}", stage.from_step
+            if isinstance(step, bool) or not isinstance(step, int) or step <= before:
+                former = "the stage before it begins" if number else "`rates` begin"
+                raise UserError(
+                    f"{where}: `{at}.from_step` is {step!r}: it must be a whole number above "
+                    f"{before}, where {former}."
+                )
+            before = step
+            _check_rates(stage.rates, names, where, f"{at}.rates")
 
 
 _TASKS: dict[str, Task] = {}
@@ -129,9 +205,11 @@ def register_mixture(
     name: str,
     rates: Mapping[str, float],
     by: Literal["tokens", "examples"] = "tokens",
+    stages: Sequence[Stage] = (),
 ) -> Mixture:
     """Add a mixture of registered tasks. Raises UserError for a task or rate that cannot be."""
-    mixture = Mixture(name, tuple(get_task(task) for task in rates), dict(rates), by)
+    tasks = tuple(get_task(task) for task in rates)
+    mixture = Mixture(name, tasks, dict(rates), by, tuple(stages))
     if _MIXTURES.setdefault(name, mixture) != mixture:
         raise UserError(f"another mixture is already registered as {name!r}: rename one.")
     return mixture
@@ -142,6 +220,16 @@ def get_mixture(name: str) -> Mixture:
     if name not in _MIXTURES:
         raise UserError(f"no mixture is registered as {name!r}. {nearest(name, _MIXTURES)}")
     return _MIXTURES[name]
+
+
+def registered_tasks() -> tuple[Task, ...]:
+    """All registered tasks, in the order they were added."""
+    return tuple(_TASKS.values())
+
+
+def registered_mixtures() -> tuple[Mixture, ...]:
+    """All registered mixtures, in the order they were added."""
+    return tuple(_MIXTURES.values())
 
 
 def unregister(name: str) -> None:

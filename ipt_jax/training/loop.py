@@ -198,6 +198,7 @@ def _rows(config: TrainConfig, mixture: OpenMixture) -> MixtureRows:
         row_tokens=config.data.row_tokens,
         seed=config.data.seed,
         rows=config.steps * config.batch_rows,
+        rows_per_batch=config.batch_rows,
     )
 
 
@@ -228,7 +229,11 @@ def _described(
 ) -> str:
     decoder = built.decoder
     shape = " × ".join(f"{name} {size}" for name, size in mesh_shape.items())
-    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in mixture.asked_rates.items())
+    stages = [
+        (f"from step {step:,}: " if step else "")
+        + ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
+        for step, rates in mixture.stages
+    ]
     model = f"model {config.model.preset}, {decoder.parameter_count():,} parameters"
     if config.adapter is not None:
         trained = adapter_count(decoder, config.adapter)
@@ -243,7 +248,7 @@ def _described(
         f"{config.data.row_tokens} tokens, {pieces} piece(s) of {rows:g} rows a device\n"
         f"steps {first:,} → {config.steps:,}, {config.steps * config.batch_tokens:,} tokens in "
         f"all\n"
-        f"mixture by {mixture.mixture.by}: {rates}"
+        f"mixture by {mixture.mixture.by}: {'; '.join(stages)}; packing {config.data.packing}"
     )
 
 
@@ -259,7 +264,7 @@ def _summary(
         "skipped": config.steps - updates,
         "seconds": round(log.seconds, 1),
         "final_loss": log.last.get("loss"),
-        "asked_rates": dict(mixture.asked_rates),
+        "asked_rates": mixture.asked_over(config.steps),
         "realised_rates": {n: count / log.tokens for n, count in log.source_tokens.items()},
         "source_tokens": dict(log.source_tokens),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],

@@ -28,7 +28,7 @@ FREE = (
         "guard",
     ),
     *("watchdog", "metrics", "profile", "checkpoints", "xla_flags", "compilation_cache"),
-    *("data.worker_count", "data.verify_checksums"),
+    *("data.worker_count", "data.verify_checksums", "data.skip_damaged"),
     *("model.overrides.remat", "model.overrides.remat_save"),
 )
 
@@ -54,6 +54,9 @@ def open_run_folder(config: TrainConfig, mesh: Mesh) -> Path:
 
 def _refuse_another(folder: Path, saved: Path, asked: str) -> None:
     before, now = (_fixed(yaml.safe_load(text)) for text in (saved.read_text("utf-8"), asked))
+    # A key that is newer than the run did what its default does.
+    defaults = _fixed(yaml.safe_load(as_yaml(TrainConfig())))
+    before = {**{key: defaults[key] for key in defaults.keys() & now.keys()}, **before}
     if before == now:
         return
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

@@ -1,6 +1,5 @@
 """The pipeline on real text: the same batches however they are made, and what bad input gets."""
 
-import hashlib
 import json
 import pickle
 import subprocess
@@ -27,20 +26,10 @@ from ipt_jax.data.tasks import Mixture, Task
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, RecordSource, ShardWriter
 from ipt_jax.tokenizers import load_tokenizer
+from tests.data_batches import Batch, digest, joined
 
 KEYS = {"tokens", "targets", "loss_weights", "segment_ids", "positions", "source_ids"}
 ROWS = {"row_tokens": 256, "rows_per_batch": 8, "seed": 5, "total_batches": 12}
-Batch = dict[str, np.ndarray]
-
-
-def digest(items: list[Batch]) -> str:
-    """Of all arrays of all batches, in order."""
-    hasher = hashlib.sha256()
-    for batch in items:
-        for name in sorted(batch):
-            hasher.update(f"{name} {batch[name].dtype} {batch[name].shape}".encode())
-            hasher.update(batch[name].tobytes())
-    return hasher.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +46,15 @@ def test_batches_have_their_form(whole: list[Batch]) -> None:
         assert batch["loss_weights"].dtype == np.float32
         assert {a.dtype for n, a in batch.items() if n != "loss_weights"} == {np.dtype(np.int32)}
         assert batch["segment_ids"].min() == 1
+
+
+def test_cut_rows_are_those_of_earlier_versions(mixture: Mixture, whole: list[Batch]) -> None:
+    """Or checkpoints of runs that began before would go on with other data."""
+    first = "be7db3490e19c15c310990d0ce8a74fe67e45c44b323e28aced6439d8cbd3b39"
+    assert digest(whole) == first
+    by_examples = batches(replace(mixture, by="examples"), **ROWS)
+    second = "fc2b90dd631f31f3b852dca7103581937c62dda21b7b0260cc0c470ed2d6e9c0"
+    assert digest(by_examples) == second
 
 
 def test_rows_are_the_records_one_after_another(mixture: Mixture, whole: list[Batch]) -> None:
@@ -85,11 +83,7 @@ def test_any_number_of_processes_reads_the_same_batches(
         list(batches(mixture, **ROWS, process_index=index, process_count=count))
         for index in range(count)
     ]
-    joined = [
-        {name: np.concatenate([part[name] for part in group]) for name in KEYS}
-        for group in zip(*parts, strict=True)
-    ]
-    assert digest(joined) == digest(whole)
+    assert digest(joined(parts)) == digest(whole)
 
 
 def test_worker_processes_change_nothing(mixture: Mixture, whole: list[Batch]) -> None:
@@ -97,17 +91,13 @@ def test_worker_processes_change_nothing(mixture: Mixture, whole: list[Batch]) -
 
 
 _RESUME = """
-import hashlib, json, sys
-from ipt_jax.data.pipeline import batches, open_mixture
+import json, sys
+from ipt_jax.data.pipeline import batches
 from ipt_jax.data.tasks import Mixture, Task
+from tests.data_batches import digest
 name, tasks, rates, start, rows = json.loads(sys.argv[1])
 mixture = Mixture(name, tuple(Task(**task) for task in tasks), rates)
-hasher = hashlib.sha256()
-for batch in batches(mixture, start_batch=start, **rows):
-    for name in sorted(batch):
-        hasher.update(f"{name} {batch[name].dtype} {batch[name].shape}".encode())
-        hasher.update(batch[name].tobytes())
-print(hasher.hexdigest())
+print(digest(batches(mixture, start_batch=start, **rows)))
 """
 
 

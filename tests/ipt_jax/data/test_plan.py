@@ -137,3 +137,71 @@ def test_a_whole_pass_has_every_record_once() -> None:
     assert stretch.starts[-1] == sum(tokens)
     found = sorted(zip(stretch.task.tolist(), stretch.record.tolist(), strict=True))
     assert found == [(t, r) for t, values in enumerate(sizes) for r in range(len(values))]
+
+
+STAGES = ((0, [0.8, 0.2, 0.0]), (300_000, [0.3, 0.2, 0.5]), (900_000, [0.0, 0.9, 0.1]))
+
+
+def in_stages(sizes: list[list[int]], by: Literal["tokens", "examples"], seed: int = 0) -> Plan:
+    plan = make(sizes, STAGES[0][1], by, seed)
+    for token, rates in STAGES[1:]:
+        plan.change_at_token(token, rates)
+    return plan
+
+
+@pytest.mark.parametrize("by", ["tokens", "examples"])
+def test_rates_change_where_they_should(by: Literal["tokens", "examples"]) -> None:
+    """Each stage has its own rates, every order goes on, and any stretch is the whole's."""
+    sizes = [sizes_like_real(3000, 0), sizes_like_real(400, 1), sizes_like_real(50, 2)]
+    plan = in_stages(sizes, by)
+    whole = plan.stretch(0, 1_500_000)
+    lengths = np.diff(whole.starts)
+    borders = [token for token, _ in STAGES] + [1_500_000]
+    for (first, rates), last in zip(STAGES, borders[1:], strict=True):
+        inside = (whole.starts[:-1] >= first) & (whole.starts[1:] <= last)
+        counts = lengths if by == "tokens" else np.ones_like(lengths)
+        total = counts[inside].sum()
+        for task, rate in enumerate(rates):
+            found = counts[inside & (whole.task == task)].sum()
+            # An example at each border, and as much of each task as it was behind or ahead.
+            slack = 3 * (max(sizes[task]) + 2) if by == "tokens" else 4
+            assert abs(found - rate * total) <= slack, (first, task)
+    for task, values in enumerate(sizes):
+        records = whole.record[whole.task == task]
+        epochs = [
+            permutation(0, f"task-{task}", epoch, len(values))
+            for epoch in range(len(records) // len(values) + 1)
+        ]
+        assert records.tolist() == np.concatenate(epochs)[: len(records)].tolist()
+    before = make(sizes, STAGES[0][1], by).stretch(0, 290_000)
+    assert whole.record[: len(before.record)].tolist() == before.record.tolist()
+    fresh = pickle.loads(pickle.dumps(plan))
+    for first, last in ((299_000, 301_000), (1_400_000, 1_450_000), (0, 5), (899_999, 900_001)):
+        part = fresh.stretch(first, last)
+        low = int(np.flatnonzero(whole.starts == part.starts[0])[0])
+        assert part.starts[0] <= first < part.starts[1] and part.starts[-1] >= last
+        assert whole.record[low : low + len(part.record)].tolist() == part.record.tolist()
+
+
+def test_when_a_share_is_reached() -> None:
+    sizes = [sizes_like_real(3000, 0), sizes_like_real(400, 1), sizes_like_real(50, 2)]
+    plan = in_stages(sizes, "tokens")
+    assert plan.time_of(0, 240_000) == 300_000
+    assert plan.time_of(0, 240_030) == 300_100
+    assert plan.time_of(2, 0) == 300_000  # it begins with the second stage
+    assert plan.time_of(0, 500_000) == np.inf  # its rate is 0 before it is there
+    assert plan.time_of(1, 180_000 + 90) == 900_100
+
+
+def test_a_damaged_record_has_no_tokens_and_no_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "WINDOW_TOKENS", 64)
+    plan = make([[7, -1, 3, -1], [5]], [20 / 27, 7 / 27])
+    assert [order.epoch_tokens for order in plan.orders] == [14, 7]
+    stretch = plan.stretch(0, 21)
+    lengths = np.diff(stretch.starts)
+    assert all(
+        length == {(0, 0): 9, (0, 1): 0, (0, 2): 5, (0, 3): 0, (1, 0): 7}[task, record]
+        for task, record, length in zip(
+            stretch.task.tolist(), stretch.record.tolist(), lengths.tolist(), strict=True
+        )
+    )

@@ -9,6 +9,7 @@ import yaml
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.tasks import (
     Mixture,
+    Stage,
     Task,
     get_mixture,
     get_task,
@@ -54,6 +55,30 @@ def test_other_impossible_mixtures() -> None:
         Task("x", "a", max_epochs=0)
 
 
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([Stage(0, {"raw": 1, "augmented": 1})], "`stages.0.from_step` is 0: .* above 0"),
+        ([Stage(True, {"raw": 1, "augmented": 1})], "`stages.0.from_step` is True"),
+        ([Stage(2.5, {"raw": 1, "augmented": 1})], "`stages.0.from_step` is 2.5"),  # type: ignore[arg-type]
+        (
+            [Stage(7, {"raw": 1, "augmented": 1}), Stage(7, {"raw": 1, "augmented": 1})],
+            "`stages.1.from_step` is 7: .* above 7",
+        ),
+        ([Stage(1, {"raw": -2, "augmented": 1})], "`stages.0.rates.raw` is -2"),
+        ([Stage(1, {"raw": 1})], "add `stages.0.rates.augmented`"),
+        ([Stage(1, {"raw": 0, "augmented": 0})], "all rates are zero .*stages.0.rates.raw"),
+        ([Stage(1, {"raw": 1, "augmentd": 1})], "`stages.0.rates.augmentd` is no task"),
+        ([Stage(1, "natural")], "`stages.0.rates` is 'natural'"),  # type: ignore[arg-type]
+    ],
+)
+def test_stages_that_cannot_be(stages: list[Stage], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Mixture("m", TASKS, {"raw": 1, "augmented": 1}, stages=tuple(stages))
+    with pytest.raises(UserError, match="`rates` is 'natural' and `stages` change them"):
+        Mixture("m", TASKS, stages=(Stage(1, {"raw": 1, "augmented": 1}),))
+
+
 def test_registries() -> None:
     try:
         for task in TASKS:
@@ -63,12 +88,15 @@ def test_registries() -> None:
             register_task(Task("raw", "elsewhere"))
         made = register_mixture("both", {"raw": 3, "augmented": 1})
         assert get_mixture("both") == made == Mixture("both", TASKS, {"raw": 3, "augmented": 1})
+        stages = [Stage(9, {"raw": 0, "augmented": 1})]
+        staged = register_mixture("staged", {"raw": 3, "augmented": 1}, stages=stages)
+        assert get_mixture("staged").stages == staged.stages == tuple(stages)
         with pytest.raises(UserError, match=r"'augment'. The nearest is 'augmented'"):
             get_task("augment")
         with pytest.raises(UserError, match=r"'bot'. The nearest is 'both'"):
             get_mixture("bot")
     finally:
-        for name in ("raw", "augmented", "both"):
+        for name in ("raw", "augmented", "both", "staged"):
             unregister(name)
 
 
@@ -98,6 +126,24 @@ def test_a_file_and_its_overrides(tmp_path: Path) -> None:
     assert load_mixture(DataConfig({**content, "name": "mine"})) == expected
 
 
+def test_stages_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "rates: {raw: 4, qa: 0}\n"
+        "stages:\n"
+        "- {from_step: 100, rates: {raw: 1, qa: 1}}\n"
+        "- {from_step: 250, rates: {raw: 0, qa: 2.5}}\n"
+        "tasks: {raw: {source: raw}, qa: {source: qa}}\n"
+    )
+    stages = (Stage(100, {"raw": 1, "qa": 1}), Stage(250, {"raw": 0, "qa": 2.5}))
+    mixture = load_mixture(DataConfig(str(path)))
+    assert (mixture.rates, mixture.stages) == ({"raw": 4, "qa": 0}, stages)
+    inline = yaml.safe_load(path.read_text())
+    assert load_mixture(DataConfig(inline)).stages == stages
+    with pytest.raises(UserError, match=r"mine\.yaml: `rates` are given beside it.*`stages`"):
+        load_mixture(DataConfig(str(path), rates={"raw": 1, "qa": 1}))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -107,6 +153,20 @@ def test_a_file_and_its_overrides(tmp_path: Path) -> None:
         ("tasks: {a: {source: x, loss: none}}", "`tasks.a.loss`"),
         ("tasks: {a: {source: x}}\nrates: {b: 1}", "`rates.b` is no task"),
         ("tasks: {a: {source: x, max_epochs: many}}", "max_epochs"),
+        ("tasks: {a: {source: x}}\nrates: {a: 1}\nstages: {a: 1}", "`stages` must be a list"),
+        ("tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [3]", "`stages.0` is 3"),
+        (
+            "tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [{until: 3, rates: {a: 1}}]",
+            "unknown key `stages.0.until`. The nearest is 'rates'",
+        ),
+        (
+            "tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [{from_step: 3}]",
+            "`stages.0` needs `rates`",
+        ),
+        (
+            "tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [{from_step: x, rates: {a: 1}}]",
+            "`stages.0.from_step` is 'x'",
+        ),
         ("tasks: [", "is not YAML"),
         ("", "holds no keys"),
         ("rates: natural", "`tasks` must map"),
@@ -129,3 +189,5 @@ def test_impossible_data_configs() -> None:
     for key, value in (("row_tokens", 1), ("worker_count", -1), ("seed", -1)):
         with pytest.raises(UserError, match=f"`{key}` is {value}"):
             DataConfig(**{key: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"`packing` is 'bestfit'.*'concatenate' or 'best_fit'"):
+        DataConfig(packing="bestfit")  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""Records to examples: ids with BOS and EOS, and the weight of each token as a target."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ipt_jax.data.packing import Tokenised
+from ipt_jax.data.sources import Source
+from ipt_jax.data.tasks import Task
+from ipt_jax.data.token_shards import TokenSource
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record
+from ipt_jax.tokenizers import Tokenizer
+
+
+def extra_tokens(task: Task) -> int:
+    """BOS and EOS of each example: what is not in the length index."""
+    return int(task.bos) + int(task.eos)
+
+
+def read_examples(
+    source: Source, task: Task, tokenizer: Tokenizer, indices: Sequence[int]
+) -> list[Tokenised]:
+    """Examples of the records at ``indices``: taken from token shards, else tokenised now.
+
+    Raises UserError naming the shard or record that cannot be read or has no loss weights where
+    the task asks for them.
+    """
+    if isinstance(source, TokenSource):
+        return source.examples(indices)
+    return tokenise(source, source.read(indices), indices, task, tokenizer)
+
+
+def tokenise(
+    source: Source,
+    records: Sequence[Record],
+    indices: Sequence[int],
+    task: Task,
+    tokenizer: Tokenizer,
+) -> list[Tokenised]:
+    """Examples of records that were read from ``indices`` of a source."""
+    ids = tokenizer.encode_arrays([record.text for record in records], task.bos, task.eos)
+    if task.loss == "all":
+        return [Tokenised(array, None) for array in ids]
+    return [
+        Tokenised(array, _loss(task, tokenizer, record, source.where(index)))
+        for array, record, index in zip(ids, records, indices, strict=True)
+    ]
+
+
+def _loss(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> np.ndarray:
+    """Weight of each token: that of the part its last character lies in; EOS has the last's."""
+    if record.parts is None or record.loss is None:
+        raise UserError(
+            f"{where} (id {record.id!r}) has no `parts`, but the task {task.name!r} has "
+            "`loss: responses`: write parts and loss into its records, or use `loss: all`."
+        )
+    weights = np.asarray(record.loss or (0.0,), np.float32)
+    borders = np.cumsum([len(part) for part in record.parts])
+    ends = tokenizer.ends(record.text)
+    part = np.searchsorted(borders, np.maximum(ends - 1, 0), side="right")
+    loss = weights[np.minimum(part, len(weights) - 1)]
+    head, tail = np.zeros(int(task.bos), np.float32), weights[-1:][: int(task.eos)]
+    return np.concatenate([head, loss, tail])

@@ -1,0 +1,1 @@
+"""Foreign formats as rows: the fields of each record at random access."""

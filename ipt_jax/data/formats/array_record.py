@@ -1,0 +1,76 @@
+"""ArrayRecord files of ``tf.train.Example`` that are no shards of ours, as TFDS writes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from ipt_jax.data.formats.files import content_sha256, fingerprint_of
+from ipt_jax.errors import DamagedRecord, UserError
+from ipt_jax.example_proto import example_class
+from ipt_jax.shards import ShardReader, count_records
+
+
+class ArrayRecordRows:
+    """The features of each example; one that holds a single value gives that value."""
+
+    def __init__(self, files: Sequence[Path], folder: Path, verify: bool) -> None:
+        counts = []
+        for path in files:
+            count = count_records(path)
+            if count is None:
+                raise UserError(
+                    f"{path} is no ArrayRecord file: it is damaged or something else. Copy it "
+                    "again, or take it out of the source."
+                )
+            counts.append(count)
+        self._shards = ShardReader(files, counts)
+        self.fingerprint = fingerprint_of([content_sha256(p, folder, verify) for p in files])
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def where(self, index: int) -> str:
+        """File and number of an example, for messages."""
+        path, number = self._shards.place(index)
+        return f"record {number} of {path}"
+
+    def name(self, index: int) -> str:
+        """The id of an example without one."""
+        path, number = self._shards.place(index)
+        return f"{path.name}:{number}"
+
+    def corpus(self, index: int) -> str:
+        """The source of an example without one: its file's name up to the first dot."""
+        return self._shards.place(index)[0].name.split(".")[0]
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The features of each example. Raises UserError naming the one that is none."""
+        read = zip(indices, self._shards.read(indices), strict=True)
+        return [self._fields(int(index), data) for index, data in read]
+
+    def _fields(self, index: int, data: bytes) -> dict[str, Any]:
+        example: Any = example_class()()
+        try:
+            example.ParseFromString(data)
+        except DecodeError as error:
+            raise DamagedRecord(
+                f"{self.where(index)} is no tf.train.Example ({error}): mend or remove it."
+            ) from error
+        return {key: _value(feature) for key, feature in example.features.feature.items()}
+
+
+def _value(feature: Any) -> Any:
+    kind = feature.WhichOneof("kind")
+    values = list(getattr(feature, kind).value) if kind else []
+    if kind == "bytes_list":
+        values = [_decoded(value) for value in values]
+    return values[0] if len(values) == 1 else values
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value  # an image, say; as a text it is refused with its place

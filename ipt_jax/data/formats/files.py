@@ -1,0 +1,175 @@
+"""Which files a task's source names, their format, and what their bytes were."""
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ipt_jax.data.tasks import FORMATS, HUB, Task
+from ipt_jax.errors import UserError, nearest
+from ipt_jax.manifest import (
+    TOKENS_FORMAT,
+    Manifest,
+    atomic_write,
+    file_sha256,
+    manifest_format,
+)
+
+CACHE = "ipt_jax_cache"  # the folder beside foreign files that their indexes are kept in
+_ENDINGS = {
+    "jsonl": re.compile(r"\.jsonl(\.gz|\.zst)?$"),
+    "parquet": re.compile(r"\.parquet$"),
+    "arrayrecord": re.compile(r"\.array_?record(-\d{5}-of-\d{5})?$"),
+}
+# Our own shards: without a manifest they are not finished, and no foreign files.
+_OURS = re.compile(r"part-\d{5,}\.arrayrecord")
+_NUMBERED = re.compile(r"(?P<set>.+?)-(?P<number>\d{5})-of-(?P<total>\d{5})(?=[-.]|$)")
+_SPLITS = {"train", "test", "validation", "valid", "val", "dev"}
+
+
+def format_of(task: Task) -> str:
+    """The format of a source, told from its manifest or file names.
+
+    Raises UserError where there is nothing, or files of no or of several formats.
+    """
+    if task.source.startswith(HUB):
+        return "huggingface"
+    path = Path(task.source)
+    if path.is_dir():
+        kind = manifest_format(path)
+        if kind is not None:
+            return "tokens" if kind == TOKENS_FORMAT else "records"
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return "huggingface"
+        names = os.listdir(path)
+    else:
+        names = [p.name for p in _matches(task.source)]
+    kinds = sorted({_format_of_name(name) for name in names} - {""})
+    if len(kinds) > 1:
+        raise UserError(
+            f"{path} holds files of several formats ({', '.join(kinds)}): set "
+            f"`tasks.{task.name}.format`, or name a pattern of files."
+        )
+    if not kinds:
+        if path.is_dir() or not names:
+            Manifest.load(path)  # says that there is none
+        raise UserError(
+            f"the format of {path} is not told by its name: set `tasks.{task.name}.format`. "
+            f"{nearest(path.suffix.lstrip('.'), FORMATS)}"
+        )
+    return kinds[0]
+
+
+def _matches(source: str) -> list[Path]:
+    """The file, or the files that a pattern names, but for our own indexes; sorted."""
+    if Path(source).is_file():
+        return [Path(source)]
+    found = sorted(Path(path) for path in glob.glob(source, recursive=True))
+    return [path for path in found if path.is_file() and CACHE not in path.parts]
+
+
+def _format_of_name(name: str) -> str:
+    if _OURS.fullmatch(name):
+        return ""
+    return next((kind for kind, ending in _ENDINGS.items() if ending.search(name)), "")
+
+
+def find_files(task: Task, format: str) -> list[Path]:
+    """The files of a source that is a file, a pattern or a folder, in the order of their names.
+
+    Of a folder whose files are numbered in sets, as ``c4-train.array_record-00000-of-00008``, the
+    set of the task's split, which must be whole. Raises UserError for what is missing.
+    """
+    path = Path(task.source)
+    if not path.is_dir():
+        if not (found := _matches(task.source)):
+            raise UserError(f"{task.source} names no file: correct `tasks.{task.name}.source`.")
+        if task.split != "train":
+            raise UserError(
+                f"`tasks.{task.name}.split` is {task.split!r}, but {task.source} names the files "
+                "themselves: leave `split` out."
+            )
+        return found
+    found = [p for p in sorted(path.iterdir()) if p.is_file() and _ENDINGS[format].search(p.name)]
+    if not found:
+        raise UserError(f"the folder {path} holds no {format} file: correct the source or format.")
+    return _of_split(task, found)
+
+
+def _of_split(task: Task, files: Sequence[Path]) -> list[Path]:
+    numbered = [match for p in files if (match := _NUMBERED.match(p.name))]
+    if len(numbered) != len(files):
+        named = sorted({p.name.split(".")[0] for p in files} & _SPLITS)
+        if numbered or len(named) > 1 or (task.split != "train" and named != [task.split]):
+            raise UserError(
+                f"{files[0].parent} holds {', '.join(p.name for p in files[:4])}: which of them "
+                f"are the split {task.split!r} is not clear. Name a file or a pattern in "
+                f"`tasks.{task.name}.source`."
+            )
+        return list(files)
+    sets = sorted({match["set"] for match in numbered})
+    wanted = [name for name in sets if re.fullmatch(rf"(.+-)?{re.escape(task.split)}(\..*)?", name)]
+    if len(sets) == 1 and task.split == "train":
+        wanted = sets
+    if len(wanted) != 1:
+        raise UserError(
+            f"{files[0].parent} holds the sets {', '.join(sets)}, and {len(wanted)} of them are "
+            f"the split {task.split!r}: set `tasks.{task.name}.split`, or name a pattern of files."
+        )
+    chosen = [(m, p) for m, p in zip(numbered, files, strict=True) if m["set"] == wanted[0]]
+    total = int(chosen[0][0]["total"])
+    missing = sorted(set(range(total)) - {int(match["number"]) for match, _ in chosen})
+    if missing or len(chosen) != total:
+        raise UserError(
+            f"{files[0].parent} holds {len(chosen)} of the {total} files of {wanted[0]!r} "
+            f"(missing: {', '.join(f'{n:05d}' for n in missing[:5])}): copy them all, or name a "
+            "pattern of files."
+        )
+    return [p for _, p in chosen]
+
+
+def content_sha256(path: Path, folder: Path, verify: bool) -> str:
+    """Of a file's bytes, kept in ``folder`` by the file's path, size and time.
+
+    With ``verify`` it is computed anew and compared. Raises UserError where the bytes are not what
+    they were though size and time are.
+    """
+    kept = folder
+    try:
+        status = path.stat()
+        key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        kept = folder / f"file-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if kept.is_file():
+            before = str(json.loads(kept.read_bytes())["sha256"])
+            if verify and file_sha256(path) != before:
+                raise UserError(
+                    f"{path} has other bytes than when it was indexed, but the same size and time: "
+                    f"it is damaged. Copy it again, or delete {kept} if it is as it should be."
+                )
+            return before
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend or replace it.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{kept} is damaged ({error!r}): delete it.") from error
+    write_index(kept, json.dumps({"file": path.name, "sha256": sha256}))
+    return sha256
+
+
+def write_index(path: Path, data: bytes | str) -> None:
+    """Write an index of a foreign file. Raises UserError naming it where it cannot be."""
+    try:
+        atomic_write(path, data)
+    except OSError as error:
+        raise UserError(
+            f"the index {path} cannot be written ({error.strerror}): free disk space, or set "
+            "`index_folder` to a folder that can be written."
+        ) from error
+
+
+def fingerprint_of(sums: Sequence[str]) -> str:
+    """One fingerprint of several files, in order."""
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()

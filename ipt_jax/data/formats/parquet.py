@@ -1,0 +1,150 @@
+"""Parquet files at random access, a row group at a time."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ipt_jax.data.formats.files import content_sha256, fingerprint_of
+from ipt_jax.errors import DamagedRecord, UserError, nearest
+
+# Decoded row groups kept. A global shuffle touches all of them: where they do not fit, each row
+# costs the decoding of its group, and the source should be tokenised beforehand.
+_CACHE_BYTES = 512 << 20
+
+
+class ParquetRows:
+    """The rows of one or several files; picklable, threads may share it.
+
+    ``columns`` limits what is decoded; None for all. Raises UserError naming the file that is no
+    parquet or lacks the column ``text_key``.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        folder: Path,
+        verify: bool,
+        text_key: str,
+        columns: set[str] | None,
+    ) -> None:
+        self._files = tuple(files)
+        self._groups: list[tuple[int, int, int]] = []  # file, group in it, its first row in it
+        self._columns: list[list[str] | None] = []
+        counts = []
+        for number, path in enumerate(files):
+            with _open(path) as file:
+                names = file.schema_arrow.names
+                if columns is not None and text_key not in names:
+                    raise UserError(
+                        f"{path} has no column `{text_key}`: set `text_key`. "
+                        f"{nearest(text_key, names)}"
+                    )
+                kept = None if columns is None else [name for name in names if name in columns]
+                self._columns.append(kept)
+                first = 0
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    self._groups.append((number, group, first))
+                    counts.append(rows)
+                    first += rows
+        self._starts = np.cumsum([0, *counts], dtype=np.int64)
+        self.fingerprint = fingerprint_of([content_sha256(p, folder, verify) for p in files])
+        self._reset()
+
+    def _reset(self) -> None:
+        self._tables: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_tables"], state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, index: int) -> tuple[Path, int]:
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        file, _, first = self._groups[group]
+        return self._files[file], first + index - int(self._starts[group]) + 1
+
+    def where(self, index: int) -> str:
+        """File and row, from 1, for messages."""
+        path, row = self._place(index)
+        return f"row {row} of {path}"
+
+    def name(self, index: int) -> str:
+        """The id of a row without one: ``file:row``."""
+        path, row = self._place(index)
+        return f"{path.name}:{row}"
+
+    def corpus(self, index: int) -> str:
+        """The source of a row without one: its file's name up to the first dot."""
+        return self._place(index)[0].name.split(".")[0]
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows. Raises UserError naming the file and row group that cannot be read."""
+        wanted = np.asarray(indices, np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"there are {len(self)} rows, not {wanted.max()}")
+        groups = np.searchsorted(self._starts, wanted, side="right") - 1
+        found: list[dict[str, Any]] = [{}] * len(wanted)
+        for group in np.unique(groups).tolist():
+            (places,) = np.nonzero(groups == group)
+            rows = self._rows(group, (wanted[places] - self._starts[group]).tolist())
+            for place, row in zip(places.tolist(), rows, strict=True):
+                found[place] = row
+        return found
+
+    def _rows(self, group: int, local: list[int]) -> list[dict[str, Any]]:
+        import pyarrow
+
+        file, number, _ = self._groups[group]
+        try:
+            return self._table(group).take(local).to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DamagedRecord(
+                f"row group {number} of {self._files[file]} cannot be read "
+                f"({' '.join(str(error).split())[:200]}): it is damaged. Copy the file again."
+            ) from error
+
+    def _table(self, group: int) -> Any:
+        with self._lock:
+            if group not in self._tables:
+                file, number, _ = self._groups[group]
+                with _open(self._files[file]) as opened:
+                    table = opened.read_row_group(number, columns=self._columns[file])
+                self._tables[group] = table
+                while len(self._tables) > 1 and self._bytes() > _CACHE_BYTES:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(group)
+            return self._tables[group]
+
+    def _bytes(self) -> int:
+        return sum(table.nbytes for table in self._tables.values())
+
+
+def _open(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(
+            f"{path} is read with pyarrow, which is not installed: `pip install "
+            "'ipt-jax[sources]'`."
+        ) from error
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}): it is "
+            "damaged or not what its ending says. Copy it again, or take it out of the source."
+        ) from error

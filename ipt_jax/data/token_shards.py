@@ -1,0 +1,200 @@
+"""Token shards: examples tokenised beforehand, ids and loss weights as they enter a row.
+
+ArrayRecord files of ``tf.train.Example`` with the features ``id``, ``source``, ``tokens``
+(int64, BOS and EOS included) and, where the task learns responses only, ``loss`` (float, one
+weight for each token). Other trainers read ``tokens`` as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from ipt_jax.data.packing import Tokenised
+from ipt_jax.data.tasks import Task
+from ipt_jax.errors import DamagedRecord, UserError
+from ipt_jax.example_proto import example_class
+from ipt_jax.manifest import MANIFEST_NAME, TOKENS_FORMAT, Manifest, check_shards
+from ipt_jax.records import Record
+from ipt_jax.tokenizers import Tokenizer
+
+# One record a group: examples are read at random, and a group is decompressed whole.
+OPTIONS = "group_size:1,snappy"
+
+
+@dataclass(frozen=True)
+class TokenDetails:
+    """What token shards were made from and how: `details` of their manifest."""
+
+    task: str
+    """The task's name."""
+    source: str
+    """The task's source."""
+    source_fingerprint: str
+    """Of the source's records after preprocessing."""
+    tokenizer: str
+    """The name or folder it was loaded with."""
+    tokenizer_sha256: str
+    """Of its vocabulary: what decides whether ids mean the same."""
+    vocab_size: int
+    """Ids are 0..vocab_size-1."""
+    bos: bool
+    """Each example begins with BOS."""
+    eos: bool
+    """Each example ends with EOS."""
+    loss: str
+    """``responses`` where each example has loss weights, else ``all``."""
+
+    @classmethod
+    def of(cls, task: Task, tokenizer: Tokenizer, source_fingerprint: str) -> "TokenDetails":
+        """The details of shards made for a task."""
+        return cls(
+            task=task.name,
+            source=task.source,
+            source_fingerprint=source_fingerprint,
+            tokenizer=tokenizer.name,
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            bos=task.bos,
+            eos=task.eos,
+            loss=task.loss,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return asdict(self)
+
+
+def serialize_example(example: Tokenised, *, id: str, source: str) -> bytes:
+    """Wire bytes of the ``tf.train.Example``; the same example gives the same bytes."""
+    proto: Any = example_class()()
+    features = proto.features.feature
+    features["id"].bytes_list.value.append(id.encode())
+    features["source"].bytes_list.value.append(source.encode())
+    features["tokens"].int64_list.value.extend(example.tokens.tolist())
+    if example.loss is not None:
+        features["loss"].float_list.value.extend(example.loss.tolist())
+    return proto.SerializeToString(deterministic=True)
+
+
+def serialize_damaged(why: str) -> bytes:
+    """What stands in the place of a record that could not be read, so that places stay."""
+    proto: Any = example_class()()
+    proto.features.feature["damaged"].bytes_list.value.append(why.encode(errors="replace"))
+    return proto.SerializeToString(deterministic=True)
+
+
+class TokenSource:
+    """The examples of a folder of token shards at random access; picklable, threads may share it.
+
+    Raises UserError naming the shard that is missing, cut short or changed, and the key of the
+    task that does not fit how the shards were made.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: Tokenizer, verify: bool = True, skip_damaged: bool = False
+    ) -> None:
+        self.folder = Path(task.source)
+        self.manifest = Manifest.load(self.folder, TOKENS_FORMAT)
+        self._tokenizer, self._extra = tokenizer, int(task.bos) + int(task.eos)
+        self._responses = task.loss == "responses"
+        _check_task(task, tokenizer, self.manifest)
+        check_shards(self.manifest, verify, skip_damaged)
+        self._shards = self.manifest.reader()
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same examples; what a length index names."""
+        return self.manifest.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def where(self, index: int) -> str:
+        """Shard and place of an example, for messages."""
+        path, number = self._shards.place(index)
+        return f"record {number} of {path}"
+
+    def examples(self, indices: Sequence[int]) -> list[Tokenised]:
+        """The examples at ``indices``, in that order. Raises UserError naming what is damaged."""
+        found = []
+        for index, features in self._features(indices):
+            tokens = np.asarray(features["tokens"].int64_list.value, np.int32)
+            loss = None
+            if self._responses:
+                loss = np.asarray(features["loss"].float_list.value, np.float32)
+                if len(loss) != len(tokens):
+                    raise self._damaged(index, f"{len(loss)} loss weights, {len(tokens)} tokens")
+            found.append(Tokenised(tokens, loss))
+        return found
+
+    def token_counts(self, indices: Sequence[int]) -> list[int]:
+        """Tokens of each example without BOS and EOS."""
+        features = self._features(indices)
+        return [len(f["tokens"].int64_list.value) - self._extra for _, f in features]
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """The examples as records: their text is what the ids decode to."""
+        records = []
+        for index, features in self._features(indices):
+            try:
+                id, source = (
+                    features[key].bytes_list.value[0].decode() for key in ("id", "source")
+                )
+            except (IndexError, UnicodeDecodeError) as error:
+                raise self._damaged(index, str(error)) from error
+            text = self._tokenizer.decode(features["tokens"].int64_list.value)
+            records.append(Record(id, text, source))
+        return records
+
+    def _features(self, indices: Sequence[int]) -> list[tuple[int, Mapping[str, Any]]]:
+        found = []
+        for index, data in zip(indices, self._shards.read(indices), strict=True):
+            example: Any = example_class()()
+            try:
+                example.ParseFromString(data)
+            except DecodeError as error:
+                raise self._damaged(int(index), str(error)) from error
+            features = example.features.feature
+            if "damaged" in features:
+                why = features["damaged"].bytes_list.value[0].decode(errors="replace")
+                raise self._damaged(int(index), f"its record was damaged: {why}")
+            if "tokens" not in features:
+                raise self._damaged(int(index), "it has no feature 'tokens'")
+            found.append((int(index), features))
+        return found
+
+    def _damaged(self, index: int, why: str) -> DamagedRecord:
+        return DamagedRecord(
+            f"{self.where(index)} is no example of token shards ({why}): tokenise the source again."
+        )
+
+
+def _check_task(task: Task, tokenizer: Tokenizer, manifest: Manifest) -> None:
+    made, where = manifest.details, manifest.folder / MANIFEST_NAME
+    if made.get("tokenizer_sha256") != tokenizer.sha256:
+        raise UserError(
+            f"`tasks.{task.name}.tokenizer` is {tokenizer.name!r}, but {where} says that the "
+            f"tokens are those of {made.get('tokenizer')!r} with another vocabulary: name that "
+            "one, or tokenise the source again."
+        )
+    for key in ("bos", "eos"):
+        if made.get(key) != getattr(task, key):
+            raise UserError(
+                f"`tasks.{task.name}.{key}` is {getattr(task, key)}, but {where} says that the "
+                f"examples were made with `{key}: {made.get(key)}`: set the same, or tokenise the "
+                "source again."
+            )
+    if task.loss == "responses" and made.get("loss") != "responses":
+        raise UserError(
+            f"`tasks.{task.name}.loss` is 'responses', but {where} says that the examples have no "
+            "loss weights: tokenise the source again with `loss: responses`, or use `loss: all`."
+        )
+    if task.preprocessors:
+        raise UserError(
+            f"`tasks.{task.name}.preprocessors` cannot be applied to token shards ({where}): name "
+            "them where the source is tokenised, and leave them out here."
+        )
