@@ -449,3 +449,40 @@ def test_a_package_that_is_not_installed(
     where = source if source.startswith("hf:") else str(tmp_path / source)
     with pytest.raises(UserError, match=r"not installed: `pip install 'ipt-jax\[sources\]'`"):
         open_source(Task("t", where))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "corpus_c4_maxtext/c4_en_train.jsonl.gz",
+        "corpus_datajuicer_mixture/*.jsonl",
+        "hf_datasets_fixtures/the_pile/all/*.jsonl.zst",
+        "dolly_hhrlhf_small/*.jsonl",
+    ],
+)
+def test_real_corpora_are_read_as_python_reads_them(
+    shared: Path, tmp_path: Path, pattern: str
+) -> None:
+    """Record by record against a plain loop, in a folder that is not ours to write to."""
+    asked = ({"pair": {"instruction": "prompt"}},) if "dolly" in pattern else ()
+    source = open_source(
+        Task("t", str(shared / "data" / pattern), preprocessors=asked), index_folder=tmp_path
+    )
+    expected = []
+    for path in sorted((shared / "data").glob(pattern)):
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        elif path.suffix == ".zst":
+            data = pa.input_stream(str(path), compression="zstd").read()
+        expected += [json.loads(line) for line in data.split(b"\n") if line.strip()]
+    order = np.random.default_rng(1).permutation(len(source)).tolist()
+    assert len(order) == len(expected) > 0
+    for record, index in zip(source.read(order), order, strict=True):
+        fields = expected[index]
+        if asked:
+            assert record.parts is not None
+            assert record.parts[1] == fields["response"]
+            assert record.parts[0] == f"Instruction: {fields['prompt']}\n\nAnswer: "
+        else:
+            assert record.text == fields["text"]

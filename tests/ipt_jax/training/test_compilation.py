@@ -1,5 +1,6 @@
 """The compilation cache across two processes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,15 @@ print(counts["cache_hits"], counts["cache_misses"], float(x.sum()).hex())
 
 
 def start(folder: Path) -> tuple[list[str], str]:
+    # Without the folder that all tests share.
+    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, folder], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CODE, folder],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split(), done.stderr
