@@ -3,6 +3,7 @@
 from ipt_jax.configuration import parse_config, run_main
 from ipt_jax.training.compilation import enable_compilation_cache
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.host_memory import keep_freed_memory
 from ipt_jax.training.loop import train
 from ipt_jax.training.plan import describe, make_plan, use_virtual_devices
 from ipt_jax.training.processes import connect, leaving_at_once
@@ -21,6 +22,7 @@ def main() -> None:
         use_virtual_devices(config.dry_run_devices)
         print(describe(make_plan(config), config))
         return
+    keep_freed_memory()
     print(apply_gpu_flags(config.xla_flags))
     enable_compilation_cache(config.compilation_cache)
     connect(config.processes)

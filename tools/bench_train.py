@@ -33,8 +33,20 @@ WORKER = Path(__file__).with_name("bench_workers.py")
 QUIET = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 # On processors that are not Intel's MKL takes AVX2 kernels; this makes it look at what they can.
 SHIM = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
+# What ipt_jax.training.host_memory sets, for a process that does not.
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
 CONTENDERS = {
-    "step": ("ours", "torch", "torch tuned", "torch tuned and compiled"),
+    "step": (
+        "ours",
+        "torch",
+        "torch tuned",
+        "torch tuned, same memory settings",
+        "torch tuned and compiled",
+    ),
     "overhead": ("ours", "ours with metrics", "ours with checkpoints"),
 }
 
@@ -83,6 +95,8 @@ def bench(what: str, size: str, rounds: int, steps: int, folder: Path) -> dict[s
             print(f"{kind}: left out, there is no C compiler (cc) to tune it with")
             continue
         environment = {"LD_PRELOAD": str(shim)} if "tuned" in kind else {}
+        if "memory" in kind:
+            environment |= MEMORY
         contenders.append(Contender(kind, size, environment))
         print(f"{kind}: {contenders[-1].about['parameters']:,} parameters", flush=True)
     found: dict[str, list[dict[str, float]]] = {c.kind: [] for c in contenders}

@@ -33,12 +33,14 @@ def ours(size: str, *, metrics: bool = False, checkpoints: bool = False) -> tupl
     from ipt_jax.models.config import DecoderConfig
     from ipt_jax.models.sharding import BATCH, MeshConfig, make_mesh
     from ipt_jax.training.checkpoints import CheckpointConfig, Checkpoints
+    from ipt_jax.training.host_memory import keep_freed_memory
     from ipt_jax.training.metrics import MetricsConfig, MetricsLog
     from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
     from ipt_jax.training.phases import Phases
     from ipt_jax.training.state import abstract_state, init_state
     from ipt_jax.training.step import jit_train_step, make_train_step
 
+    keep_freed_memory()  # as launch/train.py does
     width, mlp_width, heads, head_width, vocabulary, B, T = SIZES[size]
     decoder = DecoderConfig(
         vocabulary_size=vocabulary,
@@ -100,6 +102,8 @@ def ours(size: str, *, metrics: bool = False, checkpoints: bool = False) -> tupl
             position += 1
             if metrics and pending is not None:
                 log.add(position - 1, pending)
+            elif pending is not None:
+                float(pending["loss"])  # as the loop does: at most two steps are under way
             pending = found
             if saver is not None and position % SAVE_EVERY == 0:
                 saver.save(position, state, {})
@@ -168,6 +172,7 @@ KINDS: dict[str, Callable[[str], tuple[Run, int]]] = {
     "ours with checkpoints": lambda size: ours(size, checkpoints=True),
     "torch": torch_peer,
     "torch tuned": torch_peer,  # its matrix library is told by the environment
+    "torch tuned, same memory settings": torch_peer,
     "torch tuned and compiled": lambda size: torch_peer(size, compiled=True),
 }
 

@@ -108,7 +108,9 @@ def _backward(
     q, k, v, segment_ids, out, log_sum = residuals
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1, keepdims=True)
     d_qs = []
-    d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    # Held as [B, K, h, T]: as [B, K, T, h] each product would first transpose a block of scores.
+    d_k = jnp.zeros((*k.shape[:2], k.shape[3], k.shape[2]), jnp.float32)
+    d_v = jnp.zeros_like(d_k)
     for queries, keys in _blocks(spec, q.shape[3]):
         rows, columns = slice(*queries), slice(*keys)
         qb, kb, vb, d_ob = (
@@ -123,9 +125,10 @@ def _backward(
         d_scores = (weights * (d_weights - delta[:, :, :, rows])).astype(q.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_qs.append(product("bkgqs,bksh->bkgqh", d_scores, kb).astype(q.dtype))
-        d_k = d_k.at[:, :, columns].add(product("bkgqs,bkgqh->bksh", d_scores, qb))
-        d_v = d_v.at[:, :, columns].add(product("bkgqs,bkgqh->bksh", weights.astype(v.dtype), d_ob))
-    return jnp.concatenate(d_qs, 3), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+        d_k = d_k.at[..., columns].add(product("bkgqh,bkgqs->bkhs", qb, d_scores))
+        d_v = d_v.at[..., columns].add(product("bkgqh,bkgqs->bkhs", d_ob, weights.astype(v.dtype)))
+    d_k, d_v = jnp.swapaxes(d_k, 2, 3).astype(k.dtype), jnp.swapaxes(d_v, 2, 3).astype(v.dtype)
+    return jnp.concatenate(d_qs, 3), d_k, d_v, None
 
 
 _blocked.defvjp(_forward, _backward)

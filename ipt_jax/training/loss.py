@@ -104,17 +104,18 @@ def _forward(
         one, plain, exponentials, partition, log_z = _chunk(z_loss, x, low, y, w)
         factor = w * (1 + 2 * z_loss * log_z)
         d_logits = exponentials * (factor[:, None] / partition)
-        d_logits = d_logits.at[jnp.arange(len(y)), y].add(-w).astype(x.dtype)
-        d_table += jnp.einsum("nv,nd->vd", d_logits, x, preferred_element_type=jnp.float32)
+        hit = y[:, None] == jnp.arange(table.shape[0])
+        d_logits = (d_logits - jnp.where(hit, w[:, None], 0)).astype(x.dtype)
+        d_table += jnp.einsum("nd,nv->dv", x, d_logits, preferred_element_type=jnp.float32)
         return (loss + one, entropy + plain, d_table), (d_logits @ low).reshape(chunk[0].shape)
 
     zero = jnp.zeros((), jnp.float32)
-    start = (zero, zero, jnp.zeros(table.shape, jnp.float32))
+    start = (zero, zero, jnp.zeros(table.shape[::-1], jnp.float32))
     total, d_hidden = jax.lax.scan(add, start, _chunked(chunks, (hidden, targets, weights)))
     loss, entropy, d_table = total
     rows, length, width = hidden.shape
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(rows, -1, width)[:, :length]
-    return (loss, entropy), (d_hidden, d_table)
+    return (loss, entropy), (d_hidden, d_table.T)
 
 
 def _backward(
