@@ -125,38 +125,42 @@ def serialize(record: Record) -> bytes:
 
 def parse(data: bytes, *, where: str) -> Record:
     """The record in ``data``. Raises UserError naming ``where`` (file and index) if it is none."""
-    example: Any = example_class()()
     try:
-        example.ParseFromString(data)
-        features = example.features.feature
+        return _record(data)
+    except _NO_RECORD as error:
+        raise _damaged(where, error) from error
 
-        def texts(name: str) -> tuple[str, ...] | None:
-            if name not in features:
-                return None
-            return tuple(value.decode() for value in features[name].bytes_list.value)
 
-        def one(name: str) -> str:
-            values = texts(name)
-            if values is None or len(values) != 1:
-                raise ValueError(f"feature {name!r} must hold exactly one value")
-            return values[0]
+_NO_RECORD = (DecodeError, ValueError, UserError)
 
-        provenance = json.loads(one("provenance")) if "provenance" in features else {}
-        if not isinstance(provenance, dict):
-            raise ValueError("feature 'provenance' is not a JSON mapping")
-        return Record(
-            id=one("id"),
-            text=one("text"),
-            source=one("source"),
-            parts=texts("parts"),
-            loss=tuple(features["loss"].float_list.value) if "loss" in features else None,
-            provenance=provenance,
-        )
-    except (DecodeError, ValueError, UserError) as error:
-        raise DamagedRecord(
-            f"{where} is not a record of this project ({error}): write the shards again with "
-            "ShardWriter, or take this one out of the manifest."
-        ) from error
+
+def _damaged(where: str, error: Exception) -> DamagedRecord:
+    return DamagedRecord(
+        f"{where} is not a record of this project ({error}): write the shards again with "
+        "ShardWriter, or take this one out of the manifest."
+    )
+
+
+def _record(data: bytes) -> Record:
+    """``parse`` for a loader's inner loop: each feature is looked up once."""
+    made: Any = example_class()
+    features = dict(made.FromString(data).features.feature.items())
+
+    def one(name: str) -> str:
+        values = features[name].bytes_list.value if name in features else ()
+        if len(values) != 1:
+            raise ValueError(f"feature {name!r} must hold exactly one value")
+        return values[0].decode()
+
+    parts = loss = None
+    if "parts" in features:
+        parts = tuple([part.decode() for part in features["parts"].bytes_list.value])
+    if "loss" in features:
+        loss = tuple(features["loss"].float_list.value)
+    provenance = json.loads(one("provenance")) if "provenance" in features else {}
+    if not isinstance(provenance, dict):
+        raise ValueError("feature 'provenance' is not a JSON mapping")
+    return Record(one("id"), one("text"), one("source"), parts, loss, provenance)
 
 
 class TokenCounter(Protocol):
@@ -344,5 +348,10 @@ class RecordSource:
         Raises IndexError outside 0..len-1 and DamagedRecord naming the shard that cannot be read
         or the record that does not parse.
         """
-        read = zip(indices, self._shards.read(indices), strict=True)
-        return [parse(data, where=self.where(int(index))) for index, data in read]
+        found = []
+        for index, data in zip(indices, self._shards.read(indices), strict=True):
+            try:
+                found.append(_record(data))
+            except _NO_RECORD as error:
+                raise _damaged(self.where(int(index)), error) from error
+        return found

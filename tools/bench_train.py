@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,14 @@ MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
-CONTENDERS = {
-    "step": (
-        "ours",
-        "torch",
-        "torch tuned",
-        "torch tuned, same memory settings",
-        "torch tuned and compiled",
-    ),
-    "overhead": ("ours", "ours with metrics", "ours with checkpoints"),
-}
+CONTENDERS = (
+    "ours",
+    "torch",
+    "torch tuned",
+    "torch tuned, same memory settings",
+    "torch tuned and compiled",
+)
+BESIDES = {"ours": "", "ours with metrics": "metrics", "ours with a checkpoint": "checkpoint"}
 
 
 class Contender:
@@ -66,10 +64,10 @@ class Contender:
         )
         self.about = self._answer()
 
-    def steps(self, count: int) -> dict[str, float]:
+    def steps(self, count: int, besides: str = "") -> dict[str, float]:
         """Seconds a step, by the clock and of processor time."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.write(f"{count} {besides}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -86,30 +84,50 @@ class Contender:
         self._process.wait()
 
 
-def bench(what: str, size: str, rounds: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Alternate the contenders `rounds` times; every ratio is within one round."""
+def step(size: str, rounds: int, steps: int, folder: Path) -> dict[str, Any]:
+    """Our train step and torch's, each in a process of its own."""
     shim = make_shim(folder)
-    contenders = []
-    for kind in CONTENDERS[what]:
+    contenders = {}
+    for kind in CONTENDERS:
         if "tuned" in kind and shim is None:
             print(f"{kind}: left out, there is no C compiler (cc) to tune it with")
             continue
         environment = {"LD_PRELOAD": str(shim)} if "tuned" in kind else {}
         if "memory" in kind:
             environment |= MEMORY
-        contenders.append(Contender(kind, size, environment))
-        print(f"{kind}: {contenders[-1].about['parameters']:,} parameters", flush=True)
-    found: dict[str, list[dict[str, float]]] = {c.kind: [] for c in contenders}
-    for number in range(rounds + 1):
-        turn = number % len(contenders)
-        for contender in contenders[turn:] + contenders[:turn]:
-            measured = contender.steps(steps)
-            if number:  # the first round warms up
-                found[contender.kind].append(measured)
-    for contender in contenders:
+        contenders[kind] = Contender(kind, size, environment)
+        print(f"{kind}: {contenders[kind].about['parameters']:,} parameters", flush=True)
+    work = {kind: lambda c=contender: c.steps(steps) for kind, contender in contenders.items()}
+    table = alternate(work, rounds, "torch", contenders["ours"].about["tokens"])
+    for contender in contenders.values():
         contender.end()
-    tokens = contenders[0].about["tokens"]
-    base = "torch" if what == "step" else "ours"
+    return {"size": size, "rounds": rounds, "steps_a_round": steps, "contenders": table}
+
+
+def overhead(size: str, rounds: int, steps: int) -> dict[str, Any]:
+    """The train step bare, with metrics, and with one checkpoint in so many steps.
+
+    All in one process: two of the same program already differ by more than what is looked for.
+    """
+    worker = Contender("ours", size, {})
+    work = {kind: lambda b=besides: worker.steps(steps, b) for kind, besides in BESIDES.items()}
+    table = alternate(work, rounds, "ours", worker.about["tokens"])
+    worker.end()
+    return {"size": size, "rounds": rounds, "steps_a_round": steps, "contenders": table}
+
+
+def alternate(
+    work: Mapping[str, Callable[[], dict[str, float]]], rounds: int, base: str, tokens: int
+) -> dict[str, dict[str, Any]]:
+    """Do all of it `rounds` times, in turns; every ratio is within one round."""
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in work}
+    names = list(work)
+    for number in range(rounds + 1):
+        turn = number % len(names)
+        for kind in names[turn:] + names[:turn]:
+            measured = work[kind]()
+            if number:  # the first round warms up
+                found[kind].append(measured)
     table = {}
     for kind, measured in found.items():
         seconds = statistics.median(m["wall"] for m in measured)
@@ -119,7 +137,7 @@ def bench(what: str, size: str, rounds: int, steps: int, folder: Path) -> dict[s
             table[kind][f"{clock}_speed_to_{base}"] = spread(
                 [a[clock] / b[clock] for a, b in pairs]
             )
-    return {"size": size, "rounds": rounds, "steps_a_round": steps, "contenders": table}
+    return table
 
 
 def make_shim(folder: Path) -> Path | None:
@@ -194,9 +212,11 @@ def first_step(folder: Path, cache: Path) -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Minimum, median, maximum."""
-    ordered = (min(values), statistics.median(values), max(values))
-    return {k: round(v, 3) for k, v in zip(("min", "median", "max"), ordered, strict=True)}
+    """Minimum, quartiles, maximum."""
+    quartiles = statistics.quantiles([*values, *values], method="inclusive")  # of one value too
+    ordered = (min(values), *quartiles, max(values))
+    names = ("min", "lower quartile", "median", "upper quartile", "max")
+    return {name: round(value, 3) for name, value in zip(names, ordered, strict=True)}
 
 
 def environment() -> dict[str, Any]:
@@ -213,15 +233,17 @@ def main() -> None:
     parser.add_argument("what", choices=("step", "overhead", "restart"))
     parser.add_argument("--size", choices=tuple(SIZES), default="S")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="a round; default 5, and 100 for overhead")
+    parser.add_argument("--steps", type=int, help="a round; default 5, and 20 for overhead")
     parser.add_argument("--output", type=Path, help="JSON file to write as well")
     options = parser.parse_args()
-    steps = options.steps or (100 if options.what == "overhead" else 5)
+    steps = options.steps or (20 if options.what == "overhead" else 5)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         if options.what == "restart":
             found = restart(options.rounds, Path(folder))
+        elif options.what == "overhead":
+            found = overhead(options.size, options.rounds, steps)
         else:
-            found = bench(options.what, options.size, options.rounds, steps, Path(folder))
+            found = step(options.size, options.rounds, steps, Path(folder))
     text = json.dumps({"what": options.what, **found, "environment": environment()}, indent=1)
     print(text)
     if options.output:

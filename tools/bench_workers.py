@@ -1,7 +1,7 @@
 """One contender of tools/bench_train.py in a process of its own.
 
 python tools/bench_workers.py KIND SIZE: prints a line of JSON when ready, then reads a number of
-steps from each line of stdin, runs them and prints their seconds.
+steps, and what to do besides, from each line of stdin, runs them and prints their seconds.
 """
 
 import json
@@ -22,12 +22,11 @@ SIZES = {
 }
 LAYERS = 8
 LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
-SAVE_EVERY = 50  # steps between two checkpoints of the contender that saves
-Run = Callable[[int], float]
+Run = Callable[[int, str], float]
 
 
-def ours(size: str, *, metrics: bool = False, checkpoints: bool = False) -> tuple[Run, int]:
-    """The train step of ipt_jax; with the metrics of every step, or checkpoints, if asked."""
+def ours(size: str) -> tuple[Run, int]:
+    """The train step of ipt_jax; besides, with "metrics" or with one "checkpoint" in the run."""
     import jax
 
     from ipt_jax.models.config import DecoderConfig
@@ -87,27 +86,28 @@ def ours(size: str, *, metrics: bool = False, checkpoints: bool = False) -> tupl
         flops=(1.0, 1.0),
         devices=1,
         device=None,
-        write=metrics,
+        write=True,
     )
-    if metrics:
-        log.__enter__()  # open for as long as the process lives
-    saver = Checkpoints(folder / "checkpoints", CheckpointConfig()) if checkpoints else None
+    log.__enter__()  # open for as long as the process lives
+    saver = Checkpoints(folder / "checkpoints", CheckpointConfig())
     position = 0
 
-    def run(steps: int) -> float:
+    def run(steps: int, besides: str) -> float:
         nonlocal state, position
         pending = None
+        if besides == "checkpoint":
+            saver.save(position, state, {})
         for _ in range(steps):
             state, found = step(state, batches[position % len(batches)])
             position += 1
-            if metrics and pending is not None:
+            if besides == "metrics" and pending is not None:
                 log.add(position - 1, pending)
             elif pending is not None:
                 float(pending["loss"])  # as the loop does: at most two steps are under way
             pending = found
-            if saver is not None and position % SAVE_EVERY == 0:
-                saver.save(position, state, {})
-        if metrics and pending is not None:
+        if besides == "checkpoint":
+            saver.wait()
+        if besides == "metrics" and pending is not None:
             log.add(position, pending)
         return float(pending["loss"]) if pending is not None else 0.0
 
@@ -143,8 +143,9 @@ def torch_peer(size: str, *, compiled: bool = False) -> tuple[Run, int]:
     batches = [torch.from_numpy(rows) for rows in _rows(vocabulary, B, T)]
     position = 0
 
-    def run(steps: int) -> float:
+    def run(steps: int, besides: str) -> float:
         nonlocal position
+        assert not besides
         loss = 0.0
         for _ in range(steps):
             rows = batches[position % len(batches)]
@@ -168,8 +169,6 @@ def _rows(vocabulary: int, B: int, T: int) -> list[np.ndarray]:
 
 KINDS: dict[str, Callable[[str], tuple[Run, int]]] = {
     "ours": ours,
-    "ours with metrics": lambda size: ours(size, metrics=True),
-    "ours with checkpoints": lambda size: ours(size, checkpoints=True),
     "torch": torch_peer,
     "torch tuned": torch_peer,  # its matrix library is told by the environment
     "torch tuned, same memory settings": torch_peer,
@@ -180,13 +179,14 @@ KINDS: dict[str, Callable[[str], tuple[Run, int]]] = {
 def main() -> None:
     kind, size = sys.argv[1:]
     run, parameters = KINDS[kind](size)
-    loss = run(2)  # compiles
+    loss = run(2, "")  # compiles
     *_, B, T = SIZES[size]
     print(json.dumps({"parameters": parameters, "tokens": B * T, "loss": loss}), flush=True)
     for line in sys.stdin:
-        steps = int(line)
+        count, _, besides = line.strip().partition(" ")
+        steps = int(count)
         before, since = _cpu_seconds(), time.perf_counter()
-        loss = run(steps)
+        loss = run(steps, besides)
         wall, cpu = time.perf_counter() - since, _cpu_seconds() - before
         found = {"wall": wall / steps, "cpu": cpu / steps, "loss": loss}
         print(json.dumps(found), flush=True)

@@ -17,12 +17,7 @@ from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, write_peft
 from ipt_jax.hf.export import export_hugging_face, export_tensors
-from ipt_jax.hf.load import (
-    load_hugging_face,
-    open_hugging_face,
-    read_config,
-    stream_hugging_face,
-)
+from ipt_jax.hf.load import open_hugging_face, read_config, stream_hugging_face
 from ipt_jax.hf.verify import logit_difference
 from ipt_jax.hf.weights import DTYPES, from_hugging_face, to_hugging_face
 from ipt_jax.models.config import DecoderConfig, ModelConfig
@@ -143,7 +138,7 @@ def from_hugging_face_folder(config: FromHuggingFaceConfig) -> Path:
     if config.run.exists() and any(config.run.iterdir()):
         raise UserError(f"run={config.run}: not empty; choose another folder.")
     decoder = read_config(config.folder)
-    params = load_hugging_face(config.folder, decoder)
+    params = open_hugging_face(config.folder, decoder)
     config.run.mkdir(parents=True, exist_ok=True)
     save_params(config.run / "checkpoints", params)
     described = {

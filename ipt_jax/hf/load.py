@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
+from ipt_jax.lazy_array import LazyArray
 from ipt_jax.models.config import DecoderConfig, RopeScaling
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.layers import Params
@@ -74,12 +75,12 @@ def _rope_scaling(rope: dict[str, Any], path: Path) -> RopeScaling | None:
     )
 
 
-class FolderArray:
-    """One of our parameters in a Hugging Face folder; `array[index]` reads no other blocks."""
+class FolderArray(LazyArray):
+    """One of our parameters in a Hugging Face folder; a part of it reads no other blocks."""
 
     def __init__(
         self,
-        get: Callable[[str], np.ndarray],
+        get: Callable[..., np.ndarray],
         config: DecoderConfig,
         leaf: tuple[Entry, bool],
         shape: tuple[int, ...],
@@ -91,8 +92,12 @@ class FolderArray:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         index = index if isinstance(index, tuple) else (index,)
+        if index[0] is ...:
+            index = (slice(None), *index)
         if not self._stacked:
-            return self._read(None)[index]
+            (name,) = self._entry.names(None)
+            rows = self._get(name, index[0])
+            return rows[slice(None), *index[1:]].astype(self.dtype, copy=False)
         blocks, rest = range(self.shape[0])[index[0]], index[1:]
         if isinstance(blocks, int):
             return self._read(blocks)[rest]
@@ -103,10 +108,7 @@ class FolderArray:
             out[place] = part
         return np.empty((0, *self.shape[1:]), self.dtype) if out is None else out
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or self.dtype, copy=False)
-
-    def _read(self, block: int | None) -> np.ndarray:
+    def _read(self, block: int) -> np.ndarray:
         tensors = tuple(map(self._get, self._entry.names(block)))
         return self._entry.join(self._config, tensors).astype(self.dtype, copy=False)
 
@@ -149,30 +151,37 @@ def stream_hugging_face(folder: Path, config: DecoderConfig) -> Iterator[tuple[s
     return ((name, get(name)) for name in tensor_shapes(config))
 
 
-def _reader(folder: Path, config: DecoderConfig) -> Callable[[str], np.ndarray]:
-    """Reads a tensor by name as float32; that all are there with their shapes is checked now."""
+def _reader(folder: Path, config: DecoderConfig) -> Callable[..., np.ndarray]:
+    """Reads a tensor by name, or some of its rows, as float32; all shapes are checked now."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(
             f"{folder}: holds no .safetensors file; weights are read from safetensors only "
             "(pickled .bin files can run code), so convert it first."
         )
-    owner: dict[str, Any] = {}
+    there: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for file in files:
         try:
-            reader = safe_open(file, framework="numpy")
+            with safe_open(file, framework="numpy") as reader:
+                for name in reader.keys():  # noqa: SIM118 (it is no dict)
+                    there[name] = file, tuple(reader.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{file}: not a whole safetensors file ({error}); fetch it again."
             ) from error
-        owner |= dict.fromkeys(reader.keys(), reader)
     for name, shape in tensor_shapes(config).items():
-        if name not in owner:
+        if name not in there:
             raise UserError(f"{folder}: tensor {name} is in none of its {len(files)} file(s).")
-        found = tuple(owner[name].get_slice(name).get_shape())
+        found = there[name][1]
         if found != shape:
             raise UserError(
                 f"{folder}: tensor {name} has shape {found}, but the model config "
                 f"asks for {shape}; choose the preset that fits the weights."
             )
-    return lambda name: owner[name].get_tensor(name).astype(np.float32)
+
+    def read(name: str, rows: slice = slice(None)) -> np.ndarray:
+        # Opened anew each time: what an open file has shown of itself stays in memory.
+        with safe_open(there[name][0], framework="numpy") as reader:
+            return reader.get_slice(name)[rows].astype(np.float32, copy=False)
+
+    return read

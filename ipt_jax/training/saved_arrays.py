@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,42 +12,45 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from ipt_jax.lazy_array import LazyArray
 
-class SavedArray:
-    """One array on disk: `array[index]` reads that part of it, np.asarray(array) all."""
+
+class SavedArray(LazyArray):
+    """One array of a checkpoint."""
 
     def __init__(self, folder: Path, name: str, context: ts.Context):
         """Open the array `name` (keys joined by dots) of the tree saved in `folder`."""
         info = ocp.type_handlers.ParamInfo(name=name, parent_dir=cast(Any, folder))
         spec = ts.Spec(ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=True))
-        self.name = name
         self._store = ts.open(spec, open=True, context=context).result()
-        self.shape: tuple[int, ...] = tuple(self._store.shape)
-        self.dtype: np.dtype = self._store.dtype.numpy_dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
+        self.shape = tuple(self._store.shape)
+        self.dtype = self._store.dtype.numpy_dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
         return self._store[index].read().result()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError(f"{self.name}: an array on disk cannot be had without a copy.")
-        return self._store.read().result().astype(dtype or self.dtype, copy=False)
 
-    def __repr__(self) -> str:
-        return f"SavedArray({self.name!r}, shape={self.shape}, dtype={self.dtype})"
+class StreamedArrays(ocp.type_handlers.NumpyHandler):
+    """Orbax's way to save host arrays, but one part along the first axis after the other.
+
+    So of a LazyArray no more than a part is in memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self._one_at_a_time = asyncio.Semaphore(1)
+
+    async def _open_and_write(
+        self, value: Any, tspec: dict[str, Any], ts_context: ts.Context
+    ) -> None:
+        async with self._one_at_a_time:
+            spec = ts.Spec(tspec)
+            store = await ts.open(spec, create=True, open=True, context=ts_context)
+            chunk: Any = store.chunk_layout.write_chunk.shape
+            rows = chunk[0]
+            for start in range(0, value.shape[0], rows):
+                part = slice(start, start + rows)
+                await store[part].write(np.asarray(value[part]))
 
 
 def differences(folder: Path, abstract: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, new_params
@@ -19,6 +20,7 @@ from ipt_jax.models.sharding import shardings
 from ipt_jax.training.guard import GuardConfig, GuardState, new_guard
 
 _GUARD = GuardConfig()
+PART_BYTES = 128 * 2**20  # of a weight on its way from host to device
 
 
 @functools.partial(
@@ -85,15 +87,40 @@ def init_state(
 
 
 def place_params(abstract: Params, params: Any) -> Params:
-    """Host arrays on the devices that `abstract` says; a device is given its own part only."""
+    """Host arrays on the devices that `abstract` says; a device is given its own part only.
+
+    Arrays go part by part along their first axis, so that of a LazyArray the host never holds more
+    than PART_BYTES for a device.
+    """
+
+    def rows(leaf: jax.ShapeDtypeStruct, start: int, count: int, array: Any) -> jax.Array:
+        def read(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(count)
+            return np.asarray(array[slice(start + first, start + last), *index[1:]], leaf.dtype)
+
+        return jax.make_array_from_callback((count, *leaf.shape[1:]), leaf.sharding, read)
 
     def one(leaf: jax.ShapeDtypeStruct, array: Any) -> jax.Array:
-        assert leaf.sharding is not None
-        return jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda part: np.asarray(array[part]).astype(leaf.dtype)
-        )
+        assert isinstance(leaf.sharding, NamedSharding)
+        part_shape = leaf.sharding.shard_shape(leaf.shape)
+        row_bytes = max(1, math.prod(part_shape[1:]) * leaf.dtype.itemsize)
+        count = max(1, PART_BYTES // row_bytes)
+        if part_shape[0] != leaf.shape[0] or count >= leaf.shape[0]:
+            return rows(leaf, 0, leaf.shape[0], array)
+        make = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
+        write = jax.jit(_write_rows, donate_argnums=0, out_shardings=leaf.sharding)
+        whole = jax.jit(make, out_shardings=leaf.sharding)()
+        for start in range(0, leaf.shape[0], count):
+            part = rows(leaf, start, min(count, leaf.shape[0] - start), array)
+            # Waits, for parts that are queued are in memory too.
+            whole = jax.block_until_ready(write(whole, part, start))
+        return whole
 
     return jax.tree.map(one, abstract, params)
+
+
+def _write_rows(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
 
 
 def _new_state(

@@ -14,7 +14,7 @@ def test_contenders_take_turns_and_ratios_are_of_pairs(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     command = [sys.executable, "tools/bench_train.py", "overhead", "--size", "tiny"]
     done = subprocess.run(
-        [*command, "--rounds", "3", "--steps", "60", "--output", str(out)],
+        [*command, "--rounds", "3", "--steps", "20", "--output", str(out)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -24,8 +24,8 @@ def test_contenders_take_turns_and_ratios_are_of_pairs(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert found["rounds"] == 3 and found["environment"]["packages"]["jax"]
     contenders = found["contenders"]
-    assert list(contenders) == ["ours", "ours with metrics", "ours with checkpoints"]
-    assert contenders["ours"]["wall_speed_to_ours"] == {"min": 1.0, "median": 1.0, "max": 1.0}
+    assert list(contenders) == ["ours", "ours with metrics", "ours with a checkpoint"]
+    assert set(contenders["ours"]["wall_speed_to_ours"].values()) == {1.0}
     for figures in contenders.values():
         ratio = figures["cpu_speed_to_ours"]
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]

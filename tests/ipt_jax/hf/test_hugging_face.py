@@ -13,12 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ipt_jax.errors import UserError
 from ipt_jax.hf.export import export_hugging_face
-from ipt_jax.hf.load import load_hugging_face, open_hugging_face, read_config
+from ipt_jax.hf.load import FolderArray, load_hugging_face, open_hugging_face, read_config
 from ipt_jax.hf.verify import logit_difference
 from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.decoder import module_of, new_params
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.training import state
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ipt_jax.training.state import init_state
 
@@ -69,7 +70,7 @@ def test_export_import_export_is_byte_identical(tmp_path, tokenizer, params):
     assert digests(first) == digests(second)
 
 
-def test_opened_weights_are_read_block_by_block(tmp_path, tokenizer, params):
+def test_opened_weights_are_read_block_by_block(tmp_path, tokenizer, params, monkeypatch):
     folder = export_hugging_face(tmp_path / "out", MISTRAL, params, tokenizer)
     opened, asked = open_hugging_face(folder, MISTRAL), []
     leaf = opened["blocks"]["gate_up_LD2F"]
@@ -79,10 +80,17 @@ def test_opened_weights_are_read_block_by_block(tmp_path, tokenizer, params):
     np.testing.assert_array_equal(leaf[part], params["blocks"]["gate_up_LD2F"][part])
     assert asked == ["model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight"]
     jax.tree.map(np.testing.assert_array_equal, opened, params)
-    placed = init_state(
-        MISTRAL, make_optimizer(OptimizerConfig(), 1), make_mesh(MeshConfig()), 0, opened
+    sizes, take = [], FolderArray.__getitem__
+    monkeypatch.setattr(
+        FolderArray, "__getitem__", lambda *a: sizes.append(take(*a).nbytes) or take(*a)
     )
-    jax.tree.map(np.testing.assert_array_equal, placed.params, params)
+    optimizer = make_optimizer(OptimizerConfig(), 1)
+    for part_bytes in (state.PART_BYTES, 500_000):
+        monkeypatch.setattr(state, "PART_BYTES", part_bytes)  # at once, then in several parts
+        placed = init_state(MISTRAL, optimizer, make_mesh(MeshConfig()), 0, opened)
+        jax.tree.map(np.testing.assert_array_equal, placed.params, params)
+    assert max(sizes) == 4 * MISTRAL.vocabulary_size * MISTRAL.width
+    assert 400_000 < max(sizes[len(jax.tree.leaves(params)) :]) <= 500_000
 
 
 def test_bfloat16_export_is_rounded_weights(tmp_path, tokenizer, params):

@@ -281,10 +281,10 @@ def test_params_of_a_position_and_of_the_newest_that_is_whole(tmp_path, capsys):
     assert names(tmp_path) == {"1", "2", "3", "4.committing.orbax-checkpoint-tmp"}
 
 
-EXPORT = """
+CONVERT = """
 import json, re, sys
 from pathlib import Path
-import jax
+from ipt_jax.hf import convert
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.tokenizers import load_tokenizer
@@ -294,18 +294,28 @@ def memory(field):
     status = Path("/proc/self/status").read_text()
     return int(re.search(field + r":\\s+(\\d+) kB", status)[1]) * 1024
 
-checkpoints, output, config = sys.argv[1:]
-decoder = DecoderConfig(**json.loads(config))
+def peak(convert):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    idle = memory("VmRSS")
+    convert()
+    return memory("VmHWM") - idle
+
+def export():
+    params, _ = load_params(folder / "checkpoints")
+    export_hugging_face(folder / "out", decoder, params, tokenizer, shard_bytes=32_000_000)
+
+def convert_back():
+    convert.from_hugging_face_folder(
+        convert.FromHuggingFaceConfig(folder / "out", folder / "run")
+    )
+
+folder, decoder = Path(sys.argv[1]), DecoderConfig(**json.loads(sys.argv[2]))
 tokenizer = load_tokenizer("mistral-7b-v0.1")
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-idle = memory("VmRSS")
-params, _ = load_params(Path(checkpoints))
-export_hugging_face(Path(output), decoder, params, tokenizer, shard_bytes=32_000_000)
-print(json.dumps(memory("VmHWM") - idle))
+print(json.dumps([peak(export), peak(convert_back)]))
 """
 
 
-def test_an_export_needs_memory_for_a_shard_and_not_for_the_model(tmp_path):
+def test_conversion_needs_memory_for_a_part_and_not_for_the_model(tmp_path):
     decoder = dataclasses.replace(
         PRESETS["tiny"], width=512, mlp_width=1024, layers=32, heads=8, kv_heads=4, head_width=64
     )
@@ -317,16 +327,20 @@ def test_an_export_needs_memory_for_a_shard_and_not_for_the_model(tmp_path):
     save_params(tmp_path / "checkpoints", params)
     config = json.dumps(dataclasses.asdict(decoder))
     done = subprocess.run(
-        [sys.executable, "-c", EXPORT, tmp_path / "checkpoints", tmp_path / "out", config],
+        [sys.executable, "-c", CONVERT, tmp_path, config],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    # One shard, and what neither the model's size nor the shard's changes: 50 to 70 MB.
-    assert json.loads(done.stdout.splitlines()[-1]) < 32e6 + 90e6
+    exported, converted = json.loads(done.stdout.splitlines()[-1])
+    # A shard or part, and what neither the model's size nor the part's changes: 50 to 70 MB.
+    assert exported < 32e6 + 90e6
+    assert converted < 32e6 + 90e6
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     name = "model.layers.31.mlp.down_proj.weight"
     with safe_open(tmp_path / "out" / index["weight_map"][name], framework="numpy") as shard:
         np.testing.assert_array_equal(shard.get_tensor(name), params["blocks"]["down_LFD"][31].T)
+    back, _ = load_params(tmp_path / "run" / "checkpoints")
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, back), params)

@@ -16,6 +16,7 @@ import pytest
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import module_of
 from ipt_jax.models.sharding import MESH_AXES, MeshConfig, make_mesh
+from ipt_jax.training import state as state_module
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.state import abstract_state, init_state
 from ipt_jax.training.step import jit_train_step, make_train_step
@@ -153,10 +154,28 @@ WIDE = {"heads": 8, "kv_heads": 8}  # so that 8 devices can split the heads
 EIGHT_DEVICES = """
 import json, sys
 sys.path.insert(0, {here!r})
-from test_step import MESHES, WIDE, MeshConfig, run
+from test_step import MESHES, WIDE, MeshConfig, check_placing, run
+check_placing(MeshConfig(data=2, fsdp=2, tensor=2))
 half = MESHES[{half}::2]
 print(json.dumps([run(MeshConfig(**mesh), gradients=True, **WIDE) for mesh in half]))
 """
+
+
+def check_placing(mesh_config: MeshConfig) -> None:
+    """Host arrays reach every device whole, at once and by parts of a few rows."""
+    mesh = make_mesh(mesh_config)
+    abstract = abstract_state(TINY, make_optimizer(OptimizerConfig(), 1), mesh).params
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: random.standard_normal(a.shape).astype(a.dtype), abstract)
+    for part_bytes in (state_module.PART_BYTES, 5000):
+        state_module.PART_BYTES = part_bytes
+        placed = state_module.place_params(abstract, params)
+        for leaf, array, asked in zip(
+            *map(jax.tree.leaves, (placed, params, abstract)), strict=True
+        ):
+            assert leaf.sharding == asked.sharding
+            for shard in leaf.addressable_shards:
+                np.testing.assert_array_equal(shard.data, array[shard.index])
 
 
 def test_eight_devices_give_the_numbers_of_one():
