@@ -35,6 +35,7 @@ from ipt_jax.data.token_shards import (
     serialize_example,
 )
 from ipt_jax.errors import DamagedRecord, UserError, nearest
+from ipt_jax.folder_lock import folder_lock
 from ipt_jax.manifest import (
     MANIFEST_NAME,
     TOKENS_FORMAT,
@@ -123,8 +124,15 @@ def tokenize(
 
     All sources are opened before the first shard is written. ``progress`` gets a task's name,
     shards done and in all. Raises UserError for a source that cannot be read, and for an output
-    folder that holds something else.
+    folder that holds something else or in which another run is writing.
     """
+    with folder_lock(config.output):
+        return _tokenize(config, progress)
+
+
+def _tokenize(
+    config: TokenizeConfig, progress: Callable[[str, int, int], None]
+) -> list[TokenizedTask]:
     mixture = load_mixture(config.data)
     names = [task.name for task in mixture.tasks]
     for name in config.tasks or ():

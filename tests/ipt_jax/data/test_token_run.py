@@ -26,6 +26,7 @@ from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 from ipt_jax.data.token_shards import TokenSource
 from ipt_jax.errors import DamagedRecord, UserError
+from ipt_jax.folder_lock import folder_lock
 from ipt_jax.manifest import file_sha256
 from ipt_jax.records import Record, RecordSource, ShardWriter
 from ipt_jax.tokenizers import load_tokenizer
@@ -223,6 +224,14 @@ def test_a_killed_run_goes_on(folder: Path, made: Path, tmp_path: Path) -> None:
 
 def replace_source(made: Path, folder: Path) -> Any:
     return replace(load_mixture_config(made / "mixture.yaml").tasks[0], source=str(folder))
+
+
+def test_two_runs_do_not_write_to_one_folder(folder: Path, tmp_path: Path) -> None:
+    mixture = {"root": str(folder), "tasks": {"qa": {"source": "raw"}}}
+    config = TokenizeConfig(tmp_path, DataConfig(mixture))
+    with folder_lock(tmp_path), pytest.raises(UserError, match="another run is writing to"):
+        tokenize(config)
+    assert [task.records for task in tokenize(config)] == [120]
 
 
 def test_a_shard_that_was_damaged_meanwhile_is_written_again(

@@ -1,5 +1,6 @@
 """Configs say what the papers say; the dry run compiles each of them without data."""
 
+import dataclasses
 import math
 import os
 import re
@@ -141,6 +142,21 @@ def test_mixtures_have_the_papers_rates():
     assert list(table_5.values()) == [8, 5, 16, 14, 13, 8, 6, 15, 15]
     by, general = rates("ipt_general")  # 80B as it is, 20B with about 10B of pairs, 0.2B 4 times
     assert (by, general) == ("tokens", {"plain": 80, "augmented": 30, "tuning": 0.8})
+
+
+@pytest.mark.parametrize("domain", ["biomedicine", "finance"])
+def test_ablations_change_one_thing(domain):
+    def read_mixture(ablation: str = "") -> tuple[Any, dict[str, Any]]:
+        path = ROOT / "configs" / "mixtures" / f"ipt_{domain}{ablation}.yaml"
+        mixture = load_mixture_config(path)
+        return mixture.rates, {task.name: task for task in mixture.tasks}
+
+    rates, tasks = read_mixture()
+    assert read_mixture("_without_corpora") == ("natural", {"general": tasks["general"]})
+    for ablation in ("rule_based", "1_shot"):
+        source = f"runs/ipt_{domain}/{ablation}/shards/augmented"
+        augmented = dataclasses.replace(tasks["augmented"], source=source)
+        assert read_mixture(f"_{ablation}") == (rates, {**tasks, "augmented": augmented})
 
 
 # Runs the real command once for each config, in one process: JAX and its imports are paid once.
