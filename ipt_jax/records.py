@@ -4,18 +4,15 @@ The protos are written through a descriptor built here, so that TFDS, seqio and 
 shards as they are and we need no TensorFlow. This module imports neither jax nor torch.
 """
 
-import contextlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf.message import DecodeError
 
 from ipt_jax.errors import DamagedRecord, UserError
@@ -29,6 +26,7 @@ from ipt_jax.manifest import (
     file_sha256,
     sync_folder,
 )
+from ipt_jax.shard_file import ShardFile, TokenCounter, shard_errors
 
 __all__ = [
     "Manifest",
@@ -46,6 +44,13 @@ __all__ = [
 # Groups of 16 under zstd:3 measured best for texts: a third smaller than single records, random
 # batches still 40K records/s.
 DEFAULT_OPTIONS = "group_size:16,zstd:3"
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard; names sort as their numbers do."""
+    return f"part-{number:05d}.arrayrecord"
+
+
 # What a new set of shards replaces: shards and the indexes kept beside them.
 _OURS = re.compile(r"part-\d{5,}\.arrayrecord|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy")
 
@@ -163,19 +168,6 @@ def _record(data: bytes) -> Record:
     return Record(one("id"), one("text"), one("source"), parts, loss, provenance)
 
 
-class TokenCounter(Protocol):
-    """What ShardWriter needs of a tokenizer to put token counts into the manifest."""
-
-    @property
-    def name(self) -> str:
-        """Key of the counts."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without BOS and EOS."""
-        ...
-
-
 class ShardWriter:
     """Writes records into ``folder/part-NNNNN.arrayrecord``, whole or not at all.
 
@@ -196,12 +188,9 @@ class ShardWriter:
             raise UserError(f"records_per_shard is {records_per_shard}: it must be at least 1.")
         self.folder = Path(folder)
         self.records_per_shard = records_per_shard
-        self._options = options
-        self._tokenizer = tokenizer
-        self._writer: ArrayRecordWriter | None = None
-        self._shards: list[ShardInfo] = []
-        self._texts: list[str] = []
-        self._records = self._text_bytes = self._tokens = 0
+        self._options, self._tokenizer = options, tokenizer
+        self._open: ShardFile | None = None
+        self._finished: list[tuple[ShardFile, ShardInfo]] = []
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -211,17 +200,11 @@ class ShardWriter:
     def write(self, record: Record) -> None:
         """Append one record."""
         data = serialize(record)
-        with self._file_errors():
-            writer = self._writer or ArrayRecordWriter(str(self._temporary()), self._options)
-            self._writer = writer
-            writer.write(data)
-        self._records += 1
-        self._text_bytes += len(record.text.encode())
-        if self._tokenizer is not None:
-            self._texts.append(record.text)
-            if len(self._texts) >= 256:
-                self._count_tokens()
-        if self._records == self.records_per_shard:
+        if self._open is None:
+            path = self.folder / shard_name(len(self._finished))
+            self._open = ShardFile(path, self._options, self._tokenizer)
+        self._open.write(data, record.text)
+        if self._open.records == self.records_per_shard:
             self._finish_shard()
 
     def __exit__(
@@ -233,83 +216,34 @@ class ShardWriter:
         try:
             if kind is None:
                 self._finish_shard()
-                self._publish()
+                with shard_errors(self.folder / shard_name(len(self._finished))):
+                    self._publish()
         finally:
-            if self._writer is not None:
-                # The shard is thrown away; what its close says of it no longer matters.
-                with contextlib.suppress(RuntimeError):
-                    self._writer.close()
-                self._writer = None
+            if self._open is not None:
+                self._open.discard()
+                self._open = None
             self._remove_temporary()
 
-    def _name(self, number: int) -> str:
-        return f"part-{number:05d}.arrayrecord"
-
-    def _temporary(self) -> Path:
-        return self.folder / f"{self._name(len(self._shards))}.tmp"
-
-    def _count_tokens(self) -> None:
-        if self._tokenizer is not None and self._texts:
-            self._tokens += sum(map(len, self._tokenizer.encode_batch(self._texts)))
-            self._texts.clear()
-
     def _finish_shard(self) -> None:
-        if self._writer is None:
-            return
-        self._count_tokens()
-        path = self._temporary()
-        with self._file_errors():
-            writer, self._writer = self._writer, None
-            writer.close()  # only here does the library tell of a failed write
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            written = ArrayRecordReader(str(path))
-            try:
-                whole = written.ok() and written.num_records() == self._records
-            finally:
-                written.close()
-            if not whole:
-                raise OSError("the file does not read back whole")
-            self._shards.append(
-                ShardInfo(
-                    name=self._name(len(self._shards)),
-                    records=self._records,
-                    bytes=path.stat().st_size,
-                    sha256=file_sha256(path),
-                    text_bytes=self._text_bytes,
-                    tokens={self._tokenizer.name: self._tokens} if self._tokenizer else {},
-                )
-            )
-        self._records = self._text_bytes = self._tokens = 0
+        if self._open is not None:
+            self._finished.append((self._open, self._open.finish()))
+            self._open = None
 
     def _publish(self) -> None:
-        with self._file_errors():
-            # Without a manifest no reader takes the folder for whole while files change places.
-            (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
-            names = {shard.name for shard in self._shards}
-            for old in self.folder.iterdir():
-                if _OURS.fullmatch(old.name) and old.name not in names:
-                    old.unlink()
-            for shard in self._shards:
-                os.replace(self.folder / f"{shard.name}.tmp", self.folder / shard.name)
-            sync_folder(self.folder)
-            Manifest(self.folder, tuple(self._shards)).write(self.folder)
+        # Without a manifest no reader takes the folder for whole while files change places.
+        (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
+        names = {info.name for _, info in self._finished}
+        for old in self.folder.iterdir():
+            if _OURS.fullmatch(old.name) and old.name not in names:
+                old.unlink()
+        for shard, _ in self._finished:
+            shard.publish()
+        sync_folder(self.folder)
+        Manifest(self.folder, tuple(info for _, info in self._finished)).write(self.folder)
 
     def _remove_temporary(self) -> None:
         for path in self.folder.glob("part-*.arrayrecord.tmp"):
             path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _file_errors(self) -> Iterator[None]:
-        """The library raises RuntimeError for a full disk; say which shard and what to do."""
-        try:
-            yield
-        except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"shard {self.folder / self._name(len(self._shards))} could not be written "
-                f"({error}): free disk space or name a folder you may write to, then run the "
-                "same command again. Nothing half-written was left."
-            ) from error
 
 
 class RecordSource:

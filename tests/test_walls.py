@@ -39,7 +39,13 @@ ALLOWED = {
     ("ipt_jax/data/seqio_registry.py", "tensorflow"),
     ("ipt_jax/data/seqio_registry.py", "seqio"),
 }
-DATA_GEN_MAY_IMPORT = {"ipt_jax.errors", "ipt_jax.records", "ipt_jax.tokenizers"}
+DATA_GEN_MAY_IMPORT = {
+    "ipt_jax.errors",
+    "ipt_jax.folder_lock",
+    "ipt_jax.records",
+    "ipt_jax.shard_file",
+    "ipt_jax.tokenizers",
+}
 
 
 def files(folder: str) -> list[Path]:

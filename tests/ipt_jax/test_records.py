@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from ipt_jax import manifest
+from ipt_jax import manifest, shard_file
 from ipt_jax.errors import UserError
 from ipt_jax.records import (
     Manifest,
@@ -258,7 +258,9 @@ def test_what_a_killed_writer_left_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk always full")
 def test_a_full_disk_names_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ShardWriter, "_temporary", lambda self: Path("/dev/full"))
+    real = shard_file.ArrayRecordWriter
+    full = lambda path, options: real("/dev/full", options)  # noqa: E731
+    monkeypatch.setattr(shard_file, "ArrayRecordWriter", full)
     with pytest.raises(UserError, match=r"part-00000\.arrayrecord.*No space left.*free disk"):
         write(tmp_path / "out", some(50))
     assert list((tmp_path / "out").iterdir()) == []
