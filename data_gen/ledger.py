@@ -1,17 +1,23 @@
-"""What the engine has answered so far: an SQLite file that a killed run goes on from."""
+"""What the engine has answered so far, and which output is whole: what a killed run goes on from.
+
+One SQLite file. Completions stay in it to the end, so that output that was lost or damaged is made
+again without asking the engine.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from data_gen.engines.base import Completion
+from data_gen.engines.base import Completion, TokenLogprob
 from ipt_jax.errors import UserError
+from ipt_jax.folder_lock import folder_lock
 
 LEDGER_NAME = "ledger.sqlite"
 _COMMIT_EVERY = 16  # completions; at most so many are asked again after a kill
@@ -26,27 +32,17 @@ class Ledger:
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
         self.path = folder / LEDGER_NAME
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(folder / "ledger.lock", "w")  # noqa: SIM115 (held until close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UserError(
-                f"another run is writing to {folder}: wait for its end or choose another folder."
-            ) from error
         self._uncommitted = 0
-        try:
-            self._open(fingerprint)
-        except sqlite3.DatabaseError as error:
-            self._lock.close()
-            raise UserError(
-                f"{self.path} cannot be used ({error}): the file is damaged or the disk is full. "
-                "Free space and run again, or start over with --fresh."
-            ) from error
-        except UserError:
-            self._lock.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(folder_lock(folder, "ledger.lock"))
+            try:
+                self._open(fingerprint)
+            except sqlite3.DatabaseError as error:
+                raise UserError(
+                    f"{self.path} cannot be used ({error}): the file is damaged or the disk is "
+                    "full. Free space and run again, or start over with --fresh."
+                ) from error
+            self._lock = stack.pop_all()
 
     def _open(self, fingerprint: Mapping[str, Any]) -> None:
         self._db = sqlite3.connect(self.path)
@@ -56,9 +52,10 @@ class Ledger:
             """
             CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
             CREATE TABLE IF NOT EXISTS completions (
-              unit TEXT, turn INTEGER, text TEXT, finish_reason TEXT,
-              prompt_tokens INTEGER, completion_tokens INTEGER, PRIMARY KEY (unit, turn)
+              unit TEXT, turn INTEGER, text TEXT, finish_reason TEXT, prompt_tokens INTEGER,
+              completion_tokens INTEGER, logprobs TEXT, PRIMARY KEY (unit, turn)
             ) WITHOUT ROWID;
+            CREATE TABLE IF NOT EXISTS blocks (number INTEGER PRIMARY KEY, result TEXT);
             """
         )
         stored = self._meta("fingerprint")
@@ -94,18 +91,25 @@ class Ledger:
     def get(self, unit: str, turn: int) -> Completion | None:
         """The completion stored for this turn."""
         row = self._db.execute(
-            "SELECT text, finish_reason, prompt_tokens, completion_tokens FROM completions "
-            "WHERE unit = ? AND turn = ?",
+            "SELECT text, finish_reason, prompt_tokens, completion_tokens, logprobs "
+            "FROM completions WHERE unit = ? AND turn = ?",
             (unit, turn),
         ).fetchone()
-        return None if row is None else Completion(f"{unit}/{turn}", *row)
+        if row is None:
+            return None
+        *plain, logprobs = row
+        found = None if logprobs is None else tuple(map(_logprob, json.loads(logprobs)))
+        return Completion(f"{unit}/{turn}", *plain, logprobs=found)
 
     def put(self, unit: str, turn: int, completion: Completion) -> None:
         """Store a completion; durable after the next commit, at most 16 later."""
         c = completion
         self._db.execute(
-            "INSERT INTO completions VALUES (?, ?, ?, ?, ?, ?)",
-            (unit, turn, c.text, c.finish_reason, c.prompt_tokens, c.completion_tokens),
+            "INSERT INTO completions VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(unit, turn, c.text, c.finish_reason, c.prompt_tokens, c.completion_tokens),
+                None if c.logprobs is None else json.dumps([astuple(one) for one in c.logprobs]),
+            ),
         )
         self._uncommitted += 1
         if self._uncommitted >= _COMMIT_EVERY:
@@ -132,12 +136,31 @@ class Ledger:
         """Time that all runs together spent generating."""
         return float(self._meta("seconds") or 0.0)
 
-    def totals(self) -> tuple[int, int, int]:
-        """Completions, prompt tokens and completion tokens stored."""
-        return self._db.execute(
-            "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), "
-            "COALESCE(SUM(completion_tokens), 0) FROM completions"
-        ).fetchone()
+    def blocks(self) -> dict[int, dict[str, Any]]:
+        """The results of the blocks whose output is whole, by number."""
+        rows = self._db.execute("SELECT number, result FROM blocks ORDER BY number")
+        return {number: json.loads(result) for number, result in rows}
+
+    def finish_block(self, number: int, result: Mapping[str, Any]) -> None:
+        """A block's output is on the disk: a later run passes over it."""
+        text = json.dumps(dict(result), ensure_ascii=False)
+        self._db.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?)", (number, text))
+        self.commit()
+
+    def forget_block(self, number: int) -> None:
+        """Its output is gone; it is made again from the completions."""
+        self._db.execute("DELETE FROM blocks WHERE number = ?", (number,))
+        self.commit()
+
+    def note(self, key: str) -> Any:
+        """What `set_note` stored under `key`; None where nothing."""
+        found = self._meta(f"note {key}")
+        return None if found is None else json.loads(found)
+
+    def set_note(self, key: str, value: Any) -> None:
+        """Keep something that JSON can hold."""
+        self._set_meta(f"note {key}", json.dumps(value, ensure_ascii=False))
+        self.commit()
 
     def _meta(self, key: str) -> str | None:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -145,3 +168,16 @@ class Ledger:
 
     def _set_meta(self, key: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _logprob(stored: Sequence[Any]) -> TokenLogprob:
+    token, logprob, likeliest = stored
+    return TokenLogprob(token, logprob, tuple((text, value) for text, value in likeliest))
+
+
+def stored_token_counts(folder: Path) -> list[tuple[int, int]]:
+    """Prompt and completion tokens of every completion in a folder's ledger, which is closed."""
+    with contextlib.closing(sqlite3.connect(folder / LEDGER_NAME)) as database:
+        return database.execute(
+            "SELECT prompt_tokens, completion_tokens FROM completions"
+        ).fetchall()

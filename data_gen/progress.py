@@ -1,9 +1,15 @@
-"""The terminal's view of a synthesis run."""
+"""How a synthesis run is shown while it runs, and what is kept of that for its report."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -17,22 +23,44 @@ from rich.progress import (
 
 from data_gen.runner import Status
 
+LOG_NAME = "progress.jsonl"
+_SHOW_SECONDS = 0.1  # thousands of completions a second need not all be drawn
+
 
 class TerminalProgress:
-    """A bar with requests done, tokens/s and time left; call it with every Status."""
+    """A bar with requests done, tokens/s, what was rejected and time left; takes every Status."""
 
     def __init__(self, bar: Progress, title: str) -> None:
-        self._bar = bar
+        self._bar, self._shown = bar, 0.0
         self._task = bar.add_task(title, total=None, rate="")
 
     def __call__(self, status: Status) -> None:
-        rate = status.completion_tokens / status.seconds if status.seconds else 0.0
+        now = time.monotonic()
+        last = status.usage.completions == status.turns_expected
+        if now - self._shown < _SHOW_SECONDS and not last:
+            return
+        self._shown = now
         self._bar.update(
             self._task,
-            completed=status.turns_done,
+            completed=status.usage.completions,
             total=status.turns_expected,
-            rate=f"{rate:,.0f} tokens/s written",
+            rate=describe(status),
         )
+
+
+def describe(status: Status) -> str:
+    """Speeds since this process began, and what was not used, the commonest reason named."""
+    seconds = status.seconds or 1e-9
+    fresh = status.fresh
+    said = [
+        f"{fresh.completions / seconds:,.1f} answers/s",
+        f"{fresh.prompt_tokens / seconds:,.0f} tokens/s read",
+        f"{fresh.completion_tokens / seconds:,.0f} written",
+    ]
+    if status.rejected:
+        reason, count = max(status.rejected.items(), key=lambda item: item[1])
+        said.append(f"{sum(status.rejected.values()):,} rejected ({count:,} {reason})")
+    return " · ".join(said)
 
 
 @contextmanager
@@ -48,3 +76,36 @@ def terminal_progress(title: str) -> Iterator[TerminalProgress]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         yield TerminalProgress(bar, title)
+
+
+class ProgressLog:
+    """Appends a line to progress.jsonl every so often, and one at the end."""
+
+    def __init__(self, folder: Path, every_seconds: float = 10.0) -> None:
+        self._path, self._every = folder / LOG_NAME, every_seconds
+        self._written, self._last = 0.0, None
+
+    def __call__(self, status: Status) -> None:
+        self._last = status
+        if status.seconds - self._written >= self._every:
+            self._write(status)
+
+    def _write(self, status: Status) -> None:
+        self._written = status.seconds
+        # asdict would make nonsense of a Counter.
+        plain = replace(status, rejected=dict(status.rejected))
+        line = {**asdict(plain), "at": round(time.time(), 3)}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._last is not None and self._last.seconds > self._written:
+            self._write(self._last)

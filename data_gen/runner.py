@@ -7,31 +7,62 @@ the ledger.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from data_gen.engines.base import Completion, Engine, Request
+from data_gen.engines.isolation import isolated
 from data_gen.ledger import Ledger
+from ipt_jax.errors import UserError
+
+FAILURES_IN_A_ROW = 20  # units that may fail one after another
+STALL_SECONDS = 3600.0  # without an answer, while an engine asks for more work
+RETRIES = 2  # times that a passing error of the engine is asked again before it counts
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the engine did for one unit or many."""
+
+    completions: int = 0
+    """Answers received, replayed ones included."""
+    prompt_tokens: int = 0
+    """Tokens of their prompts."""
+    completion_tokens: int = 0
+    """Tokens of their texts."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.completions + other.completions,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+_NOTHING = Usage()
 
 
 @dataclass(frozen=True)
 class Status:
     """How far a run is; handed to the progress callback."""
 
-    units_done: int
+    units_done: int = 0
     """Units that ended, replayed ones included."""
-    turns_done: int
-    """Completions received by this process or replayed from the ledger."""
-    turns_expected: int | None
-    """How many there will be at most, where the caller knows."""
-    prompt_tokens: int
-    """Tokens of their prompts."""
-    completion_tokens: int
-    """Tokens of their texts."""
-    seconds: float
+    units_failed: int = 0
+    """Those whose work raised an error."""
+    turns_expected: int | None = None
+    """Completions there will be at most, where the caller knows."""
+    usage: Usage = field(default_factory=Usage)
+    """Of the whole run so far, earlier processes included."""
+    fresh: Usage = field(default_factory=Usage)
+    """Received by this process."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """What was not used, by reason, where the caller counts it."""
+    seconds: float = 0.0
     """Since this process began to ask."""
 
 
@@ -51,6 +82,25 @@ class Unit(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Failure:
+    """The outcome of a unit whose work raised an error: the job went on without it."""
+
+    reason: str
+    """A word for counts."""
+    detail: str
+    """For a person: which error, and where."""
+
+
+@dataclass(frozen=True)
+class Done[U, R]:
+    """A unit that has ended."""
+
+    unit: U
+    outcome: R | Failure
+    usage: Usage
+
+
 @dataclass
 class _Flight[U, R]:
     """A unit under way."""
@@ -58,8 +108,10 @@ class _Flight[U, R]:
     unit: U
     work: Generator[Request, Completion, R]
     turn: int = 0
+    retries: int = 0
+    usage: Usage = field(default_factory=Usage)
     done: bool = False
-    outcome: R | None = None
+    outcome: R | Failure | None = None
 
 
 def run_units[U: Unit, R](
@@ -70,75 +122,174 @@ def run_units[U: Unit, R](
     *,
     units_in_flight: int = 1024,
     turns_expected: int | None = None,
+    before: Usage = _NOTHING,
     progress: Progress = no_progress,
-) -> Iterator[tuple[U, R]]:
-    """Run `process` on every unit; yield (unit, outcome) in the order of `units`.
+) -> Generator[Done[U, R]]:
+    """Run `process` on every unit; yield units with their outcomes in the order of `units`.
 
     At most `units_in_flight` are under way or held back by an earlier one that is not yet done.
-    Completions with finish reason `error` are handed on and not stored: the next run asks again.
-    """
-    source = iter(units)
-    order: deque[_Flight[U, R]] = deque()
-    begun = time.monotonic()
-    status = Status(0, 0, turns_expected, 0, 0, 0.0)
+    The engine is kept busy: what a completion leads to is asked at once, before a new unit begins,
+    so that it finds the prompt it continues still in the engine's cache.
 
-    def advance(flight: _Flight[U, R], completion: Completion | None) -> Request | None:
+    Completions with finish reason `error` are handed on and not stored: a later run asks again. A
+    passing one is asked up to RETRIES times again before. Requests on which the engine itself
+    raises are found and count as errors (see `isolated`). Where a unit's work raises, its outcome
+    is a Failure.
+
+    `before` is what earlier processes did for units that are not among these; Status counts it.
+
+    Raises:
+      UserError: what the engine or the work raises as such (a server that is gone, a full disk),
+        and where FAILURES_IN_A_ROW units failed one after another.
+      RuntimeError: the engine ended without answering all, or gave nothing for STALL_SECONDS.
+    """
+    run = _Run(units, process, engine, ledger, units_in_flight, progress)
+    run.status = Status(turns_expected=turns_expected, usage=before)
+    return run.results()
+
+
+class _Run[U: Unit, R]:
+    def __init__(
+        self,
+        units: Iterable[U],
+        process: Callable[[U], Generator[Request, Completion, R]],
+        engine: Engine,
+        ledger: Ledger,
+        units_in_flight: int,
+        progress: Progress,
+    ) -> None:
+        self.status = Status()
+        self._units: Iterator[U] | None = iter(units)
+        self._process, self._engine, self._ledger = process, engine, ledger
+        self._most, self._progress = units_in_flight, progress
+        self._order: deque[_Flight[U, R]] = deque()
+        self._ready: deque[tuple[_Flight[U, R], Request]] = deque()
+        self._asked: dict[str, tuple[_Flight[U, R], Request]] = {}
+        self._failed_in_a_row = 0
+        self._begun = self._answered = time.monotonic()
+
+    def results(self) -> Generator[Done[U, R]]:
+        """See run_units."""
+        while self._units is not None or self._order:
+            since = time.monotonic()
+            try:
+                with contextlib.closing(isolated(self._engine, self._feed())) as stream:
+                    for completion in stream:
+                        self._receive(completion)
+                        yield from self._ended()
+            finally:
+                self._ledger.add_seconds(time.monotonic() - since)
+            if self._asked:
+                raise self._unanswered()
+            yield from self._ended()
+            self._tell()
+
+    def _feed(self) -> Iterator[Request | None]:
+        """Requests as they become ready; None while they hang on what is under way.
+
+        Ends where nothing is under way, so that outcomes can be taken away.
+        """
+        while True:
+            request = self._next()
+            if request is None:
+                if not self._asked:
+                    return
+                if time.monotonic() - self._answered > STALL_SECONDS:
+                    raise self._unanswered()
+            yield request
+
+    def _next(self) -> Request | None:
+        while not self._ready:
+            if not self._admit():
+                return None
+        flight, request = self._ready.popleft()
+        if request.id in self._asked:
+            raise RuntimeError(f"two requests have the id {request.id!r}")
+        self._asked[request.id] = flight, request
+        return request
+
+    def _admit(self) -> bool:
+        """Begin a unit, if there is one and room for it."""
+        if self._units is None or len(self._order) >= self._most:
+            return False
+        unit = next(self._units, None)
+        if unit is None:
+            self._units = None
+            return False
+        flight = _Flight(unit, self._process(unit))
+        self._order.append(flight)
+        self._advance(flight, None)
+        return True
+
+    def _advance(self, flight: _Flight[U, R], completion: Completion | None) -> None:
         """Send completions until the unit asks for something that the ledger does not hold."""
-        nonlocal status
         while True:
             try:
                 request = next(flight.work) if completion is None else flight.work.send(completion)
             except StopIteration as end:
                 flight.done, flight.outcome = True, end.value
-                return None
-            completion = ledger.get(flight.unit.id, flight.turn)
+                self._failed_in_a_row = 0
+                return
+            except UserError:
+                raise
+            except Exception as error:
+                self._fail(flight, error)
+                return
+            completion = self._ledger.get(flight.unit.id, flight.turn)
             if completion is None:
-                return request
-            flight.turn += 1
-            status = replace(status, turns_done=status.turns_done + 1)
+                self._ready.appendleft((flight, request))
+                return
+            self._count(flight, completion, fresh=False)
 
-    ready: dict[str, tuple[_Flight[U, R], Request]] = {}
-    exhausted = False
-    while True:
-        while not exhausted and len(order) < units_in_flight:
-            unit = next(source, None)
-            if unit is None:
-                exhausted = True
-                break
-            flight = _Flight(unit, process(unit))
-            order.append(flight)
-            if (request := advance(flight, None)) is not None:
-                ready[request.id] = (flight, request)
-        while order and order[0].done:
-            flight = order.popleft()
-            status = replace(status, units_done=status.units_done + 1)
-            yield flight.unit, flight.outcome  # type: ignore[misc]
-        progress(replace(status, seconds=time.monotonic() - begun))
-        if not order and exhausted:
-            return
-        if not ready:
-            continue  # everything replayed so far; take in more units
-        asked, ready = ready, {}
-        wave_begun = time.monotonic()
-        try:
-            for completion in engine.generate([request for _, request in asked.values()]):
-                flight, _ = asked.pop(completion.request_id)
-                if completion.finish_reason != "error":
-                    ledger.put(flight.unit.id, flight.turn, completion)
-                flight.turn += 1
-                status = replace(
-                    status,
-                    turns_done=status.turns_done + 1,
-                    prompt_tokens=status.prompt_tokens + completion.prompt_tokens,
-                    completion_tokens=status.completion_tokens + completion.completion_tokens,
-                    seconds=time.monotonic() - begun,
-                )
-                if (request := advance(flight, completion)) is not None:
-                    ready[request.id] = (flight, request)
-                progress(status)
-        finally:
-            ledger.add_seconds(time.monotonic() - wave_begun)
-        if asked:
-            raise RuntimeError(
-                f"engine {engine.name} left {len(asked)} requests unanswered: {list(asked)[:3]}"
-            )
+    def _fail(self, flight: _Flight[U, R], error: Exception) -> None:
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        flight.done, flight.outcome = True, Failure("unit_failed", detail)
+        self._failed_in_a_row += 1
+        self.status = replace(self.status, units_failed=self.status.units_failed + 1)
+        if self._failed_in_a_row >= FAILURES_IN_A_ROW:
+            raise UserError(
+                f"{self._failed_in_a_row} units failed one after another, the last "
+                f"({flight.unit.id}) with {detail}: this is no matter of single records. What was "
+                "answered is kept; mend the cause and run the same command again."
+            ) from error
+
+    def _receive(self, completion: Completion) -> None:
+        self._answered = time.monotonic()
+        flight, request = self._asked.pop(completion.request_id)
+        if completion.finish_reason == "error":
+            if completion.error_kind == "passing" and flight.retries < RETRIES:
+                flight.retries += 1
+                self._ready.append((flight, request))
+                return
+        else:
+            self._ledger.put(flight.unit.id, flight.turn, completion)
+        flight.retries = 0
+        self._count(flight, completion, fresh=True)
+        self._advance(flight, completion)
+        self._tell()
+
+    def _unanswered(self) -> RuntimeError:
+        names = list(self._asked)
+        return RuntimeError(
+            f"engine {self._engine.name} left {len(names)} requests unanswered: {names[:3]}"
+        )
+
+    def _count(self, flight: _Flight[U, R], completion: Completion, fresh: bool) -> None:
+        flight.turn += 1
+        used = Usage(1, completion.prompt_tokens, completion.completion_tokens)
+        flight.usage += used
+        status = self.status
+        self.status = replace(
+            status,
+            usage=status.usage + used,
+            fresh=status.fresh + used if fresh else status.fresh,
+        )
+
+    def _ended(self) -> Iterator[Done[U, R]]:
+        while self._order and self._order[0].done:
+            flight = self._order.popleft()
+            self.status = replace(self.status, units_done=self.status.units_done + 1)
+            yield Done(flight.unit, flight.outcome, flight.usage)  # type: ignore[arg-type]
+
+    def _tell(self) -> None:
+        self._progress(replace(self.status, seconds=time.monotonic() - self._begun))

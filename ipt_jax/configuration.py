@@ -23,7 +23,7 @@ from ipt_jax.errors import RunStopped, UserError
 
 _NAMED_PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain array-record numpy torch transformers vllm "
-    "llguidance lm-eval sentencepiece tokenizers"
+    "llguidance lm-eval sentencepiece tokenizers rensa py3langid resiliparse ray aiohttp"
 ).split()
 
 

@@ -54,3 +54,27 @@ def example_class() -> type[message.Message]:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+def features_of(data: bytes) -> dict[str, Any]:
+    """The features of a serialised example; one that holds a single value gives that value.
+
+    Raises DecodeError (google.protobuf.message) where ``data`` is none.
+    """
+    made: Any = example_class()
+    return {key: _value(value) for key, value in made.FromString(data).features.feature.items()}
+
+
+def _value(feature: Any) -> Any:
+    kind = feature.WhichOneof("kind")
+    values = list(getattr(feature, kind).value) if kind else []
+    if kind == "bytes_list":
+        values = [_decoded(value) for value in values]
+    return values[0] if len(values) == 1 else values
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value  # an image, say; as a text it is refused where it is used as one

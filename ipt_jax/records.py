@@ -29,6 +29,8 @@ from ipt_jax.manifest import (
 from ipt_jax.shard_file import ShardFile, TokenCounter, shard_errors
 
 __all__ = [
+    "DEFAULT_OPTIONS",
+    "MANIFEST_NAME",
     "Manifest",
     "Record",
     "RecordSource",
@@ -39,6 +41,7 @@ __all__ = [
     "file_sha256",
     "parse",
     "serialize",
+    "shard_name",
 ]
 
 # Groups of 16 under zstd:3 measured best for texts: a third smaller than single records, random

@@ -9,8 +9,9 @@ import json
 import sys
 from pathlib import Path
 
+from data_gen.estimate import print_estimate
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
 from data_gen.progress import terminal_progress
 from ipt_jax.configuration import parse_config, run_main, write_run_files
 
@@ -23,6 +24,11 @@ def main() -> None:
         prog="launch/synthesize.py",
         description="Instruction Pre-Training synthesis: raw corpus -> record shards.",
     )
+    if config.dry_run:
+        with terminal_progress("sample") as progress:
+            found = estimate_synthesis(config, progress)
+        print_estimate(found)
+        return
     with terminal_progress("synthesis") as progress:
         summary = run_synthesis(
             config, progress, on_start=lambda folder: write_run_files(folder, config)

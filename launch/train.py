@@ -28,9 +28,11 @@ def main() -> None:
     connect(config.processes)
     with leaving_at_once():
         summary = train(config)
+    damaged = sum(summary["damaged_records"].values())
     print(
         f"trained {summary['tokens']:,} tokens in {summary['seconds']} s, "
-        f"{summary['skipped']} batch(es) skipped, final loss {summary['final_loss']}: "
+        f"{summary['skipped']} batch(es) skipped, "
+        f"{damaged} damaged record(s) left out, final loss {summary['final_loss']}: "
         f"{config.run_folder}"
     )
 

@@ -41,6 +41,7 @@ ALLOWED = {
 }
 DATA_GEN_MAY_IMPORT = {
     "ipt_jax.errors",
+    "ipt_jax.example_proto",
     "ipt_jax.folder_lock",
     "ipt_jax.records",
     "ipt_jax.shard_file",

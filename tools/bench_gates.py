@@ -17,6 +17,7 @@ import json
 import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -116,7 +117,7 @@ def datatrove_signatures() -> Work:
 
     minhash.load_word_tokenizer = lambda language: WhiteSpace()
     config = minhash.MinhashConfig(n_grams=_SHINGLE, num_buckets=16, hashes_per_bucket=8)
-    step = minhash.MinhashDedupSignature("/tmp", config)
+    step = minhash.MinhashDedupSignature(tempfile.gettempdir(), config)
 
     def work(texts: Sequence[str]) -> int:
         signed = 0

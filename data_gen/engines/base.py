@@ -7,6 +7,22 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "error"]
+ErrorKind = Literal["terminal", "passing"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    """Who speaks."""
+    content: str
+    """What is said."""
+
+
+Prompt = str | tuple[Message, ...]
+"""Text as the model shall see it, or a chat that the model's template renders; the model writes
+the next turn of the assistant."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +41,34 @@ class Sampling:
     """Strings that end a completion; they are cut from its text."""
     regex: str | None = None
     """The whole completion matches this pattern (unless cut by max_tokens)."""
+    logprobs: int | None = None
+    """Give each token's log-probability and so many likeliest tokens beside it; None for none."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt. The engine adds no special tokens; those in the prompt's text count as such."""
+    """One prompt. The engine adds no special tokens to text; those written in it count as such."""
 
     id: str
     """Comes back in the completion; unique among the requests of a call."""
-    prompt: str
-    """Text as the model shall see it."""
+    prompt: Prompt
+    """Text, or the messages of a chat."""
     sampling: Sampling
     """How to draw."""
     seed: int = 0
-    """Draws depend on this alone, not on the batch that the request shares."""
+    """Draws depend on this alone, not on the batch that the request shares; 0 to 2**63 - 1."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One written token under the model's own distribution, before temperature and constraints."""
+
+    token: str
+    """Its text; a piece of a character may show as U+FFFD."""
+    logprob: float
+    """Natural logarithm of its probability."""
+    likeliest: tuple[tuple[str, float], ...] = ()
+    """The likeliest tokens at this place with theirs, best first."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +78,19 @@ class Completion:
     request_id: str
     """Id of the request."""
     text: str
-    """Generated text without stop string and end-of-sequence token."""
+    """Generated text without stop string and end-of-sequence token; an error's reason."""
     finish_reason: FinishReason
     """`stop`: ended by itself; `length`: cut at max_tokens or the context; `error`: see text."""
     prompt_tokens: int
     """Tokens of the prompt."""
     completion_tokens: int
     """Tokens written, the end token included."""
+    error_kind: ErrorKind | None = None
+    """Of an error: `terminal` would fail again, `passing` may go better in a later run."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each written token where asked for; servers may leave out the end token."""
+    attempts: int = 1
+    """Times that the engine asked for it."""
 
 
 class Engine(Protocol):
@@ -85,12 +121,18 @@ class Engine(Protocol):
         """Most tokens of prompt and completion together."""
         ...
 
-    def count_tokens(self, text: str) -> int:
+    def count_tokens(self, text: Prompt) -> int:
         """Tokens of a prompt, exactly as `generate` counts them."""
         ...
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Answer every request once, in any order, each as soon as it is whole."""
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """Answer every request once, in any order, each as soon as it is whole.
+
+        `requests` is read as completions are taken, in the caller's thread and never more than
+        the engine's window ahead of them, so that it may be endless. Where it gives None, nothing
+        is ready just now: the engine asks it again, at the latest after handing over the next
+        completion, or a moment later where none is under way.
+        """
         ...
 
     def close(self) -> None:

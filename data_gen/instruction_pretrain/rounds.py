@@ -63,7 +63,7 @@ def fit_history(history: Sequence[Shot], text: str, budget: Budget) -> tuple[Sho
     return None
 
 
-def split_rounds(selected: int, rounds: int) -> list[list[int]]:
+def split_rounds(selected: int, rounds: int) -> list[range]:
     """Chains over `selected` shuffled texts: 1/M of them each round, chain i = one of each part.
 
     The last chains are a text shorter where M does not divide the number.
@@ -71,7 +71,7 @@ def split_rounds(selected: int, rounds: int) -> list[list[int]]:
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
     chains = -(-selected // rounds)
-    return [list(range(start, selected, chains)) for start in range(chains)]
+    return [range(start, selected, chains) for start in range(chains)]
 
 
 def run_chain(

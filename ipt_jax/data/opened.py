@@ -53,6 +53,17 @@ class OpenMixture:
                 asked[name] += rates[name] * (last - first) / steps
         return asked
 
+    def token_shares(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """Of ``rates``, shares of the mixture's unit: the share of each task in all tokens."""
+        if self.mixture.by == "tokens":
+            return dict(rates)
+        tokens = dict.fromkeys(self.task_names, 0.0)
+        for name, index, size in zip(self.task_names, self.lengths, self.epoch_tokens, strict=True):
+            if index is not None and rates[name]:
+                # A record without tokens, and a damaged one, is drawn like the others.
+                tokens[name] = rates[name] * size / index.records
+        return _shares(tokens)
+
     def leave_out(self, task: int, index: int) -> None:
         """Count and log a record that could not be read."""
         name, source, lengths = self.task_names[task], self.sources[task], self.lengths[task]

@@ -4,6 +4,7 @@ import functools
 import math
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,25 @@ from ipt_jax.data.best_fit import BestFitRows
 from ipt_jax.data.damage import read_records
 from ipt_jax.data.examples import extra_tokens, read_examples
 from ipt_jax.data.opened import OpenMixture
-from ipt_jax.data.packing import Rows, Tokenised, cut, flatten, lay
+from ipt_jax.data.packing import Pieces, Rows, Tokenised, cut, flatten, lay
 from ipt_jax.data.plan import Plan, TaskOrder
 from ipt_jax.data.tasks import NATURAL
 from ipt_jax.errors import DamagedRecord, UserError
+from ipt_jax.records import Record
 
 _CACHE_TOKENS = 4 << 20  # tokenised examples kept: one is cut over several rows and batches
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a segment of a row comes from."""
+
+    task: str
+    where: str
+    """File and place of its record."""
+    id: str
+    start: int
+    """Its first token within the example: more than 0 where the example began in another row."""
 
 
 class MixtureRows:
@@ -218,14 +232,41 @@ class MixtureRows:
             stretch = self._plan.stretch(*self._span(start, stop))
             keys = self._keys(stretch.task, stretch.record)
         found = []
-        for task, index in keys:
-            source = self.data.sources[task]
-            assert source is not None  # only tasks of rate 0 have none
-            record = read_records(source.read, source, [index], self._skip)[0]
+        for key in keys:
+            record, where = self._record(key)
             id = "(damaged)" if isinstance(record, DamagedRecord) else record.id
-            where = source.where(index)
-            found.append({"task": self.data.task_names[task], "where": where, "id": id})
+            found.append({"task": self.data.task_names[key[0]], "where": where, "id": id})
         return found
+
+    def segments(self, start: int, stop: int) -> list[list[Segment]]:
+        """The segments of each of rows start..stop - 1, in the order of their ``segment_ids``."""
+        if self._packed is not None:
+            packed = self._packed.take(start, stop)
+            keys, pieces = self._keys(packed.task, packed.record), packed.pieces
+        else:
+            first, last = self._span(start, stop)
+            stretch = self._plan.stretch(first, last)
+            keys = self._keys(stretch.task, stretch.record)
+            pieces = _cut_pieces(stretch.starts - start * self.row_tokens, self.row_tokens)
+            pieces = pieces.within(0, stop - start)
+        parts = zip(*(a.tolist() for a in (pieces.example, pieces.start, pieces.row)), strict=True)
+        found: list[list[Segment]] = [[] for _ in range(start, stop)]
+        read: dict[tuple[int, int], tuple[Record | DamagedRecord, str]] = {}
+        for example, begin, row in parts:
+            key = keys[example]
+            if key not in read:
+                read[key] = self._record(key)
+            record, where = read[key]
+            if not isinstance(record, DamagedRecord):
+                segment = Segment(self.data.task_names[key[0]], where, record.id, begin)
+                found[row].append(segment)
+        return found
+
+    def _record(self, key: tuple[int, int]) -> tuple[Record | DamagedRecord, str]:
+        """A record, and its file and place."""
+        source = self.data.sources[key[0]]
+        assert source is not None  # only tasks of rate 0 have none
+        return read_records(source.read, source, [key[1]], self._skip)[0], source.where(key[1])
 
     @property
     def _skip(self) -> bool:
@@ -279,3 +320,23 @@ class MixtureRows:
         damaged = Tokenised(np.empty(0, np.int32), None, damaged=True)
         found = read_records(read, source, indices, self._skip)
         return [damaged if isinstance(item, DamagedRecord) else item for item in found]
+
+
+def _cut_pieces(starts: np.ndarray, row_tokens: int) -> Pieces:
+    """The pieces that a stream of examples is cut into at the ends of rows.
+
+    ``starts`` [n + 1] is where each example begins, and the end, counted from the first token of
+    row 0; the first example may begin before it.
+    """
+    borders = np.arange(starts[0] // row_tokens, -(-starts[-1] // row_tokens) + 1) * row_tokens
+    cuts = np.unique(np.concatenate([starts, borders]))
+    cuts = cuts[(cuts >= starts[0]) & (cuts <= starts[-1])]
+    begins = cuts[:-1]
+    example = np.searchsorted(starts, begins, side="right") - 1
+    return Pieces(
+        example=example,
+        start=begins - starts[example],
+        length=np.diff(cuts),
+        row=begins // row_tokens,
+        rows=int(borders[-1] // row_tokens),
+    )

@@ -6,6 +6,7 @@ serves light, dark and print. Everything written into a chart is escaped.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from html import escape
 SERIES_COLOURS = 6  # classes s0 … s5 in the style sheet
 BAR_COLOURS = 2  # b0 and b1: unlike the series, for bars compare kinds of number, not runs
 WIDTH = 720
+_LETTER = 7  # about the width of a letter of a label
+_ROW = 14  # from one row of labels to the next
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,16 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    like: int | None = None
+    """Number of the series that this one is the reference of: its colour, dashed, no points."""
 
 
 @dataclass(frozen=True)
 class LineChart:
-    """Lines over a shared x axis: the raw points faint, their smoothed course on top."""
+    """Lines over a shared x axis: the raw points faint, their smoothed course on top.
+
+    At each of `marks`, (x, label), a dashed line stands and the smoothing begins anew.
+    """
 
     title: str
     series: Sequence[Series]
@@ -35,6 +43,9 @@ class LineChart:
     y_label: str
     height: int = 300
     smooth: bool = True
+    marks: Sequence[tuple[float, str]] = ()
+    most: float = math.inf
+    """What y cannot exceed; the axis ends there."""
 
     def html(self) -> str:
         left, right, top, bottom = 56, 16, 30, 44
@@ -44,6 +55,7 @@ class LineChart:
             return f'<p class="empty">{escape(self.title)}: nothing was measured.</p>'
         x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 6)
         y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), 5)
+        y_ticks = [y for y in y_ticks if y <= self.most]
         to_x = _scale(min(x_ticks[0], points[0][0]), x_ticks[-1], left, WIDTH - right)
         to_y = _scale(y_ticks[0], y_ticks[-1], self.height - bottom, top)
         body = []
@@ -58,20 +70,36 @@ class LineChart:
         middle = (left + WIDTH - right) / 2
         body.append(_text(middle, self.height - 6, self.x_label, "label middle"))
         body.append(_text(4, 12, self.y_label, "label"))
+        marks = _placed([(to_x(x), label) for x, label in self.marks])
+        body += _drawn(marks, top - 6, self.height - bottom)
         for number, s in enumerate(self.series):
-            colour = f"s{number % SERIES_COLOURS}"
+            colour = f"s{(number if s.like is None else s.like) % SERIES_COLOURS}"
             pairs = [p for p in zip(s.x, s.y, strict=True) if all(map(math.isfinite, p))]
-            if self.smooth:
+            if s.like is not None:
+                path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in pairs)
+                body.append(f'<polyline class="curve asked {colour}" points="{path}"/>')
+                continue
+            if self.smooth or len(pairs) == 1:
                 body += [
                     f'<circle class="raw {colour}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="1.8"/>'
                     for x, y in pairs
                 ]
-            line = smoothed([y for _, y in pairs]) if self.smooth else [y for _, y in pairs]
-            drawn = zip((x for x, _ in pairs), line, strict=True)
-            path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in drawn)
-            body.append(f'<polyline class="curve {colour}" points="{path}"/>')
+            for part in self._parts(pairs):
+                line = smoothed([y for _, y in part]) if self.smooth else [y for _, y in part]
+                drawn = zip((x for x, _ in part), line, strict=True)
+                path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in drawn)
+                body.append(f'<polyline class="curve {colour}" points="{path}"/>')
         chart = _svg(self.title, WIDTH, self.height, "".join(body), "line-chart")
-        return figure(self.title, chart, [s.name for s in self.series])
+        return figure(self.title, chart, [s.name for s in self.series if s.like is None])
+
+    def _parts(self, pairs: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+        """The points between one mark and the next."""
+        borders = [-math.inf, *sorted(x for x, _ in self.marks), math.inf]
+        parts = [
+            [(x, y) for x, y in pairs if low < x <= high]
+            for low, high in itertools.pairwise(borders)
+        ]
+        return [part for part in parts if part]
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,84 @@ class Bars:
                 body.append(_text(left + width + 6, at + bar - 3, self.say(value), "tick"))
         chart = _svg(self.title, WIDTH, height, "".join(body), "bars")
         return figure(self.title, chart, self.names if len(self.names) > 1 else (), "b")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Columns of counts between `edges`, one edge more; a dashed line at each of `marks`."""
+
+    title: str
+    edges: Sequence[float]
+    counts: Sequence[int]
+    x_label: str
+    y_label: str
+    marks: Sequence[tuple[float, str]] = ()
+    """(x, label)."""
+    logarithmic: bool = False
+    """The x axis; all edges are then above 0."""
+    whole: bool = False
+    """Whether x counts: a column then holds the numbers from its edge to before the next."""
+    colour: int = 0
+    height: int = 200
+
+    def html(self) -> str:
+        left, right, bottom = 56, 16, 44
+        if not any(self.counts):
+            return f'<p class="empty">{escape(self.title)}: nothing was counted.</p>'
+        scale = math.log10 if self.logarithmic else float
+        along = _scale(scale(self.edges[0]), scale(self.edges[-1]), left, WIDTH - right)
+        # What counts stands in the middle of its column where columns hold one number each.
+        single = self.whole and not self.logarithmic and self.edges[1] - self.edges[0] == 1
+
+        def to_x(x: float) -> float:
+            return along(scale(x + 0.5 if single else x))
+
+        marks = _placed([(to_x(x), label) for x, label in self.marks])
+        top = 30 + _ROW * max((mark.row + 1 for mark in marks), default=0)
+        y_ticks = ticks(0, max(self.counts), 4)
+        to_y = _scale(0, y_ticks[-1], self.height + top - bottom, top)
+        body = [_text(4, 12, self.y_label, "label")]
+        for y in y_ticks:
+            at = f"{to_y(y):.1f}"
+            body.append(
+                f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{at}" y2="{at}"/>'
+            )
+            body.append(_text(left - 8, to_y(y) + 4, short(y), "tick end"))
+        for x in self._x_ticks():
+            body.append(_text(to_x(x), to_y(0) + 18, short(x), "tick middle"))
+        middle = (left + WIDTH - right) / 2
+        body.append(_text(middle, self.height + top - 6, self.x_label, "label middle"))
+        for (low, high), count in zip(itertools.pairwise(self.edges), self.counts, strict=True):
+            if not count:
+                continue
+            x, end = along(scale(low)), along(scale(high))
+            width, height = max(end - x - 1, 1), max(to_y(0) - to_y(count), 1)
+            body.append(
+                f'<rect class="column s{self.colour % SERIES_COLOURS}" x="{x:.1f}" '
+                f'y="{to_y(0) - height:.1f}" width="{width:.1f}" height="{height:.1f}">'
+                f"<title>{escape(self._said(low, high))}: {count:,}</title></rect>"
+            )
+        body += _drawn(marks, 28, to_y(0))
+        chart = _svg(self.title, WIDTH, self.height + top, "".join(body), "histogram")
+        return figure(self.title, chart, ())
+
+    def _x_ticks(self) -> list[float]:
+        low, high = self.edges[0], self.edges[-1]
+        if not self.logarithmic:
+            found = [x for x in ticks(low, high, 8) if low <= x < high + (not self.whole)]
+            return [x for x in found if x == int(x)] if self.whole else found
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            found = [m * 10.0**power for power in powers for m in steps]
+            found = [x for x in found if low <= x <= high]
+            if len(found) <= 12:
+                break
+        return found
+
+    def _said(self, low: float, high: float) -> str:
+        if not self.whole:
+            return f"{short(low)} to {short(high)}"
+        return f"{int(low):,}" if high - low <= 1 else f"{int(low):,} to {int(high) - 1:,}"
 
 
 @dataclass(frozen=True)
@@ -206,6 +312,39 @@ def _svg(title: str, width: int, height: float, body: str, kind: str) -> str:
 def _text(x: float, y: float, text: str, kind: str, hint: str = "") -> str:
     more = f"<title>{escape(hint)}</title>" if hint and hint != text else ""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}{more}</text>'
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A dashed line at `x` and its label, in a row of labels in which it lies on no other."""
+
+    x: float
+    label: str
+    middle: float
+    row: int
+
+
+def _placed(marks: Sequence[tuple[float, str]]) -> list[_Mark]:
+    placed: list[_Mark] = []
+    ends: list[float] = []  # of each row of labels
+    for x, label in sorted(marks):
+        half = _LETTER * len(label) / 2
+        middle = min(max(x, half), WIDTH - half)
+        row = next((n for n, end in enumerate(ends) if end < middle - half), len(ends))
+        ends[row : row + 1] = [middle + half + _LETTER]
+        placed.append(_Mark(x, label, middle, row))
+    return placed
+
+
+def _drawn(marks: Sequence[_Mark], top: float, bottom: float) -> list[str]:
+    body = []
+    for mark in marks:
+        x, y = f"{mark.x:.1f}", top + _ROW * mark.row
+        body.append(
+            f'<line class="reference" x1="{x}" x2="{x}" y1="{y + 4:.1f}" y2="{bottom:.1f}"/>'
+        )
+    # After all lines, so that none crosses a label.
+    return body + [_text(m.middle, top + _ROW * m.row, m.label, "mark middle") for m in marks]
 
 
 def _cut(text: str, length: int) -> str:

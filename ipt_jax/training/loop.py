@@ -23,11 +23,12 @@ from ipt_jax.models.sharding import make_mesh
 from ipt_jax.records import atomic_write
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.damaged import DamageFile
 from ipt_jax.training.devices import device_of
 from ipt_jax.training.division import divided
 from ipt_jax.training.metrics import MetricsLog
 from ipt_jax.training.phases import Phases
-from ipt_jax.training.processes import Agreement, BatchPlacement
+from ipt_jax.training.processes import Agreement, BatchPlacement, wait_for_all
 from ipt_jax.training.profile import Profiler
 from ipt_jax.training.run_folder import open_run_folder
 from ipt_jax.training.signals import StopSignal
@@ -81,6 +82,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
             first_position=first,
             write=first_process,
         )
+        damage = DamageFile(
+            folder,
+            mixture.damaged,
+            first_position=first,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
         log = MetricsLog(
             folder,
             sources=mixture.task_names,
@@ -106,6 +114,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             while position < config.steps and not stopping:
                 with phases("data"):
                     batch = placement(next(stream))
+                    damage.note(position + 1)
                 phase = "compiling" if position == first else "step"
                 with phases(phase), profiler.step(position + 1, pending):
                     state, metrics = built.step_function(state, batch)
@@ -129,6 +138,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                         log.saved()
             with phases("checkpoint"):
                 checkpoints.wait()
+                wait_for_all("damaged records")
     if skips.too_many:
         raise skips.stop(position)
     if position < config.steps:
@@ -137,7 +147,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             "here.",
             stop.exit_code,
         )
-    summary = _summary(config, built, mixture, log, int(state.step))
+    damaged = damage.counts(mixture.task_names)
+    summary = _summary(config, built, mixture, log, int(state.step), damaged)
     if first_process:
         atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
@@ -253,7 +264,12 @@ def _described(
 
 
 def _summary(
-    config: TrainConfig, built: Built, mixture: OpenMixture, log: MetricsLog, updates: int
+    config: TrainConfig,
+    built: Built,
+    mixture: OpenMixture,
+    log: MetricsLog,
+    updates: int,
+    damaged: dict[str, int],
 ) -> dict[str, Any]:
     return {
         "model": config.model.preset,
@@ -267,5 +283,6 @@ def _summary(
         "asked_rates": mixture.asked_over(config.steps),
         "realised_rates": {n: count / log.tokens for n, count in log.source_tokens.items()},
         "source_tokens": dict(log.source_tokens),
+        "damaged_records": damaged,
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
     }

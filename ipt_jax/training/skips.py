@@ -10,6 +10,7 @@ from typing import Any
 
 from ipt_jax.data.pipeline import MixtureRows
 from ipt_jax.errors import RunStopped
+from ipt_jax.training.step_lines import drop_later_lines
 
 EXIT_CODE = 3
 
@@ -34,11 +35,8 @@ class SkipLog:
         self._path, self._rows, self._write = folder / "skipped.jsonl", rows, write
         self._rows_per_batch, self._stop_after = rows_per_batch, stop_after
         self.too_many = False
-        if write and self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in kept if json.loads(line)["step"] <= first_position]
-            self._path.write_text("".join(kept), encoding="utf-8")
+        if write:
+            drop_later_lines(self._path, first_position)
 
     def take_in(self, position: int, metrics: Mapping[str, Any]) -> None:
         """Note batch number `position`, from 1, if its metrics (host values) say it was skipped."""

@@ -1,41 +1,12 @@
 """The report in a real browser: it draws, it says nothing in the console, it runs no script."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.browser.browsing import CONSOLE, browse, counted_colours, screenshot
 from tests.made_run import HOSTILE, write_report
-
-# What Chromium itself says in a container, where there is no desktop, sound or GPU.
-CONSOLE = re.compile(r":CONSOLE[:(]|Uncaught|Refused to|Failed to load resource")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no Chromium on this machine; `apt-get install chromium` brings it")
-
-
-def browse(chromium: str, page: Path, profile: Path, *options: str) -> tuple[str, str]:
-    """What Chromium printed and what it logged, the page's console included."""
-    done = subprocess.run(
-        [
-            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--disable-dev-shm-usage", f"--user-data-dir={profile}", "--enable-logging=stderr"),
-            *(*options, page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, done.stderr
 
 
 def test_curves_and_tables_are_there(chromium: str, tmp_path: Path) -> None:
@@ -69,21 +40,11 @@ def test_the_console_is_watched(chromium: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_curves_are_drawn_in_their_colours(chromium: str, scheme: str, tmp_path: Path) -> None:
-    page, picture = write_report(tmp_path), tmp_path / "page.png"
-    setting = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    size = ("--window-size=1000,5600", f"--screenshot={picture}")
-    browse(chromium, page, tmp_path / "profile", setting, *size)
-    colours = counted_colours(picture)
+    page = write_report(tmp_path)
+    colours = counted_colours(screenshot(chromium, page, tmp_path, scheme, "1000,5600"))
     wanted = {
         "light": ((0x24, 0x68, 0xC8), (0xD4, 0x59, 0x1C), (0xFB, 0xFB, 0xFA)),
         "dark": ((0x6A, 0xA5, 0xF5), (0xF5, 0x94, 0x63), (0x15, 0x18, 0x1C)),
     }[scheme]
     for colour in wanted:
         assert colours.get(colour, 0) > 300, colour
-
-
-def counted_colours(path: Path) -> dict[tuple[int, ...], int]:
-    """Pixels of each colour in a picture."""
-    with Image.open(path) as picture:
-        rgb = picture.convert("RGB")
-        return {colour: n for n, colour in rgb.getcolors(rgb.width * rgb.height)}

@@ -12,6 +12,8 @@ from tests.data_gen.fakes import FakeEngine
 if __name__ == "__main__":
     corpus, output, log = sys.argv[1:]
     run_synthesis(
-        SynthesisConfig(input=[corpus], output=output, fraction=0.8, rounds=3),
-        engine=FakeEngine(Path(log), delay_seconds=0.01),
+        SynthesisConfig(
+            input=[corpus], output=output, fraction=0.8, rounds=3, records_per_shard=36
+        ),
+        engine=FakeEngine(Path(log), delay_seconds=0.004),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -80,8 +81,9 @@ def test_every_document_is_once_in_augmented_plain_or_rejected(
     assert len(plain) == summary["documents_plain"] == sum(summary["plain_reasons"].values())
     assert summary["plain_reasons"]["not_selected"] == 30
     assert summary["plain_reasons"]["no_pairs"] > 0
-    pieces = (out / "rejected" / "pieces.jsonl").read_text().splitlines()
-    assert len(pieces) == sum(summary["rejected_pieces"].values())
+    files = sorted((out / "rejected").glob("pieces-*.jsonl"))
+    pieces = "".join(path.read_text() for path in files).splitlines()
+    assert len(files) == 1 and len(pieces) == sum(summary["rejected_pieces"].values())
     assert set(summary["rejected_pieces"]) == {"unfinished", "duplicate_question"}
 
 
@@ -114,33 +116,36 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(
     assert shard_bytes(tmp_path / "a") != shard_bytes(tmp_path / "c")
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+def test_a_run_killed_ten_times_goes_on_to_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"id": f"d{n}", "text": f"Text number {n}."}) for n in range(600)]
+    corpus.write_text("\n".join(lines))
     out, log = tmp_path / "out", tmp_path / "log"
     script = [sys.executable, "-m", "tests.data_gen.killed_run", str(corpus), str(out), str(log)]
-    for kills in range(1, 4):
+    points = random.Random(0).sample(range(1, 460), 10)
+    whole_blocks = []
+    for point in sorted(points):
         child = subprocess.Popen(script, cwd=REPOSITORY)
-        before = len(log.read_text().splitlines()) if log.exists() else 0
         deadline = time.monotonic() + 60
         while child.poll() is None and time.monotonic() < deadline:
-            if log.exists() and len(log.read_text().splitlines()) >= before + 25:
+            if log.exists() and len(set(log.read_text().splitlines())) >= point:
                 break
-            time.sleep(0.01)
+            time.sleep(0.002)
         assert child.poll() is None, "the run ended before it could be killed"
         child.kill()
         child.wait()
         assert not (out / "summary.json").exists()
         assert not (out / "shards" / "augmented" / "manifest.json").exists()
-        assert kills * 9 <= len(set(log.read_text().splitlines()))
-    engine = FakeEngine()
-    summary = run_synthesis(config_for(corpus, out), engine=engine)
-    run_synthesis(config_for(corpus, tmp_path / "whole"), engine=FakeEngine())
+        whole_blocks.append(len(list(out.glob("shards/augmented/*.arrayrecord"))))
+    assert whole_blocks == sorted(whole_blocks) and whole_blocks[-1] > whole_blocks[0]
+    engine, settings = FakeEngine(), {"records_per_shard": 36}
+    summary = run_synthesis(config_for(corpus, out, **settings), engine=engine)
+    run_synthesis(config_for(corpus, tmp_path / "whole", **settings), engine=FakeEngine())
     assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
     asked = log.read_text().splitlines() + [request.id for request in engine.asked]
-    assert set(asked) == {f"chain-{c:08d}/{turn}" for c in range(40) for turn in range(3)}
+    assert set(asked) == {f"chain-{c:08d}/{turn}" for c in range(160) for turn in range(3)}
     # Only answers that were not yet committed are asked for again: at most 16 at each kill.
-    assert len(asked) - len(set(asked)) <= 3 * 17
-    assert len(engine.asked) < 120
-    assert summary["completions"] == 120
+    assert len(asked) - len(set(asked)) <= 10 * 17
+    assert summary["completions"] == 480
 
 
 def test_a_finished_folder_is_left_alone_until_fresh_or_other_settings(

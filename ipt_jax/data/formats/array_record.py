@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from ipt_jax.data.formats.files import content_sha256, fingerprint_of
 from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.example_proto import example_class
+from ipt_jax.example_proto import features_of
 from ipt_jax.shards import ShardReader, count_records
 
 
@@ -51,26 +51,9 @@ class ArrayRecordRows:
         return [self._fields(int(index), data) for index, data in read]
 
     def _fields(self, index: int, data: bytes) -> dict[str, Any]:
-        example: Any = example_class()()
         try:
-            example.ParseFromString(data)
+            return features_of(data)
         except DecodeError as error:
             raise DamagedRecord(
                 f"{self.where(index)} is no tf.train.Example ({error}): mend or remove it."
             ) from error
-        return {key: _value(feature) for key, feature in example.features.feature.items()}
-
-
-def _value(feature: Any) -> Any:
-    kind = feature.WhichOneof("kind")
-    values = list(getattr(feature, kind).value) if kind else []
-    if kind == "bytes_list":
-        values = [_decoded(value) for value in values]
-    return values[0] if len(values) == 1 else values
-
-
-def _decoded(value: bytes) -> str | bytes:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value  # an image, say; as a text it is refused with its place

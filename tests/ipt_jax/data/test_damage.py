@@ -13,28 +13,13 @@ import pytest
 from ipt_jax.data.config import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
 from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource, ShardWriter
+from ipt_jax.records import Record, ShardWriter
+from tests.damaged_shards import damage, unreadable
 from tests.data_batches import digest
 
 RUN = {"row_tokens": 256, "rows_per_batch": 8, "seed": 5, "total_batches": 12}
 GROUP = 16  # records that are compressed together: damage takes all of them
-
-
-def damage(shard: Path, at: int = 20_000) -> None:
-    data = bytearray(shard.read_bytes())
-    data[at] ^= 255
-    shard.write_bytes(data)
-
-
-def unreadable(folder: Path) -> list[int]:
-    """The records that cannot be read, one by one."""
-    source, found = RecordSource(folder, skip_damaged=True), []
-    for index in range(len(source)):
-        try:
-            source.read([index])
-        except UserError:
-            found.append(index)
-    return found
+AT = 20_000  # a byte of such a group
 
 
 @pytest.fixture
@@ -63,7 +48,7 @@ def test_its_place_becomes_padding(
     healthy = open_mixture(config(shards))
     whole = MixtureRows(healthy, row_tokens=256, seed=0, packing=packing)
     expected = whole.take(0, len(whole))
-    damage(shards / "part-00000.arrayrecord")
+    damage(shards / "part-00000.arrayrecord", AT)
     bad = unreadable(shards)
     assert len(bad) == GROUP
 
@@ -99,7 +84,7 @@ def test_its_place_becomes_padding(
 
 def test_without_being_asked_it_stops_the_run(shards: Path) -> None:
     data = open_mixture(config(shards, skip_damaged=False))
-    damage(shards / "part-00000.arrayrecord")
+    damage(shards / "part-00000.arrayrecord", AT)
     first = rf"record ({'|'.join(map(str, unreadable(shards)))}) of \S*part-00000\.arrayrecord: "
     with pytest.raises(UserError, match=first + r".*damaged.*`skip_damaged: true`"):
         list(batches(data, **RUN))
@@ -109,7 +94,7 @@ def test_without_being_asked_it_stops_the_run(shards: Path) -> None:
 
 def test_every_process_worker_and_start_gives_the_same(shards: Path) -> None:
     open_mixture(config(shards))
-    damage(shards / "part-00000.arrayrecord")
+    damage(shards / "part-00000.arrayrecord", AT)
     bad = unreadable(shards)
     data = open_mixture(config(shards))
     run = {**RUN, "total_batches": 30}  # more than an epoch
@@ -126,7 +111,7 @@ def test_what_the_index_knows_has_no_place(shards: Path, caplog: pytest.LogCaptu
     everything = open_mixture(config(shards)).epoch_tokens[0]
     for index in shards.glob("lengths-*"):
         index.unlink()
-    damage(shards / "part-00000.arrayrecord")
+    damage(shards / "part-00000.arrayrecord", AT)
     bad = unreadable(shards)
     with pytest.raises(UserError, match=rf"record {bad[0]} of .*part-00000.*skip_damaged: true"):
         open_mixture(config(shards, skip_damaged=False, verify_checksums=False))
@@ -142,7 +127,7 @@ def test_what_the_index_knows_has_no_place(shards: Path, caplog: pytest.LogCaptu
     assert (best.take(0, len(best))["source_ids"] >= 0).sum() == data.epoch_tokens[0]
 
     # Mended later: who skips goes on with the rows there were, who does not has all records.
-    damage(shards / "part-00000.arrayrecord")
+    damage(shards / "part-00000.arrayrecord", AT)
     assert digest(batches(open_mixture(config(shards)), **RUN)) == digest(batches(data, **RUN))
     assert "could not be read before, but can be now" in caplog.text
     assert open_mixture(config(shards, skip_damaged=False)).epoch_tokens[0] == everything

@@ -191,6 +191,19 @@ def test_loss_on_responses_only(tmp_path: Path) -> None:
         MixtureRows(open_mixture(data.mixture), row_tokens=200, seed=0)[0]
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_eos_has_the_weight_of_what_it_ends(tmp_path: Path, weight: float) -> None:
+    """A record that ends in what is not learnt does not teach to end there."""
+    parts, loss = ("A question.", " An answer.", " A remark."), (0.0, 1.0, weight)
+    with ShardWriter(tmp_path / "qa") as writer:
+        writer.write(Record("a", "".join(parts), "made", parts, loss))
+    task = Task("qa", str(tmp_path / "qa"), loss="responses")
+    row = MixtureRows(open_mixture(Mixture("m", (task,))), row_tokens=30, seed=0)[0]
+    (place,) = np.flatnonzero(row["targets"] == load_tokenizer(task.tokenizer).eos_id)
+    assert row["loss_weights"][place] == row["loss_weights"][place - 1] == weight
+    assert (row["loss_weights"][: place - 4] == 1).any()
+
+
 def test_lengths_are_counted_once_and_never_taken_for_others(
     tmp_path: Path, documents: list[str], write_shards: Callable[..., str]
 ) -> None:

@@ -162,6 +162,16 @@ def test_shards_and_shuffles(registered: seqio_registry.Registered) -> None:
     shuffled = [[e["id"] for e in examples("plain.short", shuffle=True, seed=s)] for s in (1, 1, 2)]
     assert shuffled[0] == shuffled[1] != shuffled[2]
     assert sorted(shuffled[0]) == sorted(shuffled[2]) == sorted(everything) != shuffled[0]
+    # seqio shuffles again, in a buffer: the source's own order is what mixes a large one.
+    source = seqio.TaskRegistry.get("plain.short").source
+    own = [
+        [e["id"] for e in source.get_dataset(seed=seed).as_numpy_iterator()] for seed in (1, 1, 2)
+    ]
+    assert own[0] == own[1] != own[2]
+    assert sorted(own[0]) == sorted(own[2]) == sorted(everything) not in own
+    for ask in (source.get_dataset, source.num_input_examples, source.list_shards):
+        with pytest.raises(UserError, match=r"'short' has no split 'validation': .* only 'train'"):
+            ask("validation")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +189,15 @@ def test_rates_of_a_mixture(
         task = "raw" if example["targets"][0] == bos else "short"
         counts[task] += len(example["targets"]) if unit == "tokens" else 1
     assert counts["raw"] / sum(counts.values()) == pytest.approx(share, abs=0.04)
+
+
+def test_a_task_of_rate_0_is_not_even_opened(folder: Path, tmp_path: Path) -> None:
+    tasks = {"raw": {"source": "raw"}, "gone": {"source": "is-not-there"}}
+    content = {"rates": {"raw": 1, "gone": 0}, "tasks": tasks}
+    (tmp_path / "paused.yaml").write_text(yaml.safe_dump(content))
+    register_all(tmp_path, root=str(folder))
+    assert [task.name for task in seqio.MixtureRegistry.get("paused").tasks] == ["paused.raw"]
+    assert len(examples("paused", length=8, num_epochs=1)) == 80
 
 
 def test_a_feature_converter_takes_them(registered: seqio_registry.Registered) -> None:
@@ -242,12 +261,19 @@ def test_what_is_registered(folder: Path, registered: seqio_registry.Registered)
 def test_what_was_registered_in_python(folder: Path) -> None:
     try:
         register_task(Task("spoken", str(folder / "talk"), loss="responses"))
-        register_task(Task("written", str(folder / "raw")))
+        register_task(Task("written", str(folder / "raw"), eos=False))
         register_mixture("both", {"spoken": 1, "written": 2})
         done = register_all(None)
         assert done.tasks == ["spoken", "written", "both.spoken", "both.written"]
         assert done.mixtures == ["both"]
         assert len(examples("spoken")) == 31
+        for name, eos in (("spoken", True), ("written", False)):
+            task = seqio.TaskRegistry.get(name)
+            # What seqio's own preprocessors go by, and what the ids are.
+            assert task.output_features["targets"].add_eos is eos
+            last = {int(example["targets"][-1]) for example in examples(name)}
+            assert (last == {load_tokenizer("mistral-7b-v0.1").eos_id}) is eos
+            assert set(task.output_features) == {"targets"} | ({"loss_weights"} if eos else set())
         assert "loss_weights" in examples("both", length=8, num_epochs=1)[0]
         register_task(Task("with-a-dash", "x"))
         with pytest.raises(UserError, match=r"does not take the name 'with-a-dash'"):

@@ -20,6 +20,8 @@ import yaml
 from ipt_jax.configuration import parse_config
 from ipt_jax.data import token_run
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
+from ipt_jax.data.examples import read_examples
+from ipt_jax.data.packing import Tokenised
 from ipt_jax.data.pipeline import MixtureRows, batches, open_mixture
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import Task
@@ -30,6 +32,7 @@ from ipt_jax.folder_lock import folder_lock
 from ipt_jax.manifest import file_sha256
 from ipt_jax.records import Record, RecordSource, ShardWriter
 from ipt_jax.tokenizers import load_tokenizer
+from tests.damaged_shards import damage
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
 ROOT = Path(__file__).parents[3]
@@ -117,6 +120,25 @@ def test_both_ways_give_the_same_rows(
             np.testing.assert_array_equal(one[key], other[key])
         weights |= set(np.unique(one["loss_weights"]).tolist())
     assert weights == {0, 0.25, 0.5, 1}
+
+
+def test_examples_are_those_of_the_texts(content: dict[str, Any], made: Path) -> None:
+    """In the order of the records, with their kinds of numbers: ids int32, weights float32."""
+    tokenizer = load_tokenizer("mistral-7b-v0.1")
+    texts = load_mixture(DataConfig(content)).tasks
+    tokens = load_mixture_config(made / "mixture.yaml").tasks
+    for text, token in zip(texts, tokens, strict=True):
+        sources = [(task, open_source(task)) for task in (text, token)]
+        assert len(sources[0][1]) == len(sources[1][1])
+        indices = range(len(sources[0][1]))
+        one, other = (read_examples(s, task, tokenizer, indices) for task, s in sources)
+        for expected, found in zip(one, other, strict=True):
+            assert found.tokens.dtype == expected.tokens.dtype == np.int32
+            np.testing.assert_array_equal(found.tokens, expected.tokens)
+            assert (found.loss is None) == (expected.loss is None) == (text.loss == "all")
+            if found.loss is not None and expected.loss is not None:
+                assert found.loss.dtype == expected.loss.dtype == np.float32
+                np.testing.assert_array_equal(found.loss, expected.loss)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tokenize").glob("*.yaml")))
@@ -262,6 +284,40 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(
     (task,) = tokenize(config)
     assert task.new_shards == 0
     assert contents(at) == before
+
+
+def test_a_changed_shard_is_named(config: TokenizeConfig) -> None:
+    """By who trains on it, and by a run that would call its work done."""
+    tokenize(config)
+    mixture = load_mixture_config(config.output / "mixture.yaml")
+    raw = replace(config.data, mixture={"tasks": {"raw": {"source": mixture.tasks[0].source}}})
+    open_mixture(raw)
+    damage(config.output / "raw" / "part-00001.arrayrecord")
+    message = r"the sha256 of shard \S*out/raw/part-00001\.arrayrecord differs"
+    for again in (lambda: open_mixture(raw), lambda: tokenize(config)):
+        with pytest.raises(UserError, match=message):
+            again()
+    unchecked = replace(raw, verify_checksums=False)
+    open_mixture(unchecked)  # the size is right, and the index is there
+    assert tokenize(replace(config, data=replace(config.data, verify_checksums=False)))
+
+
+def test_weights_that_are_not_one_for_each_token(
+    config: TokenizeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = token_run.serialize_example
+
+    def short(example: Tokenised, **names: str) -> bytes:
+        assert example.loss is not None
+        return true(Tokenised(example.tokens, example.loss[:-1]), **names)
+
+    monkeypatch.setattr(token_run, "serialize_example", short)
+    tokenize(replace(config, tasks=["talk"]))
+    task = next(t for t in load_mixture(config.data).tasks if t.name == "talk")
+    source = open_source(replace(task, source=str(config.output / "talk")))
+    assert isinstance(source, TokenSource)
+    with pytest.raises(DamagedRecord, match=r"record 4 of .*(\d+) loss weights, \d+ tokens"):
+        source.examples([4])
 
 
 def test_other_inputs_do_not_go_on_in_the_same_folder(

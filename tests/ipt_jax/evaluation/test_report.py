@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from ipt_jax.errors import UserError
-from ipt_jax.evaluation.charts import LineChart, Series, smoothed, ticks
+from ipt_jax.evaluation.charts import Histogram, LineChart, Series, smoothed, ticks
 from ipt_jax.evaluation.report import minutes, quickstart_report
 from tests.made_run import HOSTILE, write_report, write_run
 
@@ -153,6 +154,67 @@ def test_losses_that_are_not_finite_leave_a_chart() -> None:
     assert "nothing was measured" in LineChart("c", [Series("a", [], [])], "x", "y").html()
 
 
+def numbers(name: str, html: str) -> list[float]:
+    """An attribute of every element that has it, in order."""
+    return [float(value) for value in re.findall(rf' {name}="([-\d.]+)"', html)]
+
+
+def test_a_line_begins_anew_at_a_mark() -> None:
+    """A change of level is a step, not a slope; and its reference is dashed in its colour."""
+    x, y = list(range(1, 201)), [1.0] * 100 + [3.0] * 100
+    asked = Series("asked", [0, 100, 100, 200], [1, 1, 3, 3], like=0)
+    chart = LineChart("c", [Series("a", x, y), asked], "x", "y", marks=[(100, "new <rates>")])
+    html = chart.html()
+    parts = re.findall(r'class="curve s0" points="([^"]+)"', html)
+    levels = [{point.split(",")[1] for point in part.split()} for part in parts]
+    assert len(levels) == 2 and all(len(level) == 1 for level in levels)
+    (reference,) = re.findall(r'class="curve asked s0" points="([^"]+)"', html)
+    heights = {point.split(",")[1] for point in reference.split()}
+    assert heights == levels[0] | levels[1]
+    assert html.count("<circle") == 200 and "new &lt;rates&gt;" in html
+    assert html.count('class="key"') == 1  # the legend does not name it
+    smooth = LineChart("c", [Series("a", x, y)], "x", "y").html()
+    assert len(set(re.findall(r",([\d.]+)[ \"]", smooth))) > 2
+
+
+def test_columns_are_as_high_as_their_counts() -> None:
+    marks = [(100, "median"), (110, "mean")]
+    html = Histogram(
+        "<h>", [1, 10, 100, 1000], [5, 0, 10], "x", "y", marks, logarithmic=True, whole=True
+    ).html()
+    columns = re.findall(r"<rect [^>]*>", html)
+    assert len(columns) == 2  # an empty one is not drawn
+    low, high = numbers("height", columns[0] + columns[1])
+    assert high == pytest.approx(2 * low, abs=0.2)
+    widths = numbers("width", columns[0] + columns[1])
+    assert widths[0] == pytest.approx(widths[1], abs=0.2)  # each is a decade
+    assert "<title>1 to 9: 5</title>" in html and "<title>100 to 999: 10</title>" in html
+    assert "&lt;h&gt;" in html and "<h>" not in html
+    labels = [n for n in re.findall(r'<text class="mark middle" x="[\d.]+" y="([\d.]+)"', html)]
+    assert len(set(labels)) == 2  # so near each other they lie in two rows
+    assert "nothing was counted" in Histogram("h", [1, 2], [0], "x", "y").html()
+
+
+def test_columns_of_single_numbers_stand_over_their_ticks() -> None:
+    html = Histogram("h", [1, 2, 3, 4], [1, 2, 1], "x", "y", whole=True).html()
+    columns = re.findall(r'<rect [^>]*x="([\d.]+)"[^>]*width="([\d.]+)"[^>]*>', html)
+    middles = [float(x) + (float(width) + 1) / 2 for x, width in columns]
+    ticks_x = [
+        float(x)
+        for x, text in re.findall(r'<text class="tick middle" x="([\d.]+)"[^>]*>(\d)<', html)
+    ]
+    assert ticks_x == pytest.approx(middles, abs=0.2)
+    assert "<title>2: 2</title>" in html
+
+
 def test_seconds_as_words() -> None:
     said = [minutes(s) for s in (4.25, 31.2, 59.9, 119.9, 3600)]
     assert said == ["4.2 s", "31 s", "60 s", "2 min 00 s", "60 min 00 s"]
+
+
+def test_an_axis_ends_where_values_must() -> None:
+    full = LineChart("c", [Series("a", [1.0, 2.0], [100.0, 100.0])], "x", "y", smooth=False)
+    assert ">110<" in full.html() and ">110<" not in replace(full, most=100).html()
+    assert ">100<" in replace(full, most=100).html()
+    one = LineChart("c", [Series("a", [1.0], [0.5])], "x", "y", smooth=False)
+    assert one.html().count("<circle") == 1  # a line of one point would not be seen

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,44 @@ from data_gen.ledger import LEDGER_NAME
 from ipt_jax.errors import UserError
 from ipt_jax.records import Manifest, atomic_write
 
-PARTS = ("raw", "plain", "augmented")
 RejectLine = Callable[[str, str, str, str], None]
+
+
+@dataclass(frozen=True)
+class RejectedPiece:
+    """A document, or a piece of a generation, that was not used."""
+
+    id: str
+    """Of the document."""
+    where: str
+    """File and line, or unit and turn."""
+    reason: str
+    """A word for counts."""
+    detail: str
+    """For a person."""
+
+    def line(self) -> bytes:
+        """Its line in rejected/."""
+        text = json.dumps(asdict(self), ensure_ascii=False)
+        return f"{text}\n".encode(errors="backslashreplace")
 
 
 class OutputFolder:
     """Paths of a synthesis folder. `summary.json` comes last: with it the folder is whole."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, parts: Sequence[str]) -> None:
+        """`parts`: the folders of shards that a finished run has."""
         self.folder = folder.expanduser()
+        self._parts = tuple(parts)
         self._summary = self.folder / "summary.json"
 
     def shards(self, part: str) -> Path:
-        """Folder of the shards `raw`, `plain` or `augmented`."""
+        """Folder of the shards of a part (`raw`, `plain`, `augmented`, …)."""
         return self.folder / "shards" / part
+
+    def rejected_pieces(self, block: int) -> Path:
+        """File of what was not used of a block's generations."""
+        return self.folder / "rejected" / f"pieces-{block:05d}.jsonl"
 
     def clear(self) -> None:
         """Delete what a run left here, and nothing else.
@@ -44,7 +69,8 @@ class OutputFolder:
         self._summary.unlink(missing_ok=True)
         for name in ("shards", "rejected"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for path in (*self.folder.glob(f"{LEDGER_NAME}*"), self.folder / "samples.json"):
+        files = (self.folder / name for name in ("samples.json", "card.md"))
+        for path in (*self.folder.glob(f"{LEDGER_NAME}*"), *files):
             path.unlink(missing_ok=True)
 
     def finished(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -55,14 +81,17 @@ class OutputFolder:
             return None
         if content.pop("fingerprint", None) != json.loads(json.dumps(dict(fingerprint))):
             return None  # the ledger tells the user what differs
-        for part in PARTS:
-            try:
-                shards = Manifest.load(self.shards(part)).shards
-            except UserError:
-                return None
-            if not all((self.shards(part) / shard.name).is_file() for shard in shards):
-                return None
+        if not all(map(self.is_whole, self._parts)):
+            return None
         return content
+
+    def is_whole(self, part: str) -> bool:
+        """Whether a part has a manifest and every shard in it."""
+        try:
+            shards = Manifest.load(self.shards(part)).shards
+        except UserError:
+            return False
+        return all((self.shards(part) / shard.name).is_file() for shard in shards)
 
     def begin(self) -> None:
         """Make the folder unfinished and ready to write."""
@@ -74,34 +103,22 @@ class OutputFolder:
         content = {**summary, "fingerprint": dict(fingerprint)}
         atomic_write(self._summary, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    def write_samples(self, samples: list[dict[str, Any]]) -> None:
+    def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write augmented records for a person to look at."""
-        text = json.dumps(samples, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps([dict(one) for one in samples], indent=1, ensure_ascii=False) + "\n"
         atomic_write(self.folder / "samples.json", text)
 
     @contextmanager
     def rejected_documents(self) -> Iterator[RejectLine]:
         """Take (id, where, reason, detail) lines; the file appears when the block ends well."""
-        with _lines(self.folder / "rejected" / "documents.jsonl") as write:
+        path = self.folder / "rejected" / "documents.jsonl"
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "wb") as file:
+
+            def write(*piece: str) -> None:
+                file.write(RejectedPiece(*piece).line())
+
             yield write
-
-    @contextmanager
-    def rejected_pieces(self) -> Iterator[RejectLine]:
-        """As `rejected_documents`, for pieces of generations."""
-        with _lines(self.folder / "rejected" / "pieces.jsonl") as write:
-            yield write
-
-
-@contextmanager
-def _lines(path: Path) -> Iterator[RejectLine]:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-
-        def write(name: str, where: str, reason: str, detail: str) -> None:
-            line = {"id": name, "where": where, "reason": reason, "detail": detail}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-        yield write
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)

@@ -1,0 +1,213 @@
+"""Units in blocks: the output of a block appears whole or not at all, and is never made twice.
+
+A block is so many consecutive units. Of each part (`augmented`, …) it has a shard of its own,
+numbered as the block is, and a file of what was rejected. All are written under temporary names,
+synced, renamed, and only then is the block finished in the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_gen.engines.base import Completion, Engine, Request
+from data_gen.ledger import Ledger
+from data_gen.outputs import OutputFolder, RejectedPiece
+from data_gen.runner import Done, Progress, Unit, Usage, no_progress, run_units
+from ipt_jax.records import DEFAULT_OPTIONS, Manifest, Record, ShardInfo, serialize, shard_name
+from ipt_jax.shard_file import ShardFile
+
+_SAMPLES = 8  # shown to a person, of the first block
+
+
+@dataclass(frozen=True)
+class UnitOutput:
+    """What one unit leaves behind."""
+
+    records: Sequence[tuple[str, Record]] = ()
+    """Part and record."""
+    rejected: Sequence[RejectedPiece] = ()
+    """What was not used of its completions."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Added up over all units."""
+    unused: Mapping[str, str] = field(default_factory=dict)
+    """Ids of documents that gave no record, with the reason."""
+    samples: Sequence[Mapping[str, Any]] = ()
+    """Its records as they are shown to a person."""
+
+
+@dataclass(frozen=True)
+class BlockTotals:
+    """All blocks of a run together."""
+
+    counts: Counter[str]
+    """Sums of UnitOutput.counts."""
+    rejected: Counter[str]
+    """Rejected pieces by reason."""
+    unused: dict[str, str]
+    """Ids of documents that gave no record, with the reason."""
+    samples: list[dict[str, Any]]
+    """The first records."""
+    usage: Usage
+    """Of all units."""
+
+
+def run_blocks[U: Unit, R](
+    units: Sequence[U],
+    process: Callable[[U], Generator[Request, Completion, R]],
+    output_of: Callable[[Done[U, R]], UnitOutput],
+    engine: Engine,
+    ledger: Ledger,
+    folder: OutputFolder,
+    *,
+    parts: Sequence[str],
+    units_per_block: int,
+    units_in_flight: int = 1024,
+    turns_expected: int | None = None,
+    progress: Progress = no_progress,
+) -> BlockTotals:
+    """Bring every block of `units` to its end and write the manifests of `parts`.
+
+    Finished blocks are passed over: nothing of them is read but their results. One whose files are
+    gone is made again from the ledger. `units` are read one after another; `output_of` must be a
+    pure function of the unit and its outcome.
+
+    Raises:
+      UserError: as run_units, and where a shard cannot be written.
+    """
+    count = -(-len(units) // units_per_block)
+    finished = _finished(ledger, folder, count)
+    todo = [number for number in range(count) if number not in finished]
+
+    def members(number: int) -> range:
+        first = number * units_per_block
+        return range(first, min(first + units_per_block, len(units)))
+
+    rejected = sum((Counter(result["rejected"]) for result in finished.values()), Counter[str]())
+    ended = run_units(
+        (units[index] for number in todo for index in members(number)),
+        process,
+        engine,
+        ledger,
+        units_in_flight=units_in_flight,
+        turns_expected=turns_expected,
+        before=sum((Usage(**result["usage"]) for result in finished.values()), Usage()),
+        progress=lambda status: progress(replace(status, rejected=rejected)),
+    )
+    with contextlib.closing(ended):
+        for number in todo:
+            with _Block(folder, number) as block:
+                for _ in members(number):
+                    done = next(ended)
+                    output = output_of(done)
+                    rejected.update(piece.reason for piece in output.rejected)
+                    block.add(output, done.usage)
+                finished[number] = block.publish()
+            ledger.finish_block(number, finished[number])
+        for done in ended:
+            raise RuntimeError(f"the unit {done.unit.id} ended though it was not begun")
+    ordered = [finished[number] for number in range(count)]
+    for part in parts:
+        _write_manifest(folder.shards(part), ordered, part)
+    return _totals(ordered)
+
+
+def _finished(ledger: Ledger, folder: OutputFolder, count: int) -> dict[int, dict[str, Any]]:
+    """Results of the blocks whose files are still there."""
+    found = {}
+    for number, result in ledger.blocks().items():
+        files = [(folder.rejected_pieces(number), result["rejected_bytes"])]
+        for part, info in result["shards"].items():
+            files.append((folder.shards(part) / info["name"], info["bytes"]))
+        sizes = [path.stat().st_size if path.is_file() else None for path, _ in files]
+        if number < count and sizes == [size for _, size in files]:
+            found[number] = result
+        else:
+            ledger.forget_block(number)
+    return found
+
+
+class _Block:
+    """The files of one block while they are written."""
+
+    def __init__(self, folder: OutputFolder, number: int) -> None:
+        self._folder, self._number = folder, number
+        self._shards: dict[str, ShardFile] = {}
+        self._lines: list[bytes] = []
+        self._counts, self._reasons = Counter[str](), Counter[str]()
+        self._unused: dict[str, str] = {}
+        self._samples: list[dict[str, Any]] = []
+        self._usage = Usage()
+
+    def __enter__(self) -> _Block:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self._shards.values():
+            shard.discard()
+
+    def add(self, output: UnitOutput, usage: Usage) -> None:
+        """Take in what the next unit leaves behind."""
+        for part, record in output.records:
+            if part not in self._shards:
+                place = self._folder.shards(part)
+                place.mkdir(parents=True, exist_ok=True)
+                self._shards[part] = ShardFile(place / shard_name(self._number), DEFAULT_OPTIONS)
+            self._shards[part].write(serialize(record), record.text)
+        for piece in output.rejected:
+            self._reasons[piece.reason] += 1
+            self._lines.append(piece.line())
+        self._counts.update(output.counts)
+        self._unused.update(output.unused)
+        if self._number == 0:
+            self._samples += [dict(one) for one in output.samples][: _SAMPLES - len(self._samples)]
+        self._usage += usage
+
+    def publish(self) -> dict[str, Any]:
+        """Make the files last under their names; the block's result for the ledger."""
+        infos = {part: shard.finish() for part, shard in self._shards.items()}
+        rejected = self._folder.rejected_pieces(self._number)
+        temporary = rejected.with_name(f"{rejected.name}.tmp")
+        with open(temporary, "wb") as file:
+            file.writelines(self._lines)
+            file.flush()
+            os.fsync(file.fileno())
+        for shard in self._shards.values():
+            shard.publish()
+        os.replace(temporary, rejected)
+        return {
+            "shards": {part: asdict(info) for part, info in infos.items()},
+            "rejected_bytes": sum(map(len, self._lines)),
+            "counts": dict(self._counts),
+            "rejected": dict(self._reasons),
+            "unused": self._unused,
+            "samples": self._samples,
+            "usage": asdict(self._usage),
+        }
+
+
+def _write_manifest(folder: Path, results: Sequence[Mapping[str, Any]], part: str) -> None:
+    infos = [ShardInfo(**r["shards"][part]) for r in results if part in r["shards"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {info.name for info in infos}
+    for path in folder.glob("part-*.arrayrecord*"):
+        if path.name not in names:
+            path.unlink()  # of an earlier run, or of one that was killed
+    Manifest(folder, tuple(infos)).write(folder)
+
+
+def _totals(results: Sequence[Mapping[str, Any]]) -> BlockTotals:
+    totals = BlockTotals(Counter(), Counter(), {}, [], Usage())
+    usage = Usage()
+    for result in results:
+        totals.counts.update(result["counts"])
+        totals.rejected.update(result["rejected"])
+        totals.unused.update(result["unused"])
+        totals.samples.extend(result["samples"])
+        usage += Usage(**result["usage"])
+    return BlockTotals(totals.counts, totals.rejected, totals.unused, totals.samples, usage)

@@ -1,0 +1,80 @@
+"""Every input form of a corpus to Documents; what is no document comes out with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from data_gen.corpus.array_records import read_examples, read_records
+from data_gen.corpus.documents import MAX_CHARACTERS, Checker, Document, Raw, RejectedDocument
+from data_gen.corpus.files import CorpusFile
+from data_gen.corpus.finding import find_files
+from data_gen.corpus.hugging_face import read_hub, read_saved
+from data_gen.corpus.lines import read_jsonl, read_txt
+from data_gen.corpus.tables import read_parquet
+from data_gen.corpus.web_archives import read_web_archive
+from ipt_jax.errors import UserError
+
+_UNREADABLE = {"undecodable", "not_json", "damaged"}
+
+
+def read_corpus(
+    paths: Sequence[str],
+    *,
+    text_field: str = "text",
+    id_field: str = "id",
+    max_characters: int = MAX_CHARACTERS,
+    limit: int | None = None,
+) -> Iterator[Document | RejectedDocument]:
+    """Every document of the corpus in order, or in its place what was wrong with it.
+
+    `paths` as for find_files. `limit` ends the corpus after that many records, rejected ones
+    counted too.
+
+    Raises:
+      UserError: a path is missing, a file's form is unknown, a file cannot be read as a whole,
+        or the corpus holds no record at all or none that can be read.
+    """
+    checker = Checker(text_field, id_field, max_characters)
+    count, readable, first = 0, False, ""
+    for file in find_files(paths):
+        source = file.source
+        for raw in _raws(file, text_field):
+            if limit is not None and count >= limit:
+                return
+            count += 1
+            found = checker.check(raw, source)
+            if not readable:
+                if isinstance(found, Document) or found.reason not in _UNREADABLE:
+                    readable = True
+                else:
+                    first = first or f"{found.where}: {found.detail}"
+            yield found
+    if not count:
+        names = ", ".join(paths)
+        raise UserError(f"the corpus is empty ({names}): give files that hold documents.")
+    if not readable:
+        raise UserError(
+            f"none of the {count:,} records of the corpus can be read. The first, {first}. Mend "
+            "or replace the files."
+        )
+
+
+def _raws(file: CorpusFile, text_field: str) -> Iterator[Raw]:
+    match file.form:
+        case "jsonl":
+            return read_jsonl(file)
+        case "txt":
+            return read_txt(file)
+        case "parquet":
+            return read_parquet(file, text_field)
+        case "arrayrecord":
+            return read_examples(file)
+        case "records":
+            return read_records(file)
+        case "warc" | "wet":
+            return read_web_archive(file)
+        case "saved":
+            return read_saved(file, text_field)
+        case "hub":
+            return read_hub(file, text_field)
+    raise ValueError(f"no reader for the form {file.form!r} of {file.path}")

@@ -1,0 +1,39 @@
+"""Models of the Hugging Face hub: fetched once, safetensors only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ipt_jax.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# No pickles and no Python: what is never fetched is never loaded.
+_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether `model` could be `owner/name` on the hub."""
+    return _NAME.fullmatch(model) is not None
+
+
+def fetch_model(model: str, revision: str | None = None) -> Path:
+    """The local folder of a hub model, named by its commit; fetched where it is not there yet.
+
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as everywhere. Raises UserError where there is no
+    such model or revision, or no way to it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        said = " ".join(str(error).split())[:300]
+        at = f" at revision '{revision}'" if revision else ""
+        raise UserError(
+            f"`engine.model` is '{model}': there is no such folder here, and the hub gives no such "
+            f"model{at} ({type(error).__name__}: {said}). Mend the name, give a local folder, or "
+            "fetch it on a machine with a network (`hf download`) and set HF_HOME to that cache; "
+            "private and gated models need HF_TOKEN."
+        ) from error

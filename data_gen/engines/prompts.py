@@ -1,0 +1,63 @@
+"""From prompts to token ids, for engines that hold the tokenizer themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_gen.engines.base import Prompt
+from ipt_jax.errors import UserError
+
+
+class PromptError(Exception):
+    """A chat that the model's template refuses; a failure of its request alone."""
+
+
+class PromptEncoder:
+    """A Hugging Face tokenizer; text gets no special tokens, a chat those of its template."""
+
+    def __init__(self, tokenizer: Any, folder: Path) -> None:
+        self.tokenizer, self._folder = tokenizer, folder
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptEncoder:
+        """Read the tokenizer of a local folder. Raises UserError where it cannot be read."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # whatever a damaged folder makes the loaders raise
+            raise UserError(
+                f"the tokenizer in {folder} cannot be loaded ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}): copy the folder again, or name another."
+            ) from error
+        return cls(tokenizer, folder)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+          UserError: a chat, and the tokenizer has no chat template.
+          PromptError: a chat that the template refuses (two turns of the user, an unknown role).
+        """
+        text = prompt if isinstance(prompt, str) else self._render(prompt)
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _render(self, messages: Any) -> str:
+        from jinja2 import TemplateError
+
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer in {self._folder} has no chat template, and the requests are "
+                "chats: add chat_template.jinja from the model's source, or take a model tuned "
+                "for chat."
+            )
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise PromptError(f"the chat template refuses the messages: {error}") from error

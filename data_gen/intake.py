@@ -1,0 +1,81 @@
+"""The corpus of a run as records: what every method reads, in corpus order, at random access."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from data_gen.corpus import Document, RejectedDocument
+from data_gen.ledger import Ledger
+from data_gen.outputs import OutputFolder
+from ipt_jax.records import Manifest, Record, ShardWriter
+
+RAW = "raw"
+UNKNOWN = "not stated"
+Check = Callable[[Document], tuple[str, str] | None]
+_NOTE = "intake"
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What became of a corpus."""
+
+    rejected: Counter[str]
+    """Documents that were not taken, by reason."""
+    sources: Counter[tuple[str, str]]
+    """Documents that were, by source and licence (metadata `licence` or `license`)."""
+
+
+def take_in(
+    documents: Iterable[Document | RejectedDocument],
+    output: OutputFolder,
+    ledger: Ledger,
+    *,
+    check: Check = lambda document: None,
+    records_per_shard: int = 4096,
+) -> Intake:
+    """Write every accepted document to shards/raw, the others to rejected/ with their reasons.
+
+    `check` gives the reason and the detail for which the method cannot take a document. A run that
+    goes on finds the shards of the first time and reads nothing.
+
+    Raises:
+      UserError: as `documents` does, and where a shard cannot be written.
+    """
+    before = ledger.note(_NOTE)
+    if before is not None and output.is_whole(RAW):
+        if Manifest.load(output.shards(RAW)).fingerprint == before["fingerprint"]:
+            sources = {(source, licence): n for source, licence, n in before["sources"]}
+            return Intake(Counter(before["rejected"]), Counter(sources))
+    reasons, sources = Counter[str](), Counter[tuple[str, str]]()
+    with (
+        ShardWriter(output.shards(RAW), records_per_shard) as shards,
+        output.rejected_documents() as reject,
+    ):
+        for found in documents:
+            if isinstance(found, RejectedDocument):
+                reasons[found.reason] += 1
+                reject(found.id, found.where, found.reason, found.detail)
+            elif (problem := check(found)) is not None:
+                reasons[problem[0]] += 1
+                reject(found.id, found.source, *problem)
+            else:
+                kept = {"metadata": _jsonable(dict(found.metadata))} if found.metadata else {}
+                shards.write(Record(found.id, found.text, found.source, provenance=kept))
+                licence = found.metadata.get("licence") or found.metadata.get("license")
+                sources[found.source, str(licence or UNKNOWN)] += 1
+    note = {
+        "rejected": reasons,
+        "sources": [[*key, count] for key, count in sources.items()],
+        "fingerprint": Manifest.load(output.shards(RAW)).fingerprint,
+    }
+    ledger.set_note(_NOTE, note)
+    return Intake(reasons, sources)
+
+
+def _jsonable(metadata: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(metadata, default=str)  # parquet gives dates and the like
+    return json.loads(text, parse_constant=lambda _: None)  # and NaN, which JSON has not

@@ -1,0 +1,1 @@
+"""Quality gates: what may pass from synthesis into training, and why the rest may not."""

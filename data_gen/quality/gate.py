@@ -1,0 +1,69 @@
+"""What every gate is: it looks at records in order and says which may not pass, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ipt_jax.records import Record
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a record may not pass."""
+
+    reason: str
+    """One of few words; counted."""
+    detail: str
+    """For a person: the measured value, the record it repeats, the text that matched."""
+
+
+class Corpus(Protocol):
+    """The records that reached a gate, at random access."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Sequence[int]) -> list[Record]:
+        """The records with these numbers, in that order."""
+        ...
+
+
+class Gate:
+    """Base of the gates. Records come to `check` once, in order, in batches of any size."""
+
+    name = ""
+    """Key in configs, rejected/ and the summary."""
+    needs_corpus = False
+    """Whether `prepare` has to see all records before the first is checked."""
+
+    def prepare(self, corpus: Corpus) -> None:
+        """Look at all the records that will come to `check`."""
+
+    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+        """For each record why it may not pass; None where it may."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for the summary beside those of the rejections; JSON."""
+        return {}
+
+    def details(self) -> Iterable[dict[str, Any]]:
+        """Lines for `details/NAME.jsonl`; none, and the file is not written."""
+        return ()
+
+    def close(self) -> None:
+        """Free what the gate holds."""
+
+
+class RecordList:
+    """Records in memory as a corpus, for calls without shards."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, numbers: Sequence[int]) -> list[Record]:
+        return [self._records[number] for number in numbers]

@@ -1,0 +1,238 @@
+"""The judge filter: a model scores each pair from 1 to 5, and those with 4 and 5 pass.
+
+FineInstructions, section 3.4: an off-the-shelf judge (Flow Judge) with a Likert rubric from 1
+(irrelevant or off-topic) to 5 (addresses the query without extraneous, vague or repetitive
+content); pairs that score at least 4 are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from data_gen.engines import (
+    Completion,
+    Engine,
+    EngineConfig,
+    Message,
+    Prompt,
+    Request,
+    Sampling,
+)
+from data_gen.quality.gate import Gate, Rejection
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record
+
+LOWEST, HIGHEST = 1, 5
+_PAIR_TASK = "Judge how well the answer serves the instruction."
+_TEXT_TASK = "Judge the text below: instructions or questions, each followed by its answer."
+_RUBRIC = """\
+5: does all that is asked; nothing in it is off the point, vague or said twice.
+4: does what is asked, with small flaws: a needless sentence, a missing minor detail.
+3: serves in part: something asked for is missing, or much is vague or beside the point.
+2: touches what is asked, yet most of it is wrong, vague or beside the point.
+1: has nothing to do with what is asked, or is no answer at all."""
+_REPLY = (
+    "Say in one or two sentences what is good and what is wanting. Then give the score as a whole "
+    f"number from {LOWEST} to {HIGHEST}. Reply with JSON alone, in this form:\n"
+    '{"reason": "...", "score": N}'
+)
+_NUMBER = r"[-+]?\d+(?:\.\d+)?"
+# Not `1-5`, `3 or 4`, `4th`, `40%`.
+_ENDS = r"(?![\w%])(?!\s*(?:-|–|to|or|and)\s*\d)"
+_SCALE = r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d+(?:\.\d+)?))?"
+# A score with its name: `Score: 4`, `"score": "4"`, `<score>4</score>`, `Final rating = 4 / 5`.
+_NAMED = re.compile(
+    r"(?<!/)\b(?:score|rating|grade|verdict)\b[\"'*_`]*\s*(?:[(\[][^)\]\n]{0,20}[)\]]\s*)?"
+    rf"(?:\bis\b|\bof\b|[:=>–\n-])[\s\"'*_`<\[(]*(?P<value>{_NUMBER}){_ENDS}{_SCALE}",
+    re.IGNORECASE,
+)
+_OUT_OF = re.compile(rf"(?<![\w./])(?P<value>{_NUMBER})\s*(?:/|out\s+of)\s*(?P<scale>\d+)(?![\w/])")
+_LINE = re.compile(
+    rf"^[ \t*_`\"'(\[#]*(?:(?:score|rating)[ \t]+)?(?P<value>{_NUMBER})[ \t*_`\"')\].!]*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ANY = re.compile(rf"(?<![\w.])(?P<value>{_NUMBER})(?![\w%])")
+_KEYS = ("score", "rating", "grade", "verdict")
+_JSON_VALUE = re.compile(rf"({_NUMBER})(?:\s*(?:/|out\s+of)\s*(\d+))?")
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """The judge model, and what passes."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """The model, and how its verdicts are drawn. One cut within its number is rejected."""
+    keep_at_least: int = 4
+    """Least score that passes (FineInstructions keeps 4 and 5)."""
+    chat: bool = True
+    """Ask through the model's chat template; false for a model that has none."""
+    seed: int = 0
+    """Each request's seed derives from it and the record's id."""
+
+    def __post_init__(self) -> None:
+        if not LOWEST <= self.keep_at_least <= HIGHEST:
+            raise UserError(
+                f"judge: `keep_at_least` is {self.keep_at_least}: it must be between {LOWEST} and "
+                f"{HIGHEST}."
+            )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge's reply says."""
+
+    score: int | None
+    """1 to 5; None where the reply gives no clear one."""
+    problem: str = ""
+    """Without score: `no_score`, `ambiguous`, `not_whole`, `out_of_range`, `other_scale`, `cut`,
+    `engine_error`, `no_reply`."""
+    reply: str = field(default="", compare=False)
+    """What the judge wrote."""
+
+
+def build_prompt(record: Record) -> str:
+    """The judge's prompt: the pair where the record has parts with and without loss, else the
+    whole text."""
+    if record.parts is not None and record.loss is not None:
+        marked = list(zip(record.parts, record.loss, strict=True))
+        asked = "".join(part for part, weight in marked if weight == 0).strip()
+        answered = "".join(part for part, weight in marked if weight > 0).strip()
+        if asked and answered:
+            return _prompt(_PAIR_TASK, ("INSTRUCTION", asked), ("ANSWER", answered))
+    return _prompt(_TEXT_TASK, ("TEXT", record.text.strip()))
+
+
+def _prompt(task: str, *parts: tuple[str, str]) -> str:
+    blocks = [f"<<<{name}\n{text}\n{name}>>>" for name, text in parts]
+    return "\n\n".join([task, *blocks, f"Scores:\n{_RUBRIC}", _REPLY]) + "\n"
+
+
+def parse_verdict(reply: str, cut: bool = False) -> Verdict:
+    """The score in a judge's reply.
+
+    Looked for in this order: JSON with a `score` (fenced or within prose too), a score with its
+    name (`Score: 4`, `<score>4</score>`), a number out of five (`4/5`), a line that is a number.
+    Different scores in one reply are none: it is `ambiguous`. What a model thinks within
+    `<think>` is left out. `cut` says that the reply ended at the token limit; a number at its very
+    end may then be half of one.
+    """
+    reply = _after_thoughts(reply)
+    if not (values := list(_from_json(reply))):
+        found = next((f for p in (_NAMED, _OUT_OF, _LINE) if (f := list(p.finditer(reply)))), [])
+        if found and cut and found[-1].end() >= len(reply.rstrip()):
+            return Verdict(None, "cut")
+        values = [(float(m["value"]), m.groupdict().get("scale")) for m in found]
+    if not values:
+        several = len({match["value"] for match in _ANY.finditer(reply)}) > 1
+        return Verdict(None, "cut" if cut else "ambiguous" if several else "no_score")
+    if any(scale is not None and float(scale) != HIGHEST for _, scale in values):
+        return Verdict(None, "other_scale")
+    if len({value for value, _ in values}) > 1:
+        return Verdict(None, "ambiguous")
+    value = values[0][0]
+    if value != int(value):
+        return Verdict(None, "not_whole")
+    if not LOWEST <= value <= HIGHEST:
+        return Verdict(None, "out_of_range")
+    return Verdict(int(value))
+
+
+def _after_thoughts(reply: str) -> str:
+    _, closed, rest = reply.rpartition("</think>")
+    if closed:
+        return rest
+    return "" if "<think>" in reply else reply
+
+
+def _from_json(reply: str) -> Iterator[tuple[float, str | None]]:
+    """Value and scale of each score in the JSON objects of the reply."""
+    decoder, place = json.JSONDecoder(), reply.find("{")
+    while place >= 0:
+        try:
+            found, end = decoder.raw_decode(reply, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            yield from _scores(found)
+        place = reply.find("{", end)
+
+
+def _scores(found: Any) -> Iterator[tuple[float, str | None]]:
+    for key, value in found.items() if isinstance(found, dict) else ():
+        if isinstance(value, dict):
+            yield from _scores(value)
+        elif str(key).strip().lower() in _KEYS and not isinstance(value, bool):
+            match = _JSON_VALUE.fullmatch(str(value).strip())
+            if match:
+                yield float(match[1]), match[2]
+
+
+def judge_records(records: Sequence[Record], engine: Engine, config: JudgeConfig) -> list[Verdict]:
+    """A verdict on each record, in order; the engine is asked for all of them at once."""
+    drawn = config.engine
+    sampling = Sampling(
+        max_tokens=drawn.max_tokens,
+        temperature=drawn.temperature,
+        top_k=drawn.top_k,
+        top_p=drawn.top_p,
+    )
+    requests = [
+        Request(
+            id=str(number),
+            prompt=_asked(build_prompt(record), config),
+            sampling=sampling,
+            seed=_seed(config.seed, record.id),
+        )
+        for number, record in enumerate(records)
+    ]
+    verdicts = [Verdict(None, "no_reply")] * len(records)
+    for completion in engine.generate(requests):
+        verdicts[int(completion.request_id)] = _read(completion)
+    return verdicts
+
+
+def _asked(prompt: str, config: JudgeConfig) -> Prompt:
+    return (Message("user", prompt),) if config.chat else prompt
+
+
+def _read(completion: Completion) -> Verdict:
+    if completion.finish_reason == "error":
+        return Verdict(None, "engine_error", completion.text)
+    verdict = parse_verdict(completion.text, cut=completion.finish_reason == "length")
+    return replace(verdict, reply=completion.text)
+
+
+def _seed(run_seed: int, name: str) -> int:
+    digest = hashlib.sha256(json.dumps([run_seed, "judge", name]).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+class JudgeGate(Gate):
+    """Lets records pass that the judge gives `keep_at_least` or more."""
+
+    name = "judge"
+
+    def __init__(self, config: JudgeConfig, engine: Engine) -> None:
+        self._config, self._engine = config, engine
+        self._scores: Counter[int] = Counter()
+
+    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+        verdicts: list[Rejection | None] = []
+        for verdict in judge_records(records, self._engine, self._config):
+            if verdict.score is None:
+                detail = f"no score that counts in {verdict.reply[-300:]!r}"
+                verdicts.append(Rejection(verdict.problem, detail))
+                continue
+            self._scores[verdict.score] += 1
+            low = verdict.score < self._config.keep_at_least
+            verdicts.append(Rejection("low_score", f"score {verdict.score}") if low else None)
+        return verdicts
+
+    def summary(self) -> dict[str, Any]:
+        return {"scores": {str(score): self._scores[score] for score in sorted(self._scores)}}

@@ -1,0 +1,171 @@
+"""Moderation: a list of patterns, and any classifier that gives each text a score."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from data_gen.quality.gate import Gate, Rejection
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record
+
+DEFAULT_RULES = Path(__file__).with_name("moderation_rules.yaml")
+
+
+class Classifier(Protocol):
+    """Scores texts; the higher, the less a text should be trained on."""
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[float]:
+        """One finite number for each text, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModerationConfig:
+    """What the moderation gate rejects."""
+
+    rules: str | None = str(DEFAULT_RULES)
+    """YAML file of patterns, in the form of `data_gen/quality/moderation_rules.yaml`; null for
+    none."""
+    model: str | None = None
+    """Folder of a Hugging Face text classifier (safetensors) whose scores are asked for; null for
+    none."""
+    labels: list[str] | None = None
+    """The model's labels whose probabilities make the score, summed; null for all but its first."""
+    threshold: float = 0.5
+    """A text whose score is at least this is rejected as `classifier`."""
+    batch_size: int = 32
+    """Texts that the model reads at a time."""
+
+
+def load_rules(path: str | Path) -> list[tuple[str, re.Pattern[str]]]:
+    """Name and pattern of each rule, in order. Raises UserError naming file and rule."""
+    path = Path(path).expanduser()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no rule file {path}: correct `moderation.rules`.") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the rule file {path} cannot be read ({error}): mend it.") from error
+    listed = content.get("rules") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"the rule file {path} holds no list `rules`: see {DEFAULT_RULES.name}.")
+    rules: list[tuple[str, re.Pattern[str]]] = []
+    for number, rule in enumerate(listed, 1):
+        if not isinstance(rule, dict) or set(rule) != {"name", "pattern"}:
+            raise UserError(f"rule {number} of {path} must have a `name` and a `pattern` alone.")
+        name = str(rule["name"])
+        try:
+            pattern = re.compile(str(rule["pattern"]), re.IGNORECASE | re.VERBOSE)
+        except re.error as error:
+            raise UserError(
+                f"the pattern of rule {name!r} of {path} is no regular expression ({error})."
+            ) from error
+        if pattern.search("") is not None:
+            raise UserError(
+                f"the pattern of rule {name!r} of {path} matches an empty text, so that it would "
+                "reject every record: correct it."
+            )
+        rules.append((name, pattern))
+    return rules
+
+
+class ModerationGate(Gate):
+    """Rejects a record in which a rule's pattern is found, or whose score is too high."""
+
+    name = "moderation"
+
+    def __init__(self, config: ModerationConfig, classifier: Classifier | None = None) -> None:
+        """`classifier` replaces the model that `config` names."""
+        if classifier is None and config.model is not None:
+            classifier = load_classifier(config)
+        self._rules = load_rules(config.rules) if config.rules is not None else []
+        if not self._rules and classifier is None:
+            raise UserError(
+                "moderation has neither `rules` nor `model`: give one, or take it out of `gates`."
+            )
+        self._classifier, self._threshold = classifier, config.threshold
+
+    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+        verdicts = [self._by_rule(record.text) for record in records]
+        left = [number for number, verdict in enumerate(verdicts) if verdict is None]
+        if self._classifier is None or not left:
+            return verdicts
+        scores = self._classifier([records[number].text for number in left])
+        if len(scores) != len(left):
+            raise UserError(
+                f"the moderation classifier gave {len(scores)} scores for {len(left)} texts: it "
+                "must give one for each, in order."
+            )
+        for number, score in zip(left, scores, strict=True):
+            if not math.isfinite(score):
+                raise UserError(
+                    f"the moderation classifier gave {score} for the record "
+                    f"{records[number].id!r}: it must give finite numbers."
+                )
+            if score >= self._threshold:
+                verdicts[number] = Rejection("classifier", f"score {score:.4f}")
+        return verdicts
+
+    def _by_rule(self, text: str) -> Rejection | None:
+        for name, pattern in self._rules:
+            found = pattern.search(text)
+            if found is not None:
+                return Rejection(name, f"at character {found.start()}: {found.group()[:100]!r}")
+        return None
+
+
+def load_classifier(config: ModerationConfig) -> Classifier:
+    """The text classifier in the folder `config.model`, on CPU or the first GPU.
+
+    Raises UserError where there is no such folder, it cannot be loaded, or lacks a label.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = Path(config.model or "").expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"there is no model folder {folder}: correct `moderation.model`.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the classifier in {folder} cannot be loaded ({error}): give a folder with a "
+            "tokenizer and safetensors weights."
+        ) from error
+    model = model.to(device).eval()
+    names = {label: number for number, label in model.config.id2label.items()}
+    wanted = config.labels if config.labels is not None else list(names)[1:]
+    missing = [label for label in wanted if label not in names]
+    if missing or not wanted:
+        raise UserError(
+            f"the classifier in {folder} has the labels {', '.join(names)}, not "
+            f"{', '.join(missing) or 'none'}: correct `moderation.labels`."
+        )
+    columns = [names[label] for label in wanted]
+
+    def classify(texts: Sequence[str]) -> list[float]:
+        scores: list[float] = []
+        for first in range(0, len(texts), config.batch_size):
+            batch = tokenizer(
+                list(texts[first : first + config.batch_size]),
+                padding=True,
+                truncation=True,
+                return_tensors="pt",
+            ).to(device)
+            with torch.inference_mode():
+                chances = model(**batch).logits.float().softmax(dim=-1)
+            scores += chances[:, columns].sum(dim=-1).tolist()
+        return scores
+
+    return classify

@@ -1,0 +1,296 @@
+"""The gates as a stage: record shards in, record shards out, a line for each rejected record."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from data_gen.engines import Engine, open_engine
+from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
+from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
+from data_gen.quality.gate import Gate, RecordList, Rejection
+from data_gen.quality.inputs import InputShards, Survivors
+from data_gen.quality.judge import JudgeConfig, JudgeGate
+from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
+from data_gen.quality.rules import RulesConfig, RulesGate
+from ipt_jax.errors import UserError, nearest
+from ipt_jax.records import Record, ShardWriter, atomic_write
+
+READ = "read"  # the gate's name of what could not be read
+_BATCH = 256  # records read and checked at a time
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """Record shards in, those that pass all gates out."""
+
+    input: list[str] = field(default_factory=list)
+    """Folders of record shards, in order."""
+    output: str = "runs/filtered"
+    """New or empty folder: `shards/`, `rejected/`, `details/`, `summary.json`."""
+    gates: list[str] = field(default_factory=list)
+    """Gates in the order in which records meet them, each at most once: `rules`, `exact_text`,
+    `first_sentences`, `near_duplicates`, `substring`, `coverage`, `ngram`, `moderation`,
+    `judge`."""
+    rules: RulesConfig = field(default_factory=RulesConfig)
+    """Of `rules`."""
+    near_duplicates: MinHashConfig = field(default_factory=MinHashConfig)
+    """Of `near_duplicates`."""
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    """Of `substring`, `coverage` and `ngram`."""
+    moderation: ModerationConfig = field(default_factory=ModerationConfig)
+    """Of `moderation`."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Of `judge`."""
+    records_per_shard: int = 4096
+    """Records in one shard of the output."""
+
+    def __post_init__(self) -> None:
+        if not self.gates:
+            raise UserError(f"`gates` is empty: name at least one of {', '.join(GATES)}.")
+        for name in self.gates:
+            if name not in GATES:
+                raise UserError(f"`gates` names {name!r}, which is none. {nearest(name, GATES)}")
+        twice = [name for name, count in Counter(self.gates).items() if count > 1]
+        if twice:
+            raise UserError(f"`gates` names {twice[0]!r} twice: a gate is met at most once.")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller may give instead of what the config names."""
+
+    engine: Engine | None = None
+    """The judge."""
+    classifier: Classifier | None = None
+    """The moderation classifier."""
+
+
+def _open_judge(config: FilterConfig, given: Given, stack: ExitStack) -> Gate:
+    engine = given.engine
+    if engine is None:
+        engine = open_engine(config.judge.engine)
+        stack.callback(engine.close)
+    return JudgeGate(config.judge, engine)
+
+
+GATES: dict[str, Callable[[FilterConfig, Given, ExitStack], Gate]] = {
+    "rules": lambda config, given, stack: RulesGate(config.rules),
+    "exact_text": lambda config, given, stack: ExactGate("text"),
+    "first_sentences": lambda config, given, stack: ExactGate("first_two_sentences"),
+    "near_duplicates": lambda config, given, stack: NearDuplicateGate(config.near_duplicates),
+    "substring": lambda config, given, stack: open_rule("substring", config.decontaminate),
+    "coverage": lambda config, given, stack: open_rule("coverage", config.decontaminate),
+    "ngram": lambda config, given, stack: open_rule("ngram", config.decontaminate),
+    "moderation": lambda config, given, stack: ModerationGate(config.moderation, given.classifier),
+    "judge": _open_judge,
+}
+
+
+Tell = Callable[[str, int, int], None]
+"""Is told of a pass over the records: its gates, how many records are done, and of how many."""
+
+
+def run_filter(
+    config: FilterConfig,
+    *,
+    given: Given | None = None,
+    on_start: Callable[[Path], None] | None = None,
+    tell: Tell = lambda gates, done, total: None,
+) -> dict[str, Any]:
+    """Write the filter folder `config.output` and give back its summary, which is written last.
+
+    Records come out as they went in, in order. `on_start` is called with the folder once it is
+    sure that this run may write there. The same input and config give the same bytes.
+
+    Raises:
+      UserError: input, a model or an evaluation set is missing or bad; the output holds files.
+    """
+    output = Path(config.output).expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(
+            f"`output` ({output}) is not empty: choose another folder, or delete this one yourself."
+        )
+    corpus = InputShards(config.input)
+    with ExitStack() as stack:
+        opened = given or Given()
+        gates = [GATES[name](config, opened, stack) for name in config.gates]
+        output.mkdir(parents=True, exist_ok=True)
+        if on_start is not None:
+            on_start(output)
+        rejected = stack.enter_context(_Rejected(output / "rejected"))
+        numbers, counts = _run_gates(corpus, gates, rejected, tell)
+        with ShardWriter(output / "shards", config.records_per_shard) as shards:
+            for some in _batches(numbers):
+                for record in corpus.read(some):
+                    shards.write(record)
+        for gate in gates:
+            _write_lines(output / "details" / f"{gate.name}.jsonl", gate.details())
+        summary = _summary(len(corpus), len(numbers), gates, counts, rejected.lines)
+    atomic_write(output / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return summary
+
+
+def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Rejection | None]:
+    """The gates over records in memory: for each why it may not pass, with the gate's name in
+    front of the reason (`rules:min_words`), or None."""
+    verdicts: list[Rejection | None] = [None] * len(records)
+    left = list(range(len(records)))
+    for gate in gates:
+        some = [records[number] for number in left]
+        gate.prepare(RecordList(some))
+        for number, verdict in zip(left, gate.check(some), strict=True):
+            if verdict is not None:
+                reason = f"{gate.name}:{verdict.reason}"
+                verdicts[number] = Rejection(reason, verdict.detail)
+        left = [number for number in left if verdicts[number] is None]
+    return verdicts
+
+
+class _Rejected:
+    """The folder `rejected/`: for each gate a file with one line a record, in input order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, IO[str]] = {}
+        self._open = ExitStack()
+        self.lines = 0
+
+    def __enter__(self) -> _Rejected:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self._open.close()
+
+    def write(self, gate: str, name: str, where: str, verdict: Rejection) -> None:
+        if gate not in self._files:
+            path = self._folder / f"{gate}.jsonl"
+            file = open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            self._files[gate] = self._open.enter_context(file)
+        line = {
+            "id": name,
+            "gate": gate,
+            "reason": verdict.reason,
+            "detail": verdict.detail,
+            "where": where,
+        }
+        self._files[gate].write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.lines += 1
+
+
+def _run_gates(
+    corpus: InputShards, gates: Sequence[Gate], rejected: _Rejected, tell: Tell
+) -> tuple[np.ndarray, dict[str, Counter[str]]]:
+    """Numbers of the records that pass, and the rejections of each gate by reason."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in (READ, *(g.name for g in gates))}
+    # A gate that has to see all records first begins a pass of its own.
+    passes: list[list[Gate]] = [[]]
+    for gate in gates:
+        if gate.needs_corpus:
+            passes.append([])
+        passes[-1].append(gate)
+    numbers = np.arange(len(corpus))
+    for first, some_gates in enumerate(passes):
+        names = ", ".join(gate.name for gate in some_gates) or READ
+        tell(names, 0, len(numbers))
+        if some_gates and some_gates[0].needs_corpus:
+            some_gates[0].prepare(Survivors(corpus, numbers))
+        kept: list[int] = []
+        done = 0
+        for batch in _batches(numbers):
+            # What could be read once can be read again.
+            if first == 0:
+                records = _readable(corpus, batch, rejected, counts[READ])
+            else:
+                records = dict(zip(batch, corpus.read(batch), strict=True))
+            for gate in some_gates:
+                records = _passed(gate, records, corpus, rejected, counts[gate.name])
+            kept += records
+            done += len(batch)
+            tell(names, done, len(numbers))
+        numbers = np.asarray(kept, np.int64)
+    return numbers, counts
+
+
+def _readable(
+    corpus: InputShards, numbers: Sequence[int], rejected: _Rejected, counts: Counter[str]
+) -> dict[int, Record]:
+    good: dict[int, Record] = {}
+    for number, found in corpus.read_good(numbers):
+        if isinstance(found, Record) and found.text.strip():
+            good[number] = found
+            continue
+        name = found.id if isinstance(found, Record) else ""
+        wrong = (
+            Rejection("empty", "its text holds nothing")
+            if isinstance(found, Record)
+            else Rejection("damaged", str(found))
+        )
+        counts[wrong.reason] += 1
+        rejected.write(READ, name, corpus.where(number), wrong)
+    return good
+
+
+def _passed(
+    gate: Gate,
+    records: Mapping[int, Record],
+    corpus: InputShards,
+    rejected: _Rejected,
+    counts: Counter[str],
+) -> dict[int, Record]:
+    passed: dict[int, Record] = {}
+    verdicts = gate.check(list(records.values())) if records else []
+    for (number, record), verdict in zip(records.items(), verdicts, strict=True):
+        if verdict is None:
+            passed[number] = record
+        else:
+            counts[verdict.reason] += 1
+            rejected.write(gate.name, record.id, corpus.where(number), verdict)
+    return passed
+
+
+def _batches(numbers: np.ndarray) -> Iterator[list[int]]:
+    for first in range(0, len(numbers), _BATCH):
+        yield numbers[first : first + _BATCH].tolist()
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(dict(line), ensure_ascii=False) + "\n" for line in lines)
+    if text:
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, text.encode(errors="backslashreplace"))
+
+
+def _summary(
+    total: int,
+    passed: int,
+    gates: Sequence[Gate],
+    counts: Mapping[str, Counter[str]],
+    lines: int,
+) -> dict[str, Any]:
+    """Counts of the run. Raises RuntimeError where they do not add up, which would be our fault."""
+    steps: list[dict[str, Any]] = []
+    left = total
+    for name, own in [(READ, {}), *((gate.name, gate.summary()) for gate in gates)]:
+        out = left - counts[name].total()
+        reasons = dict(sorted(counts[name].items()))
+        steps.append({"gate": name, "in": left, "out": out, "rejected": reasons, **own})
+        left = out
+    if left != passed or total != passed + lines:
+        raise RuntimeError(
+            f"{total} records went in, {passed} came out, {lines} lines of rejected records were "
+            f"written, and {total - left} were counted: these must add up"
+        )
+    return {"in": total, "out": passed, "rejected": lines, "gates": steps}

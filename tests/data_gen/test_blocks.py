@@ -1,0 +1,164 @@
+"""Blocks of output: whole or absent, made once, made again from the ledger where they are lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_gen.blocks import BlockTotals, UnitOutput, run_blocks
+from data_gen.engines import Completion, Request, Sampling
+from data_gen.ledger import Ledger
+from data_gen.outputs import OutputFolder, RejectedPiece
+from data_gen.runner import Done, Failure
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record, RecordSource
+from tests.data_gen.fakes import FakeEngine
+
+FAILING, LOST = "u17", "rejected/pieces-00002.jsonl"
+
+
+@dataclass(frozen=True)
+class Number:
+    id: str
+
+
+UNITS = [Number(f"u{number}") for number in range(40)]
+
+
+def process(unit: Number) -> Generator[Request, Completion, list[str]]:
+    first = yield Request(f"{unit.id}/0", unit.id, Sampling())
+    if unit.id == FAILING:
+        raise ValueError("no use")
+    second = yield Request(f"{unit.id}/1", first.text, Sampling())
+    return [first.text, second.text]
+
+
+def output_of(done: Done[Number, list[str]]) -> UnitOutput:
+    name = done.unit.id
+    if isinstance(done.outcome, Failure):
+        piece = RejectedPiece(name, name, done.outcome.reason, done.outcome.detail)
+        return UnitOutput(rejected=[piece], unused={name: done.outcome.reason})
+    part = "odd" if int(name[1:]) % 2 else "even"
+    record = Record(name, " ".join(done.outcome), "test")
+    return UnitOutput([(part, record)], counts={"texts": 2}, samples=[{"id": name}])
+
+
+def run(folder: Path, engine: FakeEngine, units: list[Number] = UNITS) -> BlockTotals:
+    with Ledger(folder, {}) as ledger:
+        output = OutputFolder(folder, ("even", "odd"))
+        output.begin()
+        return run_blocks(
+            units, process, output_of, engine, ledger, output,
+            parts=("even", "odd"), units_per_block=6, units_in_flight=9,
+        )  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = [*folder.glob("shards/*/*"), *folder.glob("rejected/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_records_lie_in_unit_order_and_sums_are_of_all_units(tmp_path: Path) -> None:
+    totals = run(tmp_path, FakeEngine())
+    ids = {}
+    for part in ("even", "odd"):
+        source = RecordSource(tmp_path / "shards" / part)
+        ids[part] = [record.id for record in source.read(range(len(source)))]
+    assert ids["even"] == [f"u{n}" for n in range(0, 40, 2)]
+    assert ids["odd"] == [f"u{n}" for n in range(1, 40, 2) if n != 17]
+    assert totals.counts == {"texts": 78} and totals.usage.completions == 79
+    assert totals.unused == {FAILING: "unit_failed"} and totals.rejected == {"unit_failed": 1}
+    assert totals.samples == [{"id": f"u{n}"} for n in range(6)]
+    line = json.loads((tmp_path / "rejected" / "pieces-00002.jsonl").read_text())
+    assert line == {
+        "id": FAILING, "where": FAILING, "reason": "unit_failed", "detail": "ValueError: no use",
+    }  # fmt: skip
+
+
+class DyingEngine(FakeEngine):
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self.left = answers
+
+    def answer(self, request: Request) -> Completion:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().answer(request)
+
+
+@pytest.mark.parametrize("answers", [0, 11, 30, 78])
+def test_a_run_that_stopped_ends_with_the_bytes_of_one_that_did_not(
+    tmp_path: Path, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", FakeEngine())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a", DyingEngine(answers))
+    with Ledger(tmp_path / "a", {}) as ledger:
+        done = {f"u{n}" for block in ledger.blocks() for n in range(block * 6, block * 6 + 6)}
+    looked_up: list[str] = []
+    get = Ledger.get
+
+    def look(self: Ledger, unit: str, turn: int) -> Any:
+        looked_up.append(unit)
+        return get(self, unit, turn)
+
+    monkeypatch.setattr(Ledger, "get", look)
+    engine = FakeEngine()
+    assert run(tmp_path / "a", engine) == whole
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    assert len(engine.asked) == 79 - answers
+    assert not done & set(looked_up)  # finished blocks are not even replayed
+    assert len(done) >= 6 * (answers // 24)
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+@pytest.mark.parametrize(
+    "name", ["shards/odd/part-00003.arrayrecord", "rejected/pieces-00002.jsonl"]
+)
+def test_a_block_whose_files_are_lost_is_made_again_without_asking(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    whole = run(tmp_path, FakeEngine())
+    before = files(tmp_path)
+    if how == "gone":
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(before[name][:-1])
+    engine = FakeEngine()
+    assert run(tmp_path, engine) == whole
+    assert files(tmp_path) == before and not engine.asked
+
+
+def test_nothing_half_written_is_left_where_a_shard_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipt_jax import shard_file
+
+    real = shard_file.ArrayRecordWriter
+    full = lambda path, options: real("/dev/full", options)  # noqa: E731
+    monkeypatch.setattr(shard_file, "ArrayRecordWriter", full)
+    with pytest.raises(UserError, match=r"part-00000\.arrayrecord.*No space left.*free disk"):
+        run(tmp_path, FakeEngine())
+    assert not list(tmp_path.glob("shards/*/*"))
+    monkeypatch.undo()
+    engine = FakeEngine()
+    run(tmp_path, engine)
+    run(tmp_path / "whole", FakeEngine())
+    assert files(tmp_path / "whole") == {
+        name: data for name, data in files(tmp_path).items() if not name.startswith("whole")
+    }
+    assert len(engine.asked) < 79  # what was answered before the disk was full was kept
+
+
+def test_shards_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
+    stray = tmp_path / "shards" / "odd" / "part-00099.arrayrecord"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"old")
+    run(tmp_path, FakeEngine())
+    assert not stray.exists()

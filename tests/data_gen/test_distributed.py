@@ -1,0 +1,149 @@
+"""Engines in the actors of a real Ray cluster: the same bytes, also when a node dies."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_gen.distributed import RayEngine
+from data_gen.engines import EngineConfig, RayConfig, Request, Sampling, open_engine
+from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.pipeline import run_synthesis
+from ipt_jax.errors import UserError
+from tests.data_gen.fakes import FakeEngine
+
+ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
+ON_NODES = RayConfig(actors=2, cpus_per_actor=0, resources={"engine": 1}, in_flight=20)
+
+
+class Slow(FakeEngine):
+    """Runs in an actor; says which requests reached it, in a file that all nodes see."""
+
+    poison = ""
+
+    def __init__(self, log: Path, delay_seconds: float, poison: str = "") -> None:
+        super().__init__(log, delay_seconds)
+        self.poison = poison
+
+    def answer(self, request: Request) -> Any:
+        if self.poison and request.id.endswith(self.poison):
+            raise ValueError("poison")
+        return super().answer(request)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def engine_on(log: Path, config: RayConfig = ON_NODES, delay: float = 0.01, poison: str = ""):
+    return RayEngine(
+        lambda: Slow(log, delay, poison), config, name="fake", version="1", model="fake-model",
+        revision="r1", count_tokens=lambda prompt: len(str(prompt).split()),
+    )  # fmt: skip
+
+
+def files(output: Path) -> dict[str, bytes]:
+    found = [*output.glob("shards/*/*"), *output.glob("rejected/*"), output / "samples.json"]
+    return {str(path.relative_to(output)): path.read_bytes() for path in found}
+
+
+def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
+    nodes = [cluster.add_node(num_cpus=0, resources={"engine": 1}) for _ in range(2)]
+    corpus, log = tmp_path / "corpus.jsonl", tmp_path / "log"
+    lines = [json.dumps({"id": f"d{n}", "text": f"Text number {n}."}) for n in range(240)]
+    corpus.write_text("\n".join(lines))
+    config = SynthesisConfig(
+        input=[str(corpus)], output=str(tmp_path / "out"), fraction=0.9, rounds=3,
+        records_per_shard=60,
+    )  # fmt: skip
+    engine = engine_on(log)
+
+    def kill() -> None:
+        while not log.exists() or len(log.read_text().splitlines()) < 60:
+            time.sleep(0.01)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = run_synthesis(config, engine=engine)
+    killer.join()
+    assert engine.lost_actors == 1
+    engine.close()
+    cluster.remove_node(nodes[1])
+    whole = tmp_path / "whole"
+    config = SynthesisConfig(**{**vars(config), "output": str(whole)})
+    assert run_synthesis(config, engine=FakeEngine())["pairs"] == summary["pairs"]
+    assert files(tmp_path / "out") == files(whole)
+    assert summary["completions"] == 216
+    asked = [line.split(":")[1] for line in log.read_text().splitlines()]
+    assert len(set(asked)) == 216 < len(asked)  # what the dead node had not answered came again
+    assert len(asked) <= 216 + 20 + 2
+
+
+def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(
+    cluster: Any, tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=0, resources={"engine": 2})
+    engine = engine_on(tmp_path / "log", delay=0.0, poison="r7")
+    asked = [Request(f"r{n}", f"prompt {n}", Sampling()) for n in range(50)]
+    first = engine.generate(asked)
+    next(first)
+    first.close()  # given up in the middle
+    found = {one.request_id: one for one in engine.generate(asked)}
+    assert len(found) == 50 and found["r7"].finish_reason == "error"
+    assert found["r7"].text == "ValueError: poison"
+    expected = {one.request_id: one.text for one in FakeEngine().generate(asked)}
+    assert {k: v.text for k, v in found.items() if k != "r7"} == {
+        k: v for k, v in expected.items() if k != "r7"
+    }
+    engine.close()
+    cluster.remove_node(node)
+
+
+def test_a_cluster_without_room_and_an_engine_that_cannot_open_are_told(
+    cluster: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no Ray actor has loaded its engine after 1 s.*`ray stat"):
+        engine_on(tmp_path, RayConfig(1, resources={"nowhere": 1}, start_seconds=1.0))
+    config = EngineConfig(name="server", ray=RayConfig(actors=2))
+    with pytest.raises(UserError, match="the engine `server` needs no actors"):
+        open_engine(config)
+
+
+def test_a_real_model_answers_in_actors_as_it_does_here(
+    cluster: Any, smollm2: Path, tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=0, resources={"engine": 1})
+    config = EngineConfig(model=str(smollm2), batch_size=2)
+    asked = [
+        Request(f"r{n}", f"The number {n} is", Sampling(max_tokens=4, temperature=0.8), seed=n)
+        for n in range(4)
+    ]
+    here = open_engine(config)
+    expected = {one.request_id: one for one in here.generate(asked)}
+    assert here.count_tokens("The number 3 is") > 3
+    away = open_engine(
+        EngineConfig(
+            model=str(smollm2), batch_size=2,
+            ray=RayConfig(actors=1, cpus_per_actor=0, resources={"engine": 1}),
+        )
+    )  # fmt: skip
+    assert (away.model, away.revision, away.version) == (here.model, here.revision, here.version)
+    assert away.count_tokens("The number 3 is") == here.count_tokens("The number 3 is")
+    assert {one.request_id: one for one in away.generate(asked)} == expected
+    here.close()
+    away.close()
+    cluster.remove_node(node)
