@@ -60,14 +60,16 @@ def write_card(
         "",
         "## Sources",
         "",
-        *_table(("source", "licence", "documents"), [(*key, n) for key, n in sources.items()]),
+        *_table(
+            ("source", "licence", "documents"), [(*key, n) for key, n in sources.most_common()]
+        ),
         "",
         "The licence of a document is what its corpus states. Texts written by a model may also be "
         "bound by the terms of that model.",
         "",
         "## Counts",
         "",
-        *_table(("", "count"), [(_say(k), v) for k, v in summary.items() if isinstance(v, int)]),
+        *_table(("", "count"), [(_say(k), v) for k, v in summary.items() if type(v) is int]),
     ]
     for name, reasons in summary.items():
         if isinstance(reasons, Mapping) and reasons:

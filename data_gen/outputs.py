@@ -15,6 +15,7 @@ from data_gen.ledger import LEDGER_NAME
 from ipt_jax.errors import UserError
 from ipt_jax.records import Manifest, atomic_write
 
+_OTHER_FILES = ("samples.json", "card.md", "progress.jsonl", "report.html")
 RejectLine = Callable[[str, str, str, str], None]
 
 
@@ -69,7 +70,7 @@ class OutputFolder:
         self._summary.unlink(missing_ok=True)
         for name in ("shards", "rejected"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        files = (self.folder / name for name in ("samples.json", "card.md"))
+        files = (self.folder / name for name in _OTHER_FILES)
         for path in (*self.folder.glob(f"{LEDGER_NAME}*"), *files):
             path.unlink(missing_ok=True)
 

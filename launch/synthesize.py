@@ -14,6 +14,7 @@ from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
 from data_gen.progress import terminal_progress
 from ipt_jax.configuration import parse_config, run_main, write_run_files
+from ipt_jax.evaluation.synthesis_page import synthesis_report
 
 
 def main() -> None:
@@ -34,7 +35,8 @@ def main() -> None:
             config, progress, on_start=lambda folder: write_run_files(folder, config)
         )
     print(json.dumps(summary, indent=1))
-    print(f"written to {Path(config.output).resolve()}")
+    folder = Path(config.output).expanduser().resolve()
+    print(f"written to {folder}, with card.md and {synthesis_report(folder).name}")
 
 
 if __name__ == "__main__":

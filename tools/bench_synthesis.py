@@ -135,7 +135,11 @@ def stub_server(latency_ms: int) -> Iterator[str]:
     """A server that answers every request alike, in a process of its own."""
     command = [sys.executable, "-m", "tests.data_gen.misbehaving_server", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--latency_ms", str(latency_ms)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*command, "--latency_ms", str(latency_ms)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,  # it serves until this ends
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -245,7 +245,11 @@ def _synthesize(
         ),
         summary=summary,
         sources=intake.sources,
-        model=identity,
+        model={
+            "model": identity["model"],
+            "revision": identity["revision"],
+            "engine": f"{identity['name']} {identity['version']}",
+        },
         sampling=provenance.sampling_settings,
         seed=config.seed,
         gates=[

@@ -15,7 +15,12 @@ def card(tmp_path: Path, sources: Counter[tuple[str, str]]) -> str:
         tmp_path,
         method="Method",
         about="What was done.",
-        summary={"documents_in": 12345, "rate": 0.5, "plain_reasons": {"no_pairs": 2, "other": 7}},
+        summary={
+            "documents_in": 12345,
+            "rate": 0.5,
+            "constrained": True,
+            "plain_reasons": {"no_pairs": 2, "other": 7},
+        },
         sources=sources,
         model={"model": "m", "revision": "r1"},
         sampling={"temperature": 0.5},
@@ -33,6 +38,7 @@ def test_a_card_has_sources_counts_model_sampling_gates_and_prompts(tmp_path: Pa
         "| seed | 3 |", "- Texts are not repeated.", "````\na ``` b\n````",
     ):  # fmt: skip
         assert line in text, line
+    assert "constrained" not in text
     assert yaml.safe_load(text.split("---")[1])["license"] == "other"
 
 
