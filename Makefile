@@ -46,7 +46,7 @@ quickstart: env
 	$(PYTHON) launch/quickstart.py $(QUICKSTART_ARGUMENTS)
 
 test: env lint types
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: env
 	.venv/bin/ruff check .

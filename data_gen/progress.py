@@ -30,8 +30,9 @@ _SHOW_SECONDS = 0.1  # thousands of completions a second need not all be drawn
 class TerminalProgress:
     """A bar with requests done, tokens/s, what was rejected and time left; takes every Status."""
 
-    def __init__(self, bar: Progress, title: str) -> None:
+    def __init__(self, bar: Progress, title: str, gpus: int, price_per_gpu_hour: float) -> None:
         self._bar, self._shown = bar, 0.0
+        self._gpus, self._price = gpus, price_per_gpu_hour
         self._task = bar.add_task(title, total=None, rate="")
 
     def __call__(self, status: Status) -> None:
@@ -44,12 +45,12 @@ class TerminalProgress:
             self._task,
             completed=status.usage.completions,
             total=status.turns_expected,
-            rate=describe(status),
+            rate=describe(status, self._gpus, self._price),
         )
 
 
-def describe(status: Status) -> str:
-    """Speeds since this process began, and what was not used, the commonest reason named."""
+def describe(status: Status, gpus: int = 0, price_per_gpu_hour: float = 0.0) -> str:
+    """Speeds and cost since this process began, and what was not used, by the commonest reason."""
     seconds = status.seconds or 1e-9
     fresh = status.fresh
     said = [
@@ -60,11 +61,18 @@ def describe(status: Status) -> str:
     if status.rejected:
         reason, count = max(status.rejected.items(), key=lambda item: item[1])
         said.append(f"{sum(status.rejected.values()):,} rejected ({count:,} {reason})")
+    if gpus:
+        hours = status.seconds / 3600 * gpus
+        said.append(f"{hours:,.2f} GPU hours")
+        if price_per_gpu_hour:
+            said.append(f"cost {hours * price_per_gpu_hour:,.2f}")
     return " · ".join(said)
 
 
 @contextmanager
-def terminal_progress(title: str) -> Iterator[TerminalProgress]:
+def terminal_progress(
+    title: str, gpus: int = 0, price_per_gpu_hour: float = 0.0
+) -> Iterator[TerminalProgress]:
     """Show a bar on stderr while the block runs."""
     columns = (
         TextColumn("{task.description}"),
@@ -75,7 +83,7 @@ def terminal_progress(title: str) -> Iterator[TerminalProgress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield TerminalProgress(bar, title)
+        yield TerminalProgress(bar, title, gpus, price_per_gpu_hour)
 
 
 class ProgressLog:

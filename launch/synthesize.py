@@ -30,7 +30,7 @@ def main() -> None:
             found = estimate_synthesis(config, progress)
         print_estimate(found)
         return
-    with terminal_progress("synthesis") as progress:
+    with terminal_progress("synthesis", config.gpus, config.price_per_gpu_hour) as progress:
         summary = run_synthesis(
             config, progress, on_start=lambda folder: write_run_files(folder, config)
         )

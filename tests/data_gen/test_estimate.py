@@ -12,6 +12,8 @@ from data_gen.corpus import Document, RejectedDocument
 from data_gen.estimate import estimate, print_estimate, sample_corpus
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
+from data_gen.progress import describe
+from data_gen.runner import Status, Usage
 from ipt_jax.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 
@@ -67,6 +69,18 @@ def test_the_estimate_of_a_run_holds_what_the_run_then_takes(
     log = (tmp_path / "out" / "progress.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["usage"]["completions"] == 150
     assert summary["cost"] == round(summary["seconds"] / 3600 * 2, 2)
+
+
+def test_the_terminal_tells_speeds_rejections_and_cost() -> None:
+    status = Status(
+        fresh=Usage(100, 5000, 2000), rejected={"no_pairs": 3, "unfinished": 1200}, seconds=50.0
+    )
+    said = describe(status, gpus=8, price_per_gpu_hour=2.0)
+    assert said == (
+        "2.0 answers/s · 100 tokens/s read · 40 written · 1,203 rejected (1,200 unfinished) · "
+        "0.11 GPU hours · cost 0.22"
+    )
+    assert "GPU" not in describe(status)
 
 
 def test_a_corpus_without_documents_is_refused(tmp_path: Path) -> None:

@@ -255,7 +255,9 @@ def test_a_record_too_long_to_be_read_is_passed_over(
         assert isinstance(found[1], RejectedDocument) and found[1].reason == "too_long"
 
 
-@pytest.mark.parametrize("data", [b"nothing of the kind " * 99, gzip.compress(b"nothing")])
+@pytest.mark.parametrize(
+    "data", [b"nothing of the kind " * 99, gzip.compress(b"nothing")], ids=["text", "zipped"]
+)
 def test_a_file_without_a_whole_record_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.warc.gz").write_bytes(data)
     with pytest.raises(UserError, match=r"a\.warc\.gz holds no record of a web archive"):
