@@ -4,6 +4,7 @@ import functools
 import math
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,12 +153,13 @@ class MixtureRows:
 
     def _reset(self) -> None:
         self._cache: OrderedDict[tuple[int, int], Tokenised] = OrderedDict()
+        self._making: dict[tuple[int, int], Future[Tokenised]] = {}
         self._cached_tokens = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_cache", "_cached_tokens", "_lock"):
+        for name in ("_cache", "_making", "_cached_tokens", "_lock"):
             del state[name]
         return state
 
@@ -292,26 +294,55 @@ class MixtureRows:
         )
 
     def _examples(self, keys: list[tuple[int, int]]) -> list[Tokenised]:
-        with self._lock:
-            found = {key: self._cache[key] for key in set(keys) if key in self._cache}
-            for key in found:
-                self._cache.move_to_end(key)
-        wanted: dict[int, list[int]] = {}
-        for task, record in dict.fromkeys(key for key in keys if key not in found):
-            wanted.setdefault(task, []).append(record)
-        for task, records in wanted.items():
-            made = self._tokenise(task, records)
-            found |= {(task, record): m for record, m in zip(records, made, strict=True)}
+        """The examples; each is made once, also where other threads need it at the same time."""
+        found: dict[tuple[int, int], Tokenised] = {}
+        ours: dict[tuple[int, int], Future[Tokenised]] = {}
+        theirs: dict[tuple[int, int], Future[Tokenised]] = {}
         with self._lock:
             for key in dict.fromkeys(keys):
-                if key not in self._cache:
-                    self._cache[key] = found[key]
-                    self._cached_tokens += len(found[key].tokens)
+                if key in self._cache:
+                    found[key] = self._cache[key]
+                    self._cache.move_to_end(key)
+                elif key in self._making:
+                    theirs[key] = self._making[key]
+                else:
+                    ours[key] = self._making[key] = Future()
+        found |= self._make(ours)
+        # Only now: no two threads wait for each other while one still has something to make.
+        found |= {key: future.result() for key, future in theirs.items()}
+        return [found[key] for key in keys]
+
+    def _make(
+        self, futures: dict[tuple[int, int], Future[Tokenised]]
+    ) -> dict[tuple[int, int], Tokenised]:
+        """Read and tokenise, and tell the threads that wait."""
+        wanted: dict[int, list[int]] = {}
+        for task, record in futures:
+            wanted.setdefault(task, []).append(record)
+        found: dict[tuple[int, int], Tokenised] = {}
+        try:
+            for task, records in wanted.items():
+                made = self._tokenise(task, records)
+                found |= {(task, record): m for record, m in zip(records, made, strict=True)}
+        except BaseException as error:
+            for future in futures.values():
+                future.set_exception(error)
+            with self._lock:
+                for key in futures:
+                    del self._making[key]
+            raise
+        for key, future in futures.items():
+            future.set_result(found[key])
+        with self._lock:
+            for key, example in found.items():
+                self._cache[key] = example
+                self._cached_tokens += len(example.tokens)
+                del self._making[key]
             # The examples just used stay: the next rows begin in the last of them.
             while self._cached_tokens > _CACHE_TOKENS and len(self._cache) > 1:
                 _, old = self._cache.popitem(last=False)
                 self._cached_tokens -= len(old.tokens)
-        return [found[key] for key in keys]
+        return found
 
     def _tokenise(self, number: int, indices: list[int]) -> list[Tokenised]:
         task, source = self.data.mixture.tasks[number], self.data.sources[number]

@@ -63,7 +63,7 @@ class CheckpointConfig:
     keep_best: int = 0
     """How many of the best saves stay on disk besides."""
     best_metric: str = "loss"
-    """The metric, of those in metrics.jsonl, that tells which are best."""
+    """Which are best: by loss or gradient_norm, the mean since the save before."""
     best_mode: str = "min"
     """min: the lowest is best; max: the highest."""
 

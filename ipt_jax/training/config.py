@@ -15,7 +15,7 @@ from ipt_jax.models.lora import LoraConfig
 from ipt_jax.models.sharding import MeshConfig
 from ipt_jax.training.checkpoints import CheckpointConfig
 from ipt_jax.training.guard import GuardConfig
-from ipt_jax.training.metrics import MetricsConfig
+from ipt_jax.training.metrics import SAVED_METRICS, MetricsConfig
 from ipt_jax.training.optimizer import OptimizerConfig
 from ipt_jax.training.processes import ProcessesConfig
 from ipt_jax.training.profile import ProfileConfig
@@ -149,6 +149,11 @@ class TrainConfig:
             part.check()
         if self.epochs is not None and not self.epochs > 0:
             raise UserError(f"epochs={self.epochs}: must be more than 0, or null.")
+        kept_by = self.checkpoints.best_metric
+        if self.checkpoints.keep_best and kept_by not in SAVED_METRICS:
+            raise UserError(
+                f"checkpoints.best_metric={kept_by!r}: allowed are {', '.join(SAVED_METRICS)}."
+            )
         if self.resume not in ("auto", "required") and not self.resume.isdecimal():
             raise UserError(
                 f"resume={self.resume!r}: allowed are auto, required, or a checkpoint's position."

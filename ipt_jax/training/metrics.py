@@ -21,6 +21,7 @@ from ipt_jax.training.devices import Device
 from ipt_jax.training.phases import Phases
 from ipt_jax.training.writers import TensorBoardWriter, WandbWriter, Writer
 
+SAVED_METRICS = ("loss", "gradient_norm")  # means since the save before; what tells the best
 # Phase -> the key of its share of the time.
 _SHARES = {
     "data": "share_data",
@@ -154,11 +155,8 @@ class MetricsLog:
         """
         if not self._losses:
             return {}
-        count = len(self._losses)
-        return {
-            "loss": math.fsum(self._losses) / count,
-            "gradient_norm": math.fsum(self._norms) / count,
-        }
+        sums = map(math.fsum, (self._losses, self._norms))
+        return {n: s / len(self._losses) for n, s in zip(SAVED_METRICS, sums, strict=True)}
 
     def saved(self) -> None:
         """A checkpoint was saved: `mean_since_save` begins anew."""

@@ -4,7 +4,9 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,3 +295,42 @@ def test_batches_that_cannot_be(mixture: Mixture) -> None:
         batches(mixture, **ROWS, process_index=2, process_count=2)
     with pytest.raises(UserError, match=r"manifest\.json"):
         open_mixture(Mixture("m", (Task("a", "nowhere"),)))
+
+
+class _Slow:
+    """`_tokenise` that takes its time, counts, and fails where it is told to."""
+
+    def __init__(self, rows: MixtureRows) -> None:
+        self._tokenise, self.seen, self.fails = rows._tokenise, [], True
+        rows._tokenise = self  # type: ignore[method-assign]
+
+    def __call__(self, task: int, records: list[int]) -> Any:
+        self.seen += [(task, record) for record in records]
+        time.sleep(0.05)
+        if self.fails:
+            raise UserError("shard gone")
+        return self._tokenise(task, records)
+
+
+def test_an_example_that_several_threads_need_is_tokenised_once(
+    tmp_path: Path, documents: list[str], write_shards: Callable[..., str]
+) -> None:
+    long = " ".join(documents[:20])
+    source = write_shards(tmp_path / "long", [long, *documents[20:26]])
+    data = open_mixture(Mixture("long", (Task("long", source),)))
+    # Each thread takes a row; most lie in the one long example.
+    rows = MixtureRows(data, row_tokens=64, seed=0, rows=100)
+    expected = [rows[number] for number in range(100)]
+    rows = MixtureRows(data, row_tokens=64, seed=0, rows=100)
+    slow = _Slow(rows)
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(rows.__getitem__, n) for n in range(8)]:
+            with pytest.raises(UserError, match="shard gone"):
+                future.result()
+        slow.fails = False
+        slow.seen.clear()
+        found = list(pool.map(rows.__getitem__, range(100)))
+    assert len(slow.seen) == len(set(slow.seen)) > 1
+    for one, other in zip(expected, found, strict=True):
+        for name, array in one.items():
+            np.testing.assert_array_equal(other[name], array)

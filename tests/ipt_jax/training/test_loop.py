@@ -108,6 +108,15 @@ def test_another_config_in_the_same_folder_is_refused(shards, finished):
         train(make_config(shards, finished, seed=1))
 
 
+def test_the_best_by_a_metric_that_is_not_there_is_refused_at_once(shards, tmp_path):
+    for kept_by in ("accuracy", "learning_rate"):
+        config = make_config(shards, tmp_path / "run")
+        checkpoints = dataclasses.replace(config.checkpoints, keep_best=1, best_metric=kept_by)
+        with pytest.raises(UserError, match=f"best_metric='{kept_by}': allowed are loss, grad"):
+            train(dataclasses.replace(config, checkpoints=checkpoints))
+    assert not (tmp_path / "run").exists()
+
+
 def test_where_a_run_goes_on_from_can_be_said(shards, finished, tmp_path):
     with pytest.raises(UserError, match="resume=required.*no good checkpoint"):
         train(make_config(shards, tmp_path / "run", resume="required"))
