@@ -46,7 +46,7 @@ quickstart: env
 	$(PYTHON) launch/quickstart.py $(QUICKSTART_ARGUMENTS)
 
 test: env lint types
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	.venv/bin/ruff check .

@@ -100,7 +100,7 @@ def test_a_server_is_ready_when_it_answers_and_ends_with_its_children(tmp_path: 
 
 
 def test_a_process_that_dies_gives_the_end_of_its_log(tmp_path: Path) -> None:
-    code = "print('loading'); raise SystemExit('no memory for sk-secret')"
+    code = "print('loading', flush=True); raise SystemExit('no memory for sk-secret')"
     with pytest.raises(UserError, match=r"exit code 1.*loading / no memory for \*\*\*") as caught:
         run(code, tmp_path, key="sk-secret")
     assert "sk-secret" not in str(caught.value)
