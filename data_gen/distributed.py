@@ -223,7 +223,9 @@ class RayEngine:
     def _take(self, again: deque[Request]) -> Iterator[Completion]:
         """What the actors have answered by now; waits a moment for the first."""
         streams = {remote.stream: remote for remote in self._remotes}
-        ready, _ = self._ray.wait(list(streams), num_returns=1, timeout=_WAIT_SECONDS)
+        self._ray.wait(list(streams), num_returns=1, timeout=_WAIT_SECONDS)
+        # All that have something: of one alone it would be the first in the list, each time.
+        ready, _ = self._ray.wait(list(streams), num_returns=len(streams), timeout=0)
         for stream in ready:
             remote = streams[stream]
             try:

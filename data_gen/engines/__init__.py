@@ -45,6 +45,7 @@ __all__ = [
     "VllmConfig",
     "identify_engine",
     "open_engine",
+    "requests_under_way",
 ]
 
 
@@ -173,6 +174,17 @@ def _open_on_ray(config: EngineConfig) -> Engine:
         **asdict(identity),
         count_tokens=lambda prompt: len(encoder.encode(prompt)),
     )
+
+
+def requests_under_way(config: EngineConfig) -> int:
+    """Most requests that the engine takes before their completions are taken from it."""
+    if config.ray.actors:
+        return config.ray.actors * config.ray.in_flight
+    return {
+        "transformers": config.transformers.sort_window,
+        "vllm": config.vllm.in_flight * config.vllm.data_parallel,
+        "server": config.server.max_concurrency,
+    }[config.name]
 
 
 def _check(config: EngineConfig) -> None:

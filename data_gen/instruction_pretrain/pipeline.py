@@ -18,7 +18,13 @@ from data_gen.corpus import (
     find_files,
     read_corpus,
 )
-from data_gen.engines import Engine, Sampling, identify_engine, open_engine
+from data_gen.engines import (
+    Engine,
+    Sampling,
+    identify_engine,
+    open_engine,
+    requests_under_way,
+)
 from data_gen.estimate import Estimate, estimate, sample_corpus, write_sample
 from data_gen.instruction_pretrain.chains import Chains, drive, generator_of
 from data_gen.instruction_pretrain.config import SynthesisConfig
@@ -202,6 +208,8 @@ def _synthesize(
         output,
         parts=(AUGMENTED,),
         units_per_block=max(1, config.records_per_shard // config.rounds),
+        # Twice what the engine takes: it stays full while an early unit holds others back.
+        units_in_flight=2 * requests_under_way(config.engine),
         turns_expected=len(chosen),
         progress=progress,
     )

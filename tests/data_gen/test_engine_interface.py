@@ -14,11 +14,14 @@ import torch
 from data_gen.engines import (
     EngineConfig,
     Message,
+    RayConfig,
     Request,
     Sampling,
     ServerConfig,
+    VllmConfig,
     identify_engine,
     open_engine,
+    requests_under_way,
 )
 from data_gen.engines.transformers import TransformersEngine
 from ipt_jax.configuration import parse_config
@@ -203,3 +206,14 @@ def test_a_hub_name_is_found_in_the_hubs_cache(
         identify_engine(replace(config, model="owner/other"))
     with pytest.raises(UserError, match="at revision 'v2'"):
         identify_engine(replace(config, revision="v2"))
+
+
+def test_a_run_keeps_every_engine_full() -> None:
+    ray = RayConfig(actors=16, in_flight=1024)
+    for config, most in (
+        (EngineConfig(), 1024),
+        (EngineConfig(name="server", server=ServerConfig(max_concurrency=77)), 77),
+        (EngineConfig(name="vllm", vllm=VllmConfig(data_parallel=4, in_flight=500)), 2000),
+        (EngineConfig(name="vllm", ray=ray), 16 * 1024),
+    ):
+        assert requests_under_way(config) == most
