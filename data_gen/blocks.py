@@ -8,7 +8,6 @@ synced, renamed, and only then is the block finished in the ledger.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,15 @@ from data_gen.engines.base import Completion, Engine, Request
 from data_gen.ledger import Ledger
 from data_gen.outputs import OutputFolder, RejectedPiece
 from data_gen.runner import Done, Progress, Unit, Usage, no_progress, run_units
-from ipt_jax.records import DEFAULT_OPTIONS, Manifest, Record, ShardInfo, serialize, shard_name
+from ipt_jax.records import (
+    DEFAULT_OPTIONS,
+    Manifest,
+    Record,
+    ShardInfo,
+    atomic_write,
+    serialize,
+    shard_name,
+)
 from ipt_jax.shard_file import ShardFile
 
 _SAMPLES = 8  # shown to a person, of the first block
@@ -171,18 +178,13 @@ class _Block:
     def publish(self) -> dict[str, Any]:
         """Make the files last under their names; the block's result for the ledger."""
         infos = {part: shard.finish() for part, shard in self._shards.items()}
-        rejected = self._folder.rejected_pieces(self._number)
-        temporary = rejected.with_name(f"{rejected.name}.tmp")
-        with open(temporary, "wb") as file:
-            file.writelines(self._lines)
-            file.flush()
-            os.fsync(file.fileno())
+        rejected = b"".join(self._lines)
+        atomic_write(self._folder.rejected_pieces(self._number), rejected)
         for shard in self._shards.values():
             shard.publish()
-        os.replace(temporary, rejected)
         return {
             "shards": {part: asdict(info) for part, info in infos.items()},
-            "rejected_bytes": sum(map(len, self._lines)),
+            "rejected_bytes": len(rejected),
             "counts": dict(self._counts),
             "rejected": dict(self._reasons),
             "unused": self._unused,

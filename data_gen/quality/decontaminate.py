@@ -7,6 +7,7 @@ is removed.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -105,9 +106,9 @@ class Decontamination(Gate):
         self.unmatchable: frozenset[int] = frozenset()
         """Numbers of the examples that the rule cannot look for."""
 
+    @abstractmethod
     def matches(self, texts: Sequence[str]) -> Iterator[tuple[int, list[Match]]]:
         """Number of each contaminated text, in order, with all that it matches, best first."""
-        raise NotImplementedError
 
     def check(self, records: Sequence[Record]) -> list[Rejection | None]:
         verdicts: list[Rejection | None] = [None] * len(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Corpus(Protocol):
         ...
 
 
-class Gate:
+class Gate(ABC):
     """Base of the gates. Records come to `check` once, in order, in batches of any size."""
 
     name = ""
@@ -37,12 +38,12 @@ class Gate:
     needs_corpus = False
     """Whether `prepare` has to see all records before the first is checked."""
 
-    def prepare(self, corpus: Corpus) -> None:
+    def prepare(self, corpus: Corpus) -> None:  # noqa: B027 (not every gate needs it)
         """Look at all the records that will come to `check`."""
 
+    @abstractmethod
     def check(self, records: Sequence[Record]) -> list[Rejection | None]:
         """For each record why it may not pass; None where it may."""
-        raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:
         """Counts for the summary beside those of the rejections; JSON."""
@@ -52,7 +53,7 @@ class Gate:
         """Lines for `details/NAME.jsonl`; none, and the file is not written."""
         return ()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (not every gate needs it)
         """Free what the gate holds."""
 
 
