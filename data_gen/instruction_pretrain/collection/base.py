@@ -1,0 +1,205 @@
+"""Context-based data sets as texts with all their pairs (section 2.1, App. A)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_gen.instruction_pretrain.collection.files import Files, Located
+from data_gen.instruction_pretrain.format import (
+    ANSWER,
+    CONTEXT_CLOSE,
+    CONTEXT_OPEN,
+    END,
+    QUESTION,
+    Pair,
+)
+
+MOST_EXAMPLES = 10_000  # of one data set, those with the most pairs (App. A)
+# Table 12; sets with texts of several domains are in none of its columns.
+DOMAINS = (
+    *("encyclopedia", "fiction", "academic_tests", "trivia", "news", "expert_materials"),
+    *("social_media", "code"),
+)
+MULTI_DOMAIN = "multi_domain"
+_TAGS = (CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "</s>")
+# What a record that is not as its layout promises makes an adapter raise.
+_MALFORMED = (KeyError, TypeError, IndexError, ValueError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One task on one text; the tasks of equal texts become one example."""
+
+    text: str
+    """The context."""
+    pair: Pair
+    """The task."""
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A record, or a question of one, that no example holds."""
+
+    reason: str
+    """`malformed_file`, `malformed_record`, `no_context`, `no_question`, `no_answer`,
+    `answer_not_among_options`, `holds_a_tag`, `repeated_question`, `unanswerable`."""
+    detail: str = ""
+    """What was found."""
+    where: str = ""
+    """File and record; filled in by `gather`."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text with its pairs: what the synthesizer is tuned to write."""
+
+    id: str
+    """Data set and sha256 of the text."""
+    dataset: str
+    """Key in DATASETS."""
+    text: str
+    """The raw text."""
+    pairs: tuple[Pair, ...]
+    """At least one, in the order of the data set."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """How a data set lies on disk, and how its records become questions."""
+
+    name: str
+    """Key in DATASETS."""
+    domain: str
+    """One of DOMAINS, or MULTI_DOMAIN (Figure 7, Table 12)."""
+    source: str
+    """Who published it, and where its official files are."""
+    licence: str
+    """As its authors state it; `none stated` where they do not."""
+    train: tuple[str, ...]
+    """Patterns of the official training files; of the test files where no others exist."""
+    records: Callable[[Files], Iterator[Located]]
+    """Reads the chosen files; one record at a time."""
+    questions: Callable[[Any], Iterator[Question | Unusable]]
+    """Turns a record into questions; may raise what a malformed record makes it raise."""
+    held_out: tuple[str, ...] = ()
+    """Patterns of the official validation files."""
+    hub: str = ""
+    """Its name on the Hugging Face hub, where a copy has files that this adapter reads."""
+    unseen: bool = False
+    """One of the four sets of section 5.1 that the synthesizer is never tuned on."""
+
+
+@dataclass
+class Gathered:
+    """The examples of a data set, and everything that is in none of them."""
+
+    examples: list[Example] = field(default_factory=list)
+    """In the order of their first questions."""
+    unusable: list[Unusable] = field(default_factory=list)
+    """Each with place and reason."""
+    records: int = 0
+    """Records read, the unreadable ones included."""
+    questions: int = 0
+    """Questions found: pairs of examples, and unusable ones that the adapter did give."""
+    surplus_examples: int = 0
+    """Examples past the most of a data set, those with the fewest pairs."""
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Unusable records and questions by reason."""
+        return Counter(piece.reason for piece in self.unusable)
+
+
+def gather(
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    files: Sequence[str] | None = None,
+    most_examples: int = MOST_EXAMPLES,
+) -> Gathered:
+    """All questions of one context as one example, at most `most_examples` with the most pairs.
+
+    `files` are patterns in place of the data set's own training files.
+
+    Raises:
+      UserError: no folder, no such files, or an archive that cannot be unpacked.
+    """
+    found = Gathered()
+    pairs: dict[str, list[Pair]] = {}
+    seen: dict[str, set[str]] = {}
+    with Files(folder, files or dataset.train) as opened:
+        for record in dataset.records(opened):
+            found.records += 1
+            for piece in _pieces(dataset, record):
+                problem = piece if isinstance(piece, Unusable) else check(piece)
+                found.questions += isinstance(piece, Question)
+                if problem is None and isinstance(piece, Question):
+                    key = piece.text.strip()
+                    asked = piece.pair.question.strip().lower()
+                    if asked not in seen.setdefault(key, set()):
+                        seen[key].add(asked)
+                        pairs.setdefault(key, []).append(_stripped(piece.pair))
+                        continue
+                    problem = Unusable("repeated_question", piece.pair.instruction)
+                if problem is not None:
+                    found.unusable.append(
+                        Unusable(problem.reason, problem.detail, problem.where or record.where)
+                    )
+    examples = [
+        Example(example_id(dataset.name, text), dataset.name, text, tuple(of_text))
+        for text, of_text in pairs.items()
+    ]
+    if len(examples) > most_examples:
+        # Equal ones by their ids, which are as good as drawn: file order would favour first files.
+        order = sorted(
+            range(len(examples)), key=lambda i: (-len(examples[i].pairs), examples[i].id)
+        )
+        found.surplus_examples = len(examples) - most_examples
+        examples = [examples[i] for i in sorted(order[:most_examples])]
+    found.examples = examples
+    return found
+
+
+def example_id(dataset: str, text: str) -> str:
+    """The same for the same text of the same data set."""
+    return f"{dataset}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def check(question: Question) -> Unusable | None:
+    """Why a question is unusable, if it is."""
+    pair = question.pair
+    if not question.text.strip():
+        return Unusable("no_context", pair.instruction)
+    if not pair.instruction.strip():
+        return Unusable("no_question", pair.response)
+    if not pair.response.strip():
+        return Unusable("no_answer", pair.instruction)
+    if pair.options and pair.response.strip() not in {option.strip() for option in pair.options}:
+        return Unusable("answer_not_among_options", f"{pair.response!r} of {pair.options!r}")
+    whole = f"{question.text} {pair.question} {pair.answer}"
+    tags = [tag for tag in _TAGS if tag in whole]
+    return Unusable("holds_a_tag", tags[0]) if tags else None
+
+
+def _pieces(dataset: Dataset, record: Located) -> list[Question | Unusable]:
+    if record.error:
+        return [Unusable("malformed_file", record.error)]
+    try:
+        found = list(dataset.questions(record.value))
+    except _MALFORMED as error:
+        return [Unusable("malformed_record", f"{type(error).__name__}: {error}")]
+    return found or [Unusable("no_question", "the record holds none")]
+
+
+def _stripped(pair: Pair) -> Pair:
+    return Pair(
+        pair.instruction.strip(),
+        pair.response.strip(),
+        tuple(option.strip() for option in pair.options),
+        None if pair.rationale is None else pair.rationale.strip(),
+    )

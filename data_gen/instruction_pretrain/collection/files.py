@@ -1,0 +1,197 @@
+"""The files of a data set in its official layout, and the records in them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ipt_jax.errors import UserError
+
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+# Fields of these sets are whole articles; the csv module's own limit is 131,072 characters.
+csv.field_size_limit(1 << 27)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A record and where it stands, or why it could not be read."""
+
+    where: str
+    """File, and line or place within it."""
+    value: Any = None
+    """The record as the file holds it."""
+    error: str = ""
+    """What is wrong with it; empty for a record that was read."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file, decompressed as it is read."""
+
+    name: str
+    """Path within the data set, without .gz."""
+    path: Path
+    """Where it lies now."""
+
+    def text(self) -> str:
+        """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8."""
+        data = self.path.read_bytes()
+        if self.path.suffix == ".gz":
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+
+    def json(self) -> Any:
+        """Its content as JSON. Raises ValueError where it is none."""
+        return json.loads(self.text())
+
+    def rows(self, header: Sequence[str] | None = None) -> Iterator[Located]:
+        """Records of JSON lines, a JSON list, CSV, TSV (by the file's ending) or parquet.
+
+        `header` names the columns of a table without a line of names.
+        """
+        kind = Path(self.name).suffix.lower()
+        try:
+            if kind == ".parquet":
+                yield from self._parquet()
+            elif kind in (".csv", ".tsv"):
+                yield from self._table("\t" if kind == ".tsv" else ",", header)
+            else:
+                yield from self._json_rows()
+        except (OSError, EOFError, ValueError, csv.Error) as error:
+            yield Located(self.name, error=f"cannot be read: {error}")
+
+    def _parquet(self) -> Iterator[Located]:
+        import pyarrow.parquet
+
+        place = 0
+        with pyarrow.parquet.ParquetFile(self.path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield Located(f"{self.name}[{place}]", row)
+                    place += 1
+
+    def _table(self, delimiter: str, header: Sequence[str] | None) -> Iterator[Located]:
+        lines = io.StringIO(self.text(), newline="")
+        for row in csv.DictReader(lines, header, delimiter=delimiter):
+            yield Located(f"{self.name}:{row.get('id') or place_of(row)}", row)
+
+    def _json_rows(self) -> Iterator[Located]:
+        text = self.text()
+        if text.lstrip().startswith("["):
+            for place, value in enumerate(json.loads(text)):
+                yield Located(f"{self.name}[{place}]", value)
+            return
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            where = f"{self.name}:{number}"
+            try:
+                yield Located(where, json.loads(line))
+            except ValueError as error:
+                yield Located(where, error=f"is not JSON: {error}")
+
+
+def place_of(row: dict[Any, Any]) -> str:
+    """A short name for a table's row that has no id."""
+    return next((str(value)[:40] for value in row.values() if value), "empty row")
+
+
+class Files:
+    """The files of a data set's folder; archives in it are read as if they were unpacked.
+
+    Use it in a `with` block: unpacked archives are removed at its end.
+    """
+
+    def __init__(self, folder: str | Path, patterns: Sequence[str]) -> None:
+        self._root, self._patterns = Path(folder), tuple(patterns)
+        self._unpacked = tempfile.TemporaryDirectory(prefix="data-set-")
+        self._all: list[DataFile] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._unpacked.cleanup()
+
+    def chosen(self) -> list[DataFile]:
+        """The files of the patterns that the set was opened with.
+
+        Raises UserError where there are none.
+        """
+        found = self.find(*self._patterns)
+        if not found:
+            raise UserError(
+                f"{self._root} holds no file {' or '.join(self._patterns)}: give the data set's "
+                "folder as its authors publish it, or name its files in `files`."
+            )
+        return found
+
+    def find(self, *patterns: str) -> list[DataFile]:
+        """Files whose path in the set ends like one of the patterns, sorted by name."""
+        files = self._files()
+        return [
+            f for f in files if any(fnmatch(f"/{f.name}", f"*/{pattern}") for pattern in patterns)
+        ]
+
+    def _files(self) -> list[DataFile]:
+        if self._all is None:
+            if not self._root.is_dir():
+                raise UserError(f"there is no folder {self._root}: give that of the data set.")
+            self._all = sorted(self._walk(self._root, ""), key=lambda file: file.name)
+        return self._all
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[DataFile]:
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file():
+                continue
+            name = prefix + path.relative_to(folder).as_posix()
+            if name.endswith(_ARCHIVES):
+                yield from self._walk(self._unpack(path), f"{name}/")
+            else:
+                yield DataFile(name.removesuffix(".gz"), path)
+
+    def _unpack(self, archive: Path) -> Path:
+        target = Path(tempfile.mkdtemp(dir=self._unpacked.name))
+        try:
+            if archive.suffix == ".zip":
+                with zipfile.ZipFile(archive) as packed:
+                    packed.extractall(target)
+            else:
+                with tarfile.open(archive) as packed:
+                    packed.extractall(target, filter="data")
+        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"the archive {archive} cannot be unpacked ({error}): download it again."
+            ) from error
+        return target
+
+
+def rows(files: Files) -> Iterator[Located]:
+    """Every record of the chosen files, by their endings."""
+    for file in files.chosen():
+        yield from file.rows()
+
+
+def documents(files: Files) -> Iterator[Located]:
+    """The chosen files as one JSON document each."""
+    for file in files.chosen():
+        try:
+            yield Located(file.name, file.json())
+        except (OSError, EOFError, ValueError) as error:
+            yield Located(file.name, error=f"cannot be read: {error}")

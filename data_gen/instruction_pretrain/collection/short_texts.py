@@ -1,0 +1,7 @@
+"""Data sets of news, trivia and social media."""
+
+from __future__ import annotations
+
+from data_gen.instruction_pretrain.collection.base import Dataset
+
+DATASETS: tuple[Dataset, ...] = ()
