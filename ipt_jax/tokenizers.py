@@ -53,6 +53,9 @@ class Tokenizer(ABC):
     """V: ids are 0..V-1."""
     bos_id: int | None
     eos_id: int | None
+    bos_token: str | None
+    """How BOS is written where a text may name it (``<s>``)."""
+    eos_token: str | None
 
     @abstractmethod
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -84,6 +87,32 @@ class Tokenizer(ABC):
             return arrays
         first, last = np.asarray(head, np.int32), np.asarray(tail, np.int32)
         return [np.concatenate([first, ids, last]) for ids in arrays]
+
+    def encode_parts(self, parts: Sequence[str]) -> list[np.ndarray]:
+        """Int32 ids of each part of a text whose parts meet as a prompt and its completion do.
+
+        A part that is exactly BOS or EOS as this tokenizer writes it becomes that token; elsewhere
+        those characters stay text. A part's ids are those it has behind the part before it, where
+        the joint ids begin with that one's own; else those it has alone: an id never spans the
+        border, for the model that completes the one part sees none that does.
+        """
+        control = {self.bos_token: self.bos_id, self.eos_token: self.eos_id}
+        special = [control.get(part) if part else None for part in parts]
+        pairs = [
+            before + part if number and special[number - 1] is None else part
+            for number, (before, part) in enumerate(zip(["", *parts], parts, strict=False))
+        ]
+        found = self.encode_arrays([*parts, *pairs])
+        alone, joint = found[: len(parts)], found[len(parts) :]
+        ids: list[np.ndarray] = []
+        for number, token in enumerate(special):
+            if token is not None:
+                ids.append(np.asarray([token], np.int32))
+                continue
+            before = alone[number - 1] if number and special[number - 1] is None else alone[0][:0]
+            fits = np.array_equal(joint[number][: len(before)], before)
+            ids.append(joint[number][len(before) :] if fits else alone[number])
+        return ids
 
     def encode_batch(
         self, texts: Sequence[str], bos: bool = False, eos: bool = False
@@ -124,6 +153,9 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._model.vocab_size()
         bos, eos = self._model.bos_id(), self._model.eos_id()
         self.bos_id, self.eos_id = (None if i < 0 else i for i in (bos, eos))
+        self.bos_token, self.eos_token = (
+            None if i < 0 else self._model.id_to_piece(i) for i in (bos, eos)
+        )
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         # Arrays are 1.5 times faster than lists: the ids need not become Python objects.
@@ -193,6 +225,7 @@ class TiktokenTokenizer(Tokenizer):
         )
         self.vocab_size = base + self._RESERVED
         self.bos_id, self.eos_id = base, base + 1
+        self.bos_token, self.eos_token = names[:2]
 
     def _pieces(self, text: str) -> Iterator[str]:
         for start in range(0, len(text), self._LONGEST_PIECE):
@@ -245,13 +278,11 @@ class FastTokenizer(Tokenizer):
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / file).is_file():
                 settings |= {k: v for k, v in _read_json(folder / file).items() if v is not None}
-        self.bos_id, self.eos_id = (self._setting(settings, key) for key in ("bos", "eos"))
-
-    def _setting(self, settings: dict[str, Any], key: str) -> int | None:
-        token = settings.get(f"{key}_token")
-        if isinstance(token, dict):
-            token = token.get("content")
-        return None if token is None else self._fast.token_to_id(token)
+        self.bos_token, self.eos_token = (_content(settings, key) for key in ("bos", "eos"))
+        self.bos_id, self.eos_id = (
+            None if token is None else self._fast.token_to_id(token)
+            for token in (self.bos_token, self.eos_token)
+        )
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         batch = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -270,6 +301,11 @@ class FastTokenizer(Tokenizer):
         for file in _HF_FILES:
             if (self._folder / file).is_file():
                 shutil.copyfile(self._folder / file, Path(folder) / file)
+
+
+def _content(settings: dict[str, Any], key: str) -> str | None:
+    token = settings.get(f"{key}_token")
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _read(path: Path) -> bytes:

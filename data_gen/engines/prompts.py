@@ -43,7 +43,10 @@ class PromptEncoder:
           PromptError: a chat that the template refuses (two turns of the user, an unknown role).
         """
         text = prompt if isinstance(prompt, str) else self._render(prompt)
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        # Folders that keep control tokens out of documents would keep out the prompt's own, too.
+        return self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=False, verbose=False
+        )["input_ids"]
 
     def _render(self, messages: Any) -> str:
         from jinja2 import TemplateError

@@ -32,6 +32,9 @@ class SynthesisConfig:
     """Most pairs kept of one completion; further ones are rejected as `surplus`."""
     demonstrations: bool = False
     """Put a worked example before texts that carry none; for models not tuned as synthesizers."""
+    templates: str = ""
+    """YAML file of your own templates of training texts; what it leaves out stays ours, and empty
+    is ours (docs/synthesis.md)."""
     seed: int = 0
     """Draws of documents, tokens and templates derive from it."""
     limit: int | None = None

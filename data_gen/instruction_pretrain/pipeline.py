@@ -29,7 +29,7 @@ from data_gen.estimate import Estimate, estimate, sample_corpus, write_sample
 from data_gen.instruction_pretrain.chains import Chains, drive, generator_of
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.demonstrations import DEMONSTRATIONS
-from data_gen.instruction_pretrain.format import pairs_regex, render_prompt
+from data_gen.instruction_pretrain.format import EOS, pairs_regex, render_prompt
 from data_gen.instruction_pretrain.records import (
     AUGMENTED,
     METHOD,
@@ -39,6 +39,7 @@ from data_gen.instruction_pretrain.records import (
     write_plain,
 )
 from data_gen.instruction_pretrain.rounds import Budget
+from data_gen.instruction_pretrain.template_file import TemplateSet, load_templates
 from data_gen.intake import RAW, take_in
 from data_gen.ledger import Ledger, stored_token_counts
 from data_gen.outputs import OutputFolder
@@ -50,9 +51,9 @@ from ipt_jax.records import RecordSource
 # Settings that no record depends on, or that the fingerprint has in another form.
 _NOT_IN_RECORDS = (
     *("input", "output", "fresh", "engine", "gpus", "price_per_gpu_hour"),
-    *("dry_run", "dry_run_documents"),
+    *("dry_run", "dry_run_documents", "templates"),
 )
-_BEHAVIOUR = 1  # raised when prompts, parsing or templates change, so that no run mixes two
+_BEHAVIOUR = 2  # raised when prompts, parsing or templates change, so that no run mixes two
 
 
 def run_synthesis(
@@ -73,7 +74,8 @@ def run_synthesis(
     """
     files = find_files(config.input)
     identity = asdict(identify_engine(config.engine)) if engine is None else _identity(engine)
-    fingerprint = _fingerprint(config, identity, corpus_sha256(files))
+    templates = load_templates(config.templates)
+    fingerprint = _fingerprint(config, identity, corpus_sha256(files), templates.sha256)
     output = OutputFolder(Path(config.output), (RAW, PLAIN, AUGMENTED))
     if config.fresh:
         output.clear()
@@ -92,7 +94,7 @@ def run_synthesis(
                     progress(status)
                     log(status)
 
-                summary = _synthesize(config, output, ledger, opened, identity, tell)
+                summary = _synthesize(config, output, ledger, opened, identity, templates, tell)
         finally:
             if engine is None:
                 opened.close()
@@ -146,7 +148,7 @@ def _identity(engine: Engine) -> dict[str, str]:
 
 
 def _fingerprint(
-    config: SynthesisConfig, identity: Mapping[str, str], corpus: str
+    config: SynthesisConfig, identity: Mapping[str, str], corpus: str, templates: str
 ) -> dict[str, Any]:
     """Everything that the records depend on; keys are named to the user when they differ."""
     settings = asdict(config)
@@ -161,6 +163,7 @@ def _fingerprint(
         **{f"engine.{key}": value for key, value in identity.items()},
         "method": f"{METHOD}/{_BEHAVIOUR}",
         "prompt_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "templates_sha256": templates,
         "corpus": corpus,
     }
 
@@ -171,6 +174,7 @@ def _synthesize(
     ledger: Ledger,
     engine: Engine,
     identity: Mapping[str, str],
+    templates: TemplateSet,
     progress: Progress,
 ) -> dict[str, Any]:
     context_tokens = min(config.engine.context_tokens, engine.context_tokens)
@@ -185,6 +189,9 @@ def _synthesize(
         temperature=config.engine.temperature,
         top_k=config.engine.top_k,
         top_p=config.engine.top_p,
+        # The end of an example is one token for the published synthesizer, and letters for models
+        # whose own end token is another.
+        stop=(EOS,),
         regex=pairs_regex(config.min_pairs, config.max_pairs) if config.engine.constrain else None,
     )
     intake = take_in(
@@ -198,7 +205,7 @@ def _synthesize(
     raw = RecordSource(output.shards(RAW), verify=False)
     chosen = generator_of(config.seed, "selection").permutation(len(raw))
     chosen = chosen[: round(config.fraction * len(raw))]
-    provenance = Provenance(config, identity, sampling)
+    provenance = Provenance(config, identity, sampling, templates)
     totals = run_blocks(
         Chains(raw, chosen, config.rounds),
         lambda chain: drive(chain, config, budget, sampling),

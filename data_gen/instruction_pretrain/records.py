@@ -14,8 +14,9 @@ from data_gen.blocks import UnitOutput
 from data_gen.engines import Sampling
 from data_gen.instruction_pretrain.chains import Chain, ChainOutcome, generator_of
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.format import Shot
+from data_gen.instruction_pretrain.format import Shot, render_pairs
 from data_gen.instruction_pretrain.rounds import Turn, collections
+from data_gen.instruction_pretrain.template_file import TemplateSet
 from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.outputs import OutputFolder, RejectedPiece
 from data_gen.runner import Done, Failure
@@ -32,6 +33,7 @@ class Provenance:
     config: SynthesisConfig
     identity: Mapping[str, str]
     sampling: Sampling
+    templates: TemplateSet
 
     @property
     def sampling_settings(self) -> dict[str, Any]:
@@ -91,7 +93,9 @@ def _augmented(
     documents = [chain.documents[turn.index] for turn in members]
     shots = [Shot(d.text, turn.parsed.pairs) for d, turn in zip(documents, members, strict=True)]
     name = f"{METHOD}-{chain.id}-{number}"
-    parts = render_training_text(shots, generator_of(provenance.config.seed, "template", name))
+    parts = render_training_text(
+        shots, generator_of(provenance.config.seed, "template", name), provenance.templates
+    )
     made = provenance.of("".join(turn.prompt for turn in members), documents)
     record = Record(
         id=name,
@@ -99,7 +103,12 @@ def _augmented(
         source=METHOD,
         parts=tuple(parts),
         loss=(1.0,) * len(parts),  # loss on all tokens (2.2)
-        provenance={**made, "pairs": sum(len(shot.pairs) for shot in shots)},
+        provenance={
+            **made,
+            "pairs": sum(len(shot.pairs) for shot in shots),
+            # As they were read, one string for each parent: `parse_pairs` gives them back.
+            "generated": [render_pairs(shot.pairs) for shot in shots],
+        },
     )
     sample = {
         "id": name,

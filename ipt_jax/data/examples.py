@@ -39,6 +39,11 @@ def tokenise(
     tokenizer: Tokenizer,
 ) -> list[Tokenised]:
     """Examples of records that were read from ``indices`` of a source."""
+    if task.encode == "parts":
+        return [
+            _by_parts(task, tokenizer, record, source.where(index))
+            for record, index in zip(records, indices, strict=True)
+        ]
     ids = tokenizer.encode_arrays([record.text for record in records], task.bos, task.eos)
     if task.loss == "all":
         return [Tokenised(array, None) for array in ids]
@@ -48,15 +53,38 @@ def tokenise(
     ]
 
 
-def _loss(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> np.ndarray:
-    """Weight of each token: that of the part its last character lies in; EOS has the last's."""
+def _by_parts(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> Tokenised:
+    parts, weights = _parts(task, record, where)
+    ids = tokenizer.encode_parts(parts)
+    head, tail = (
+        ends.astype(np.int32)
+        for ends in np.split(tokenizer.encode_arrays([""], task.bos, task.eos)[0], [int(task.bos)])
+    )
+    tokens = np.concatenate([head, *ids, tail])
+    if task.loss == "all":
+        return Tokenised(tokens, None)
+    loss = np.repeat(
+        np.concatenate([[0], weights, weights[-1:]]),
+        [len(head), *map(len, ids), *[0] * (len(weights) - len(ids)), len(tail)],
+    )
+    return Tokenised(tokens, loss.astype(np.float32))
+
+
+def _parts(task: Task, record: Record, where: str) -> tuple[tuple[str, ...], np.ndarray]:
     if record.parts is None or record.loss is None:
+        asked = "encode: parts" if task.encode == "parts" else "loss: responses"
+        instead = "encode: text" if task.encode == "parts" else "loss: all"
         raise UserError(
             f"{where} (id {record.id!r}) has no `parts`, but the task {task.name!r} has "
-            "`loss: responses`: write parts and loss into its records, or use `loss: all`."
+            f"`{asked}`: write parts and loss into its records, or use `{instead}`."
         )
-    weights = np.asarray(record.loss or (0.0,), np.float32)
-    borders = np.cumsum([len(part) for part in record.parts])
+    return record.parts, np.asarray(record.loss or (0.0,), np.float32)
+
+
+def _loss(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> np.ndarray:
+    """Weight of each token: that of the part its last character lies in; EOS has the last's."""
+    parts, weights = _parts(task, record, where)
+    borders = np.cumsum([len(part) for part in parts])
     ends = tokenizer.ends(record.text)
     part = np.searchsorted(borders, np.maximum(ends - 1, 0), side="right")
     loss = weights[np.minimum(part, len(weights) - 1)]

@@ -58,9 +58,11 @@ class Lengths:
         return {"path": self.path, "records": self.records}
 
 
-def lengths_name(fingerprint: str, tokenizer_sha256: str) -> str:
-    """File name of the index of those records under that tokenizer."""
+def lengths_name(fingerprint: str, tokenizer_sha256: str, encode: str = "text") -> str:
+    """File name of the index of those records under that tokenizer, encoded as the task says."""
     key = f"{_VERSION} {fingerprint} {tokenizer_sha256}"
+    if encode != "text":
+        key += f" {encode}"
     return f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
 
@@ -78,11 +80,16 @@ def write_lengths(path: Path, counts: np.ndarray) -> None:
         ) from error
 
 
-def _count(source: Source, tokenizer: Tokenizer, indices: Sequence[int]) -> list[int]:
+def _count(source: Source, tokenizer: Tokenizer, encode: str, indices: Sequence[int]) -> list[int]:
     if isinstance(source, TokenSource):
         return source.token_counts(indices)
-    texts = [record.text for record in source.read(indices)]
-    return [len(ids) for ids in tokenizer.encode_arrays(texts)]
+    records = source.read(indices)
+    if encode == "parts":  # a record without parts is refused by name where it is tokenised
+        return [
+            sum(map(len, tokenizer.encode_parts(record.parts or (record.text,))))
+            for record in records
+        ]
+    return [len(ids) for ids in tokenizer.encode_arrays([record.text for record in records])]
 
 
 def index_lengths(
@@ -90,17 +97,20 @@ def index_lengths(
     tokenizer: Tokenizer,
     progress: Callable[[int, int], None] = lambda done, total: None,
     skip_damaged: bool = False,
+    encode: str = "text",
 ) -> Lengths:
     """The lengths of a source under a tokenizer, read from beside its manifest or counted now.
 
-    The file's name holds the shards' checksums and the tokenizer's, so that an index of other
-    records or another vocabulary is never taken. ``progress`` is called with records done and
-    in all. With ``skip_damaged`` a record that cannot be read is counted as -1, in a file of
-    another name, which only those take who skip too; and they go on taking it, so that their
-    rows stay as they are when the record is mended. Raises UserError where the index cannot be
-    written, and without ``skip_damaged`` for a damaged record.
+    The file's name holds the shards' checksums, the tokenizer's and the task's `encode`, so that
+    an index of other records or another vocabulary is never taken. ``progress`` is called with
+    records done and in all. With ``skip_damaged`` a record that cannot be read is counted as -1,
+    in a file of another name, which only those take who skip too; and they go on taking it, so
+    that their rows stay as they are when the record is mended. Raises UserError where the index
+    cannot be written, and without ``skip_damaged`` for a damaged record.
     """
-    whole = source.folder / lengths_name(source.fingerprint, tokenizer.sha256)
+    if isinstance(source, TokenSource):
+        encode = "text"  # what is to be counted is encoded already
+    whole = source.folder / lengths_name(source.fingerprint, tokenizer.sha256, encode)
     partial = whole.with_name(f"{whole.stem}-damaged.npy")
     for path in (partial, whole) if skip_damaged else (whole,):
         lengths = Lengths(path, len(source))
@@ -110,7 +120,7 @@ def index_lengths(
                     return lengths
             except (ValueError, OSError, EOFError) as error:
                 _LOG.warning("the length index %s is damaged (%s): counting again", path, error)
-    count = functools.partial(_count, source, tokenizer)
+    count = functools.partial(_count, source, tokenizer, encode)
     counts = np.zeros(len(source), np.int32)
     for start in range(0, len(source), _CHUNK):
         stop = min(start + _CHUNK, len(source))

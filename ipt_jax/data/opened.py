@@ -125,6 +125,7 @@ def open_mixture(
             tokenizer,
             lambda done, total, name=task.name: progress(name, done, total),
             skip_damaged=config.skip_damaged,
+            encode=task.encode,
         )
         tokens = index.tokens(extra_tokens(task))
         if mixture.rates == NATURAL:

@@ -315,6 +315,6 @@ def _rate(task: Any, *, rate: float | None, by: str) -> float:
     if by == "examples":
         return rate
     ours: Task = task.source._task
-    lengths = index_lengths(records, load_tokenizer(ours.tokenizer))
+    lengths = index_lengths(records, load_tokenizer(ours.tokenizer), encode=ours.encode)
     tokens = lengths.tokens(extra_tokens(ours))
     return rate * len(records) / tokens

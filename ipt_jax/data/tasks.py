@@ -35,6 +35,9 @@ class Task:
     """Put EOS after each example."""
     loss: Literal["all", "responses"] = "all"
     """``all``: every token (pre-training); ``responses``: the weights of the record's parts."""
+    encode: Literal["text", "parts"] = "text"
+    """``text``: the whole text at once; ``parts``: as a prompt and its completion meet at each
+    border of the record's parts, which may be BOS and EOS (``Tokenizer.encode_parts``)."""
     max_epochs: float | None = None
     """How often each example may be seen; None for no limit."""
     format: str | None = None
@@ -56,6 +59,10 @@ class Task:
         if self.loss not in ("all", "responses"):
             raise UserError(
                 f"`tasks.{self.name}.loss` is {self.loss!r}: it must be 'all' or 'responses'."
+            )
+        if self.encode not in ("text", "parts"):
+            raise UserError(
+                f"`tasks.{self.name}.encode` is {self.encode!r}: it must be 'text' or 'parts'."
             )
         if self.format is not None and self.format not in FORMATS:
             raise UserError(

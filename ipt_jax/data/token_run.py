@@ -393,7 +393,7 @@ def _mixture_file(mixture: Mixture, output: Path, tokenized: set[str]) -> dict[s
     """The mixture with token shards as sources, as a mixture file."""
     tasks: dict[str, Any] = {}
     for task in mixture.tasks:
-        source, kept = task.source, ["bos", "eos", "loss", "max_epochs", "tokenizer"]
+        source, kept = task.source, ["bos", "eos", "loss", "encode", "max_epochs", "tokenizer"]
         if task.name in tokenized:
             source = str(output / task.name)
         else:

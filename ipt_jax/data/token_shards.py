@@ -47,6 +47,8 @@ class TokenDetails:
     """Each example ends with EOS."""
     loss: str
     """``responses`` where each example has loss weights, else ``all``."""
+    encode: str
+    """``parts`` where texts were tokenised part by part, else ``text``."""
 
     @classmethod
     def of(cls, task: Task, tokenizer: Tokenizer, source_fingerprint: str) -> "TokenDetails":
@@ -61,6 +63,7 @@ class TokenDetails:
             bos=task.bos,
             eos=task.eos,
             loss=task.loss,
+            encode=task.encode,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def _check_task(task: Task, tokenizer: Tokenizer, manifest: Manifest) -> None:
             f"tokens are those of {made.get('tokenizer')!r} with another vocabulary: name that "
             "one, or tokenise the source again."
         )
-    for key in ("bos", "eos"):
+    for key in ("bos", "eos", "encode"):
         if made.get(key) != getattr(task, key):
             raise UserError(
                 f"`tasks.{task.name}.{key}` is {getattr(task, key)}, but {where} says that the "

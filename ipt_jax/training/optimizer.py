@@ -22,7 +22,7 @@ class OptimizerConfig:
     warmup_fraction: float | None = None
     """Share of the steps that is warm-up, in place of warmup_steps; null: warmup_steps holds."""
     schedule: str = "cosine"
-    """cosine, wsd (warm-up, stable, decay) or constant."""
+    """cosine, linear, wsd (warm-up, stable, decay) or constant."""
     final_fraction: float = 0.1
     """Learning rate at the last step over the peak."""
     decay_fraction: float = 0.1
@@ -70,6 +70,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     rise = optax.linear_schedule(0.0, peak, warmup)
     if config.schedule == "constant":
         return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
+    if config.schedule == "linear":
+        fall = optax.linear_schedule(peak, final, max(steps - warmup, 1))
+        return optax.join_schedules([rise, fall], [warmup])
     if config.schedule == "wsd":
         decay = max(1, round(steps * config.decay_fraction))
         if warmup + decay > steps:
@@ -81,7 +84,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         pieces = [rise, optax.constant_schedule(peak), fall]
         return optax.join_schedules(pieces, [warmup, steps - decay])
     raise UserError(
-        f"optimizer.schedule={config.schedule!r}: allowed are cosine, wsd and constant."
+        f"optimizer.schedule={config.schedule!r}: allowed are cosine, linear, wsd and constant."
     )
 
 

@@ -54,6 +54,15 @@ def test_warm_up_in_steps_is_at_most_half_the_run():
     assert warmup_steps(OptimizerConfig(warmup_steps=20), 100) == 20
 
 
+def test_linear_falls_from_the_end_of_warm_up_to_the_last_step():
+    config = OptimizerConfig(schedule="linear", warmup_steps=10, final_fraction=0.0)
+    rate = rates(config, 110)
+    assert [rate(step) for step in (5, 10, 60, 110)] == pytest.approx([1.5e-4, 3e-4, 1.5e-4, 0.0])
+    assert rates(OptimizerConfig(schedule="linear", warmup_steps=10), 110)(110) == pytest.approx(
+        3e-5
+    )
+
+
 def test_warm_up_stable_decay_and_constant():
     config = OptimizerConfig(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
     rate = rates(config, 100)
@@ -66,7 +75,7 @@ def test_warm_up_stable_decay_and_constant():
     crowded = OptimizerConfig(schedule="wsd", warmup_fraction=0.6, decay_fraction=0.5)
     with pytest.raises(UserError, match="50 steps of decay and 60 of warm-up"):
         make_schedule(crowded, 100)
-    with pytest.raises(UserError, match="allowed are cosine, wsd and constant"):
+    with pytest.raises(UserError, match="allowed are cosine, linear, wsd and constant"):
         make_schedule(OptimizerConfig(schedule="linear"), 100)
 
 

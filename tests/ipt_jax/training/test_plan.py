@@ -153,7 +153,7 @@ def test_ablations_change_one_thing(domain):
 
     rates, tasks = read_mixture()
     assert read_mixture("_without_corpora") == ("natural", {"general": tasks["general"]})
-    for ablation in ("rule_based", "1_shot"):
+    for ablation in ("rule_based", "1_shot", "random_pairs"):
         source = f"runs/ipt_{domain}/{ablation}/shards/augmented"
         augmented = dataclasses.replace(tasks["augmented"], source=source)
         assert read_mixture(f"_{ablation}") == (rates, {**tasks, "augmented": augmented})

@@ -1,0 +1,221 @@
+"""Templates of training texts as YAML: ours, and files of a user's own, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ipt_jax.errors import UserError, nearest
+
+OUR_FOLDER = Path(__file__).with_name("template_data")
+OUR_FILES = ("pairs.yaml", "texts.yaml", "arrangements.yaml")
+SLOT = re.compile(r"\{(\w+)\}")
+COUNTERS = ("1", "a", "A", "i", "I")
+ANSWERS = ("answer", "marker", "marked_answer")
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What the entries of a list have places for."""
+
+    required: tuple[str, ...] = ()
+    """Each stands once in every entry."""
+    one_of: tuple[str, ...] = ()
+    """One of these stands in every entry."""
+    optional: bool = False
+    """An entry may also have none of `one_of`."""
+
+
+LISTS: Mapping[str, Slots] = {
+    "free_form": Slots(("question", "answer")),
+    "multiple_choice": Slots(("question", "options"), ANSWERS),
+    "free_form_chain_of_thought": Slots(("question", "rationale", "answer")),
+    "multiple_choice_chain_of_thought": Slots(("question", "options", "rationale"), ANSWERS),
+    "texts": Slots(("text",)),
+    "openings": Slots(),
+    "pairs_first": Slots(("pairs", "text")),
+    "dialogues": Slots(("dialogue",)),
+    "dialogue_turns": Slots(("question", "answer")),
+    "next_turns": Slots(("dialogue", "turn")),
+    "numbered": Slots(("questions", "answers")),
+    "examples": Slots(("examples", "last")),
+    "option_questions": Slots(("question", "options")),
+    "option_answers": Slots((), ANSWERS),
+    "reasoned_answers": Slots(("rationale", "answer")),
+    "markers": Slots((), COUNTERS, optional=True),
+    "numbers": Slots((), COUNTERS),
+    "opening_connections": Slots(),
+    "text_connections": Slots(),
+    "pair_connections": Slots(),
+    "line_connections": Slots(),
+    "option_connections": Slots(),
+    "shot_connections": Slots(),
+}
+# The first two work with any number of pairs; the others need two.
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "arrangements": ("reading", "dialogue", "numbered", "examples", "next_turn"),
+    "one_pair_arrangements": ("reading", "dialogue"),
+}
+SHARES = ("pairs_first", "opening")
+
+
+@dataclass(frozen=True)
+class TemplateSet:
+    """Everything that a training text can look like."""
+
+    lists: Mapping[str, tuple[str, ...]]
+    """Entries by the names of LISTS; each entry of a list is as likely as the others."""
+    weights: Mapping[str, Mapping[str, float]]
+    """`arrangements`, and `one_pair_arrangements` for records with a text of only one pair."""
+    shares: Mapping[str, float]
+    """`pairs_first`: records whose pairs come before the text; `opening`: plain ones with one."""
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of everything in it; orders of lists count, for draws depend on them."""
+        content = [sorted(self.lists.items())]
+        content += [[key, list(of.items())] for key, of in sorted(self.weights.items())]
+        content += [sorted(self.shares.items())]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@cache
+def our_templates() -> TemplateSet:
+    """The templates that come with the package (`template_data/`)."""
+    templates = TemplateSet({}, {}, {})
+    for name in OUR_FILES:
+        templates = _overlay(templates, OUR_FOLDER / name)
+    return templates
+
+
+def load_templates(path: str | Path = "") -> TemplateSet:
+    """The templates of a file of the user's own; without a path, ours.
+
+    A list or weights of the file replace ours whole; what the file leaves out stays ours, single
+    shares too.
+
+    Raises:
+      UserError: naming file, key and entry: no such file, no YAML, unknown or repeated keys, empty
+        lists, missing, unknown or repeated slots, weights that are negative or all zero.
+    """
+    return _overlay(our_templates(), Path(path).expanduser()) if str(path) else our_templates()
+
+
+def _overlay(below: TemplateSet, path: Path) -> TemplateSet:
+    """`below` with what the file says."""
+    lists, weights, shares = dict(below.lists), dict(below.weights), dict(below.shares)
+    for key, value in _read(path).items():
+        where = f"the template file {path}: `{key}`"
+        if key in LISTS:
+            lists[key] = _entries(where, value, LISTS[key])
+        elif key in WEIGHTS:
+            weights[key] = _weights(where, value, WEIGHTS[key])
+        elif key == "shares":
+            shares |= _shares(where, value)
+        else:
+            known = nearest(key, (*LISTS, *WEIGHTS, "shares"))
+            raise UserError(f"the template file {path} has an unknown key {key!r}. {known}")
+    return replace(below, lists=lists, weights=weights, shares=shares)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice; YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # YAML itself refuses it
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no template file {path}: correct `templates`.") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the template file {path} cannot be read ({error}): mend it.") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(
+            f"the template file {path} must hold keys with their templates, such as "
+            f"`free_form:` and a list; see {OUR_FOLDER.name}/ for all of them."
+        )
+    return content
+
+
+def _entries(where: str, value: Any, slots: Slots) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where} must be a list with at least one entry.")
+    for number, entry in enumerate(value, 1):
+        wrong = _wrong_with(entry, slots)
+        if wrong:
+            raise UserError(f"{where}, entry {number} ({entry!r}) {wrong}.")
+    return tuple(value)
+
+
+def _wrong_with(entry: Any, slots: Slots) -> str:
+    """What is wrong with an entry, or nothing."""
+    if not isinstance(entry, str):
+        return "is no string: put it between quotation marks"
+    if not entry:
+        return "is empty: write what shall stand there, or leave the entry out"
+    found = SLOT.findall(entry)
+    allowed = (*slots.required, *slots.one_of)
+    for name in found:
+        if name not in allowed:
+            hint = nearest(name, allowed).removesuffix(".") if allowed else "It can have none"
+            return f"has a slot {{{name}}} that is unknown here. {hint}"
+        if found.count(name) > 1:
+            return f"has the slot {{{name}}} more than once: leave it once"
+    for name in slots.required:
+        if name not in found:
+            return f"has no slot {{{name}}}: what belongs there would be lost"
+    chosen = sum(name in slots.one_of for name in found)
+    if chosen > 1 or (not chosen and slots.one_of and not slots.optional):
+        names = ", ".join(f"{{{name}}}" for name in slots.one_of)
+        return f"has {chosen} of the slots {names}: it must have one"
+    return ""
+
+
+def _weights(where: str, value: Any, names: tuple[str, ...]) -> dict[str, float]:
+    weights = _numbers(where, value, names)
+    if any(weight < 0 for weight in weights.values()):
+        raise UserError(f"{where} has a negative weight: weights are 0 or more.")
+    if not any(weights.values()):
+        raise UserError(f"{where} gives no arrangement a weight above 0: give one to at least one.")
+    return weights
+
+
+def _shares(where: str, value: Any) -> dict[str, float]:
+    shares = _numbers(where, value, SHARES)
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"{where}: `{name}` is {share}; a share lies between 0 and 1.")
+    return shares
+
+
+def _numbers(where: str, value: Any, names: tuple[str, ...]) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a mapping such as {{{names[0]}: 1}}.")
+    for name, number in value.items():
+        if name not in names:
+            raise UserError(f"{where} has an unknown key {name!r}. {nearest(name, names)}")
+        right = isinstance(number, int | float) and not isinstance(number, bool)
+        if not right or not math.isfinite(number):
+            raise UserError(f"{where}: `{name}` is {number!r}; it must be a number.")
+    return {name: float(number) for name, number in value.items()}

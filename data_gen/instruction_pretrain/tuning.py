@@ -1,0 +1,343 @@
+"""Tuning data of the synthesizer: few-shot sequences of examples of one data set (section 2.1)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_gen.instruction_pretrain.analysis.held_out import held_out_line
+from data_gen.instruction_pretrain.chains import generator_of
+from data_gen.instruction_pretrain.collection import DATASETS, Dataset, Example, Gathered, gather
+from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES, Unusable
+from data_gen.instruction_pretrain.format import (
+    BOS,
+    CONTEXT_CLOSE,
+    CONTEXT_OPEN,
+    EOS,
+    Shot,
+    render_pairs,
+)
+from data_gen.instruction_pretrain.templates import render_training_text
+from ipt_jax.errors import UserError, nearest
+from ipt_jax.records import Record, ShardWriter, atomic_write
+from ipt_jax.tokenizers import Tokenizer, load_tokenizer
+
+METHOD = "instruction_pretrain_tuning"
+HELD_OUT_FILE = "held_out.jsonl"
+
+
+@dataclass(frozen=True)
+class TuningSource:
+    """A data set on this machine."""
+
+    dataset: str
+    """Name in the collection."""
+    folder: str
+    """Its folder within `root`, in the official layout, or hf://OWNER/NAME on the hub."""
+    files: list[str] | None = None
+    """Patterns in place of the data set's training files."""
+    most_examples: int = MOST_EXAMPLES
+    """Examples taken at most, those with the most pairs (App. A: 10K)."""
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """Data sets in, few-shot sequences out, and examples that are kept from tuning."""
+
+    sources: list[TuningSource] = field(default_factory=list)
+    """Data sets to tune on."""
+    unseen: list[TuningSource] = field(default_factory=list)
+    """Data sets that are only tried on."""
+    root: str = "."
+    """Where the folders of the data sets lie."""
+    output: str = "runs/ipt_tuning"
+    """Folder: shards/ to tune on, templated/ to pre-train on (the same examples in the forms of
+    augmented texts), rejected/, held_out.jsonl and summary.json are written there."""
+    tokenizer: str = "mistral-7b-v0.1"
+    """Of the model that is tuned: a name or a folder."""
+    sequence_tokens: int = 4096
+    """Most tokens of a sequence (Table 8): as many examples as fit."""
+    held_out_examples: int = 50
+    """Examples of each data set that are kept from tuning, at most a tenth of them."""
+    shots: int = 3
+    """Further examples noted beside each of them, for the few-shot setting (Table 5)."""
+    most_pairs: int = 64
+    """Pairs taken of one example."""
+    seed: int = 0
+    """Draws of order, held-out examples and shots derive from it."""
+    fresh: bool = False
+    """Replace what an earlier run left in `output`."""
+
+    def __post_init__(self) -> None:
+        for key in ("sequence_tokens", "most_pairs"):
+            if getattr(self, key) < 1:
+                raise UserError(f"`{key}` is {getattr(self, key)}: it must be at least 1.")
+        for key in ("held_out_examples", "shots"):
+            if getattr(self, key) < 0:
+                raise UserError(f"`{key}` is {getattr(self, key)}: it must be 0 or more.")
+        for source in [*self.sources, *self.unseen]:
+            if source.dataset not in DATASETS:
+                raise UserError(
+                    f"the collection has no data set {source.dataset!r}. "
+                    f"{nearest(source.dataset, DATASETS)}"
+                )
+        twice = {s.dataset for s in self.sources} & {s.dataset for s in self.unseen}
+        if twice:
+            raise UserError(
+                f"`{sorted(twice)[0]}` stands in `sources` and in `unseen`: choose one."
+            )
+        for source in self.sources:
+            if DATASETS[source.dataset].unseen:
+                raise UserError(
+                    f"`{source.dataset}` is one of the sets that the synthesizer is tried on but "
+                    "never tuned on (section 5.1): put it under `unseen`."
+                )
+
+
+def example_parts(example: Example) -> tuple[list[str], list[float]]:
+    """The parts of an example as it is tuned on, and their loss: the pairs and the end only.
+
+    They join to `format.render_example`; BOS and EOS are parts of their own, so that a tokenizer
+    that has them under these names makes each of them one token (`encode: parts`).
+    """
+    bos, space = BOS[:-1], BOS[-1:]
+    context = f"{space}{CONTEXT_OPEN} {example.text} {CONTEXT_CLOSE}\n\n"
+    return [bos, context, render_pairs(example.pairs), EOS], [0.0, 0.0, 1.0, 1.0]
+
+
+def count_tokens(example: Example, tokenizer: Tokenizer) -> int:
+    """Tokens of an example within a sequence."""
+    return sum(len(ids) for ids in tokenizer.encode_parts(example_parts(example)[0]))
+
+
+def fit_example(
+    example: Example, tokenizer: Tokenizer, config: TuningConfig
+) -> tuple[Example | None, int, int]:
+    """The example with as many of its pairs as fit; its tokens; pairs left out, the last first."""
+    for kept in range(min(len(example.pairs), config.most_pairs), 0, -1):
+        fitted = Example(example.id, example.dataset, example.text, example.pairs[:kept])
+        tokens = count_tokens(fitted, tokenizer)
+        if tokens <= config.sequence_tokens:
+            return fitted, tokens, len(example.pairs) - kept
+    return None, 0, len(example.pairs)
+
+
+def sequences(lengths: Sequence[int], most_tokens: int, ahead: int = 64) -> list[list[int]]:
+    """Places of the examples of each sequence: as many together as `most_tokens` holds (App. B).
+
+    Where the next example does not fit, the first of the `ahead` after it that does is taken, so
+    that rows of that length are nearly full; none waits longer than the sequence it begins.
+    """
+    found: list[list[int]] = []
+    waiting = list(range(len(lengths)))
+    while waiting:
+        members = [waiting.pop(0)]
+        room = most_tokens - lengths[members[0]]
+        while True:
+            near = waiting[:ahead]
+            fitting = next((k for k, place in enumerate(near) if lengths[place] <= room), None)
+            if fitting is None:
+                break
+            members.append(waiting.pop(fitting))
+            room -= lengths[members[-1]]
+        found.append(members)
+    return found
+
+
+def write_tuning_data(config: TuningConfig) -> dict[str, Any]:
+    """Make the folder `config.output` and give back its summary.
+
+    A finished folder of the same settings is left as it is.
+
+    Raises:
+      UserError: no sources, a data set that is not there, a folder made with other settings.
+    """
+    if not config.sources and not config.unseen:
+        raise UserError("`sources` is empty: name at least one data set and its folder.")
+    output = Path(config.output).expanduser()
+    if (done := _finished(config, output)) is not None:
+        return done
+    shutil.rmtree(output, ignore_errors=True)
+    (output / "rejected").mkdir(parents=True)
+    tokenizer = load_tokenizer(config.tokenizer)
+    held_out: list[str] = []
+    counts: dict[str, Any] = {}
+    with (
+        ShardWriter(output / "shards", tokenizer=tokenizer) as shards,
+        ShardWriter(output / "templated", tokenizer=tokenizer) as templated,
+    ):
+        for source in config.sources:
+            work = _Source(config, source, tokenizer)
+            for record, examples in work.records():
+                shards.write(record)
+                templated.write(_templated(record, examples, config.seed))
+            held_out += work.held_out_lines(unseen=False)
+            counts[source.dataset] = work.finish(output)
+    for source in config.unseen:
+        work = _Source(config, source, tokenizer)
+        held_out += work.held_out_lines(unseen=True)
+        counts[source.dataset] = work.finish(output)
+    atomic_write(output / HELD_OUT_FILE, "".join(f"{line}\n" for line in held_out))
+    summary = {
+        "method": METHOD,
+        "datasets": counts,
+        "sequences": sum(one["sequences"] for one in counts.values()),
+        "tokens": sum(one["tokens"] for one in counts.values()),
+        "held_out": len(held_out),
+    }
+    atomic_write(
+        output / "summary.json", json.dumps({**summary, "settings": _settings(config)}, indent=1)
+    )
+    return summary
+
+
+class _Source:
+    """One data set on its way; every question of it ends in exactly one count."""
+
+    def __init__(self, config: TuningConfig, source: TuningSource, tokenizer: Tokenizer) -> None:
+        self._config, self._source, self._tokenizer = config, source, tokenizer
+        self.dataset: Dataset = DATASETS[source.dataset]
+        self.gathered: Gathered = gather(
+            self.dataset,
+            local_folder(source.folder, config.root),
+            files=source.files,
+            most_examples=source.most_examples,
+        )
+        generator = generator_of(config.seed, "tuning", source.dataset)
+        examples = self.gathered.examples
+        order = [examples[int(i)] for i in generator.permutation(len(examples))]
+        kept = min(config.held_out_examples, len(order) // 10)
+        if config.unseen and source in config.unseen:
+            kept = min(config.held_out_examples, len(order))
+        self._held_out, self._rest = order[:kept], order[kept:]
+        self._generator: np.random.Generator = generator
+        self._counts = {"sequences": 0, "tuned_examples": 0, "tuned_pairs": 0, "tokens": 0}
+
+    def records(self) -> Iterator[tuple[Record, list[Example]]]:
+        """The sequences of everything that is not held out, with their examples."""
+        fitted: list[tuple[Example, int]] = []
+        for example in self._rest:
+            found, tokens, left = fit_example(example, self._tokenizer, self._config)
+            if found is not None:
+                fitted.append((found, tokens))
+            reason = "pairs_past_the_sequence" if found else "longer_than_a_sequence"
+            self.gathered.unusable += [
+                Unusable(reason, pair.question, example.id)
+                for pair in example.pairs[len(example.pairs) - left :]
+            ]
+        lengths = [tokens for _, tokens in fitted]
+        for number, places in enumerate(sequences(lengths, self._config.sequence_tokens)):
+            members = [fitted[place][0] for place in places]
+            parts, loss = [], []
+            for example in members:
+                of_example, weights = example_parts(example)
+                parts += of_example
+                loss += weights
+            self._counts["sequences"] += 1
+            self._counts["tuned_examples"] += len(members)
+            self._counts["tuned_pairs"] += sum(len(example.pairs) for example in members)
+            self._counts["tokens"] += sum(lengths[place] for place in places)
+            record = Record(
+                id=f"{METHOD}/{self.dataset.name}/{number:06d}",
+                text="".join(parts),
+                source=self.dataset.name,
+                parts=tuple(parts),
+                loss=tuple(loss),
+                provenance={
+                    "method": METHOD,
+                    "licence": self.dataset.licence,
+                    "domain": self.dataset.domain,
+                    "parents": [example.id for example in members],
+                    "seed": self._config.seed,
+                },
+            )
+            yield record, members
+
+    def held_out_lines(self, *, unseen: bool) -> list[str]:
+        """A line for each held-out example, with shots that are none of them where others are."""
+        pool = self._rest or self._held_out
+        lines = []
+        for example in self._held_out:
+            others = [other for other in pool if other.id != example.id]
+            drawn = self._generator.permutation(len(others))[: self._config.shots]
+            lines.append(held_out_line(example, [others[int(i)] for i in drawn], unseen))
+        return lines
+
+    def finish(self, output: Path) -> dict[str, Any]:
+        """Write what was not used, and count everything."""
+        found = self.gathered
+        path = output / "rejected" / f"{self.dataset.name}.jsonl"
+        lines = [json.dumps(asdict(piece), ensure_ascii=False) for piece in found.unusable]
+        atomic_write(path, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+        counts: dict[str, Any] = {
+            "licence": self.dataset.licence,
+            "records": found.records,
+            "questions": found.questions,
+            "held_out_examples": len(self._held_out),
+            "held_out_pairs": sum(len(example.pairs) for example in self._held_out),
+            **self._counts,
+            "surplus_examples": found.surplus_examples,
+            "surplus_pairs": found.surplus_pairs,
+            "rejected": dict(found.reasons),
+        }
+        if self._source in self._config.unseen:
+            counts["unused_pairs"] = sum(len(example.pairs) for example in self._rest)
+        return counts
+
+
+def _templated(record: Record, examples: Sequence[Example], seed: int) -> Record:
+    """The sequence in the form of an augmented text: what pre-training mixes in (section 2.2)."""
+    shots = [Shot(example.text, example.pairs) for example in examples]
+    parts = render_training_text(shots, generator_of(seed, "template", record.id))
+    return replace(record, text="".join(parts), parts=tuple(parts), loss=(1.0,) * len(parts))
+
+
+def local_folder(folder: str, root: str) -> Path:
+    """The folder itself, or that of a data set fetched from the hub.
+
+    Raises UserError where the hub has no such data set or cannot be reached.
+    """
+    if not folder.startswith("hf://"):
+        return Path(root).expanduser() / Path(folder).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = folder.removeprefix("hf://").partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, repo_type="dataset"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{folder} cannot be fetched from the hub ({error}): check the name (hf://OWNER/NAME) "
+            "and the network, or give a local folder."
+        ) from error
+
+
+def _settings(config: TuningConfig) -> dict[str, Any]:
+    settings = asdict(config)
+    for key in ("output", "root", "fresh"):
+        del settings[key]
+    return json.loads(json.dumps(settings))
+
+
+def _finished(config: TuningConfig, output: Path) -> dict[str, Any] | None:
+    """The summary of a finished run of the same settings."""
+    summary = output / "summary.json"
+    if not output.exists() or not any(output.iterdir()):
+        return None
+    if not summary.is_file() and not (output / "rejected").is_dir():
+        raise UserError(f"{output} holds files but no tuning data: choose another `output`.")
+    if config.fresh or not summary.is_file():
+        return None
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    if content.pop("settings", None) != _settings(config):
+        raise UserError(
+            f"{output} holds tuning data made with other settings: give another `output`, or "
+            "--fresh to replace it."
+        )
+    return content

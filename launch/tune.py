@@ -1,0 +1,102 @@
+"""Data sets to a tuned synthesizer: python launch/tune.py --config configs/tune/smollm2_135m.yaml.
+
+Wires the stages: few-shot sequences, training, export. Run again, it goes on where it stopped and
+skips what is done; --fresh starts over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_gen.engines import EngineConfig, resolve_model
+from data_gen.instruction_pretrain.tuning import TuningConfig, write_tuning_data
+from ipt_jax.configuration import (
+    as_yaml,
+    clear_run_folder,
+    parse_config,
+    run_main,
+    write_run_files,
+)
+from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
+from ipt_jax.stages import Stages
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.loop import train
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """The tuning of a synthesizer, from data sets to weights."""
+
+    folder: Path = Path("runs/synthesizer")
+    """Where everything lies: ipt_tuning/, train/, and adapter/ or export/."""
+    base: str = "smollm2-135m-instruct"
+    """What is tuned: a Hugging Face folder, a hub name, or smollm2-135m-instruct."""
+    dtype: str = "bfloat16"
+    """Of the exported weights."""
+    only_data: bool = False
+    """Stop when the sequences are written."""
+    fresh: bool = False
+    """Delete what an earlier run left in the folder and start over."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """Data sets and sequences; `output` and `tokenizer` follow from folder and base."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """As launch/train.py; `run_folder`, `init_from`, `data.root`, `data.tokenizer` follow."""
+
+
+def run(config: TuneConfig) -> Path:
+    """The folder of the tuned weights, or of the sequences."""
+    folder = config.folder
+    write_run_files(folder, config)
+    base = resolve_model(EngineConfig(model=config.base)).folder
+    tuning = dataclasses.replace(
+        config.tuning, output=str(folder / "ipt_tuning"), tokenizer=str(base)
+    )
+    stages = Stages(folder)
+    data = stages.run(
+        "sequences",
+        {"config": as_yaml(tuning)},
+        [Path(tuning.output) / "summary.json"],
+        functools.partial(write_tuning_data, tuning),
+    )
+    if config.only_data:
+        return Path(tuning.output)
+    training = dataclasses.replace(
+        config.training,
+        run_folder=folder / "train",
+        init_from=base,
+        data=dataclasses.replace(config.training.data, root=str(folder), tokenizer=str(base)),
+    )
+    stages.run(
+        "training",
+        {"config": as_yaml(training), "data": data},
+        [training.run_folder / "summary.json"],
+        functools.partial(train, training),
+    )
+    peft = config.training.adapter is not None
+    export = ToHuggingFaceConfig(
+        run=training.run_folder,
+        output=folder / ("adapter" if peft else "export"),
+        adapter="peft" if peft else "merged",
+        dtype=config.dtype,
+    )
+    stages.run(
+        "export",
+        {"config": as_yaml(export)},
+        [folder / ("adapter/adapter_config.json" if peft else "export/config.json")],
+        lambda: str(to_hugging_face_folder(export)[0]),
+    )
+    return export.output or folder
+
+
+def main() -> None:
+    config = parse_config(TuneConfig, None, prog="launch/tune.py", description=__doc__ or "")
+    if config.fresh:
+        clear_run_folder(config.folder)
+    print(f"tuned: {run(config).resolve()}")
+
+
+if __name__ == "__main__":
+    run_main(main)

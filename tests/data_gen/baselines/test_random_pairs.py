@@ -1,0 +1,78 @@
+"""The ablation of random pairs: every set of pairs is used once, and never where it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
+from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.format import parse_pairs
+from data_gen.instruction_pretrain.pipeline import run_synthesis
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record, RecordSource, ShardWriter
+from tests.data_gen.fakes import FakeEngine
+
+
+@pytest.fixture(scope="module")
+def synthesis(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    folder = tmp_path_factory.mktemp("synthesis") / "run"
+    corpus = str(root / "data_gen" / "sample_corpus" / "documents.jsonl")
+    config = SynthesisConfig(input=[corpus], output=str(folder), fraction=1.0, limit=60)
+    run_synthesis(config, engine=FakeEngine())
+    return folder
+
+
+def records(folder: Path, part: str = "augmented") -> list[Record]:
+    source = RecordSource(folder / "shards" / part)
+    return source.read(range(len(source)))
+
+
+def test_pairs_change_hands_and_nothing_else_does(synthesis: Path, tmp_path: Path) -> None:
+    summary = run_random_pairs(RandomPairsConfig(str(synthesis), str(tmp_path / "out")))
+    texts = {record.id: record.text for record in records(synthesis, "raw")}
+    before, after = records(synthesis), records(tmp_path / "out")
+    assert len(before) == len(after) == summary["records"] > 20
+    own: list[str] = []
+    given: list[str] = []
+    for old, new in zip(before, after, strict=True):
+        was, now = old.provenance, new.provenance
+        assert was["parents"] == now["parents"] and new.text == "".join(new.parts or ())
+        own += was["generated"]
+        given += now["generated"]
+        pairs = [pair for one in now["generated"] for pair in parse_pairs(one).pairs]
+        assert now["pairs"] == len(pairs)
+        assert all(pair.instruction in new.text for pair in pairs)
+        assert all(texts[parent] in new.text for parent in now["parents"])
+    assert len(own) == summary["texts"]
+    assert sorted(own) == sorted(given)
+    assert all(mine != other for mine, other in zip(own, given, strict=True))
+
+
+def test_the_same_seed_gives_the_same_shards_and_another_others(
+    synthesis: Path, tmp_path: Path
+) -> None:
+    def made(name: str, seed: int) -> list[str]:
+        run_random_pairs(RandomPairsConfig(str(synthesis), str(tmp_path / name), seed=seed))
+        return [record.text for record in records(tmp_path / name)]
+
+    assert made("a", 1) == made("b", 1) != made("c", 2)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said"),
+    [
+        ({"parents": ["a"]}, "'x' does not say which pairs it holds"),
+        ({"parents": ["a"], "generated": ["<QUE> a <ANS> b </END>"]}, r"holds 1 augmented text"),
+    ],
+)
+def test_a_folder_that_will_not_do_is_named(
+    tmp_path: Path, provenance: dict[str, Any], said: str
+) -> None:
+    for part in ("raw", "augmented"):
+        with ShardWriter(tmp_path / "shards" / part) as shards:
+            shards.write(Record("x", "t", "test", provenance=provenance))
+    with pytest.raises(UserError, match=said):
+        run_random_pairs(RandomPairsConfig(str(tmp_path), str(tmp_path / "out")))

@@ -1,0 +1,107 @@
+"""Texts encoded part by part: ends that are tokens, borders that no token spans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ipt_jax.data.config import DataConfig, load_mixture
+from ipt_jax.data.examples import read_examples
+from ipt_jax.data.lengths import index_lengths
+from ipt_jax.data.pipeline import open_mixture
+from ipt_jax.data.sources import open_source
+from ipt_jax.data.tasks import Task
+from ipt_jax.data.token_run import TokenizeConfig, tokenize
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record, ShardWriter
+from ipt_jax.tokenizers import Tokenizer, load_tokenizer
+
+PARTS = (
+    *("<s>", " <CON> One text. </CON>\n\n", "<QUE> Why? <ANS> So. </END>", "</s>"),
+    *("<s>", " <CON> A text that says </s> and <s>. </CON>\n\n", "<QUE> a <ANS> b </END>", "</s>"),
+)
+LOSS = (0.0, 0.0, 1.0, 1.0) * 2
+
+
+@pytest.fixture(scope="module")
+def mistral() -> Tokenizer:
+    pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
+    return load_tokenizer("mistral-7b-v0.1")
+
+
+def write(folder: Path, parts: tuple[str, ...] | None = PARTS) -> Task:
+    loss = None if parts is None else LOSS[: len(parts)]
+    with ShardWriter(folder) as shards:
+        shards.write(Record("a", "".join(parts or PARTS), "test", parts, loss))
+    return Task("test", str(folder), loss="responses", encode="parts", bos=False, eos=False)
+
+
+def test_ends_are_tokens_and_only_where_a_part_is_nothing_else(mistral: Tokenizer) -> None:
+    ids = mistral.encode_parts(PARTS)
+    assert [len(ids[n]) for n in (0, 3, 4, 7)] == [1, 1, 1, 1]
+    assert [int(ids[n][0]) for n in (0, 3, 4, 7)] == [1, 2, 1, 2]
+    assert not {1, 2} & set(ids[5].tolist())  # a document that names them
+    # The spelling of the published synthesizer's examples: a space between BOS and <CON>.
+    assert mistral.decode(ids[1]).startswith(" <CON> One")
+    # A text's pieces have the ids of the text: sentencepiece has no token over these borders.
+    whole = mistral.encode("".join(PARTS[1:3]))
+    assert np.concatenate(ids[1:3]).tolist() == whole
+
+
+def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:
+    tokenizer = load_tokenizer(str(smollm2))
+    prompt, completion = "".join(PARTS[:2]), PARTS[2]
+    joint = tokenizer.encode(prompt + completion)
+    assert joint[: len(tokenizer.encode(prompt))] != tokenizer.encode(prompt)
+    ids = tokenizer.encode_parts(PARTS)
+    assert np.concatenate(ids[:2]).tolist() == tokenizer.encode(prompt)
+    assert ids[2].tolist() == tokenizer.encode(completion)
+    assert tokenizer.decode(np.concatenate(ids).tolist()) == "".join(PARTS)
+    assert tokenizer.encode_parts(["<|im_start|>", "x", "<|im_end|>"])[0].tolist() == [
+        tokenizer.bos_id
+    ]
+
+
+def test_loss_lengths_and_token_shards_follow(mistral: Tokenizer, tmp_path: Path) -> None:
+    task = write(tmp_path / "shards")
+    source = open_source(task)
+    (example,) = read_examples(source, task, mistral, [0])
+    ids = mistral.encode_parts(PARTS)
+    assert example.tokens.tolist() == np.concatenate(ids).tolist()
+    assert example.loss is not None
+    assert example.loss.tolist() == np.repeat(LOSS, [len(part) for part in ids]).tolist()
+    plain = index_lengths(source, mistral).array.tolist()
+    assert index_lengths(source, mistral, encode="parts").array.tolist() == [len(example.tokens)]
+    assert plain == [len(mistral.encode("".join(PARTS)))] != [len(example.tokens)]
+    (with_ends,) = read_examples(source, replace(task, bos=True, eos=True), mistral, [0])
+    assert with_ends.tokens.tolist() == [1, *example.tokens.tolist(), 2]
+    assert with_ends.loss is not None
+    assert with_ends.loss.tolist() == [0.0, *example.loss.tolist(), 1.0]
+
+    mixture = tmp_path / "mixture.yaml"
+    how = {"source": "shards", "loss": "responses", "encode": "parts", "bos": False, "eos": False}
+    mixture.write_text(yaml.safe_dump({"rates": "natural", "tasks": {"test": how}}))
+    data = DataConfig(mixture=str(mixture), root=str(tmp_path))
+    assert open_mixture(data).epoch_tokens == (len(example.tokens),)
+    tokenize(TokenizeConfig(tmp_path / "tokens", data))
+    ready = load_mixture(replace(data, mixture=str(tmp_path / "tokens" / "mixture.yaml")))
+    assert ready.tasks[0].encode == "parts"
+    (stored,) = read_examples(open_source(ready.tasks[0]), ready.tasks[0], mistral, [0])
+    assert stored.tokens.tolist() == example.tokens.tolist()
+    with pytest.raises(UserError, match=r"encode` is text, but .* `encode: parts`"):
+        open_source(replace(ready.tasks[0], encode="text"))
+
+
+def test_a_record_without_parts_and_a_wrong_key_are_named(
+    mistral: Tokenizer, tmp_path: Path
+) -> None:
+    task = write(tmp_path / "shards", None)
+    source = open_source(task)
+    with pytest.raises(UserError, match=r"'a'\) has no `parts`.*`encode: parts`.*`encode: text`"):
+        read_examples(source, task, mistral, [0])
+    with pytest.raises(UserError, match="`tasks.x.encode` is 'words'"):
+        Task("x", "y", encode="words")  # pyright: ignore[reportArgumentType]
