@@ -1,0 +1,193 @@
+"""The stage: sums, bytes, kills, bad input, and the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_gen.baselines import stage
+from data_gen.baselines.config import ReadingComprehensionConfig
+from data_gen.baselines.stage import run_reading_comprehension
+from ipt_jax.configuration import parse_config
+from ipt_jax.errors import UserError
+from ipt_jax.records import Record, RecordSource
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def config_for(corpus: Any, output: Any, **changes: Any) -> ReadingComprehensionConfig:
+    base = ReadingComprehensionConfig(
+        input=[str(corpus)], output=str(output), domain="finance", records_per_shard=64
+    )
+    return replace(base, **changes)
+
+
+def records(output: Path, part: str) -> list[Record]:
+    source = RecordSource(output / "shards" / part)
+    return source.read(range(len(source)))
+
+
+def made_files(output: Path) -> dict[str, bytes]:
+    files = [*output.glob("shards/*/*"), *output.glob("rejected/*"), output / "samples.json"]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, news: list[dict[str, str]]) -> Path:
+    path = tmp_path / "news.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in news[:300]))
+    return path
+
+
+def test_every_document_is_once_in_augmented_plain_or_rejected(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = corpus.read_text().splitlines()
+    lines[5] = json.dumps({"id": "short", "text": "Nothing."})
+    lines += ['{"id": "empty", "text": ""}', "no json", lines[0]]
+    corpus.write_text("\n".join(lines))
+    real = stage.reading_comprehension
+
+    def fails_once(name: str, *rest: Any) -> Any:
+        if name == "training/10":
+            raise ValueError("a rule that fails")
+        return real(name, *rest)
+
+    monkeypatch.setattr(stage, "reading_comprehension", fails_once)
+    out = tmp_path / "out"
+    summary = run_reading_comprehension(config_for(corpus, out))
+    raw = [record.id for record in records(out, "raw")]
+    plain = [record.id for record in records(out, "plain")]
+    augmented = records(out, "augmented")
+    parents = [record.provenance["parents"][0] for record in augmented]
+    assert len(raw) == 300 and sorted([*plain, *parents]) == sorted(raw)
+    assert plain == [name for name in raw if name in set(plain)]
+    assert summary["documents_in"] == 303 and summary["documents_rejected"] == 3
+    assert summary["rejected_documents"] == {"empty": 1, "not_json": 1, "duplicate_id": 1}
+    assert summary["documents_augmented"] == len(augmented) > 200
+    assert summary["documents_plain"] == len(plain) == sum(summary["plain_reasons"].values())
+    assert summary["plain_reasons"]["nothing_mined"] == 1
+    assert summary["plain_reasons"]["unit_failed"] == summary["rejected_pieces"]["unit_failed"] == 1
+    pieces = "".join(path.read_text() for path in (out / "rejected").glob("pieces-*.jsonl"))
+    assert json.loads(pieces)["id"] == "training/10" and "a rule that fails" in pieces
+    tasks = sum((Counter(record.provenance["tasks"]) for record in augmented), Counter[str]())
+    assert summary["tasks_by_type"] == dict(tasks) and summary["tasks"] == tasks.total()
+    one = augmented[0]
+    assert one.source == "reading_comprehension" and one.parts is None
+    assert one.provenance["domain"] == "finance" and one.provenance["seed"] == 0
+    assert one.provenance["sources"] == ["news"]
+    card = (out / "card.md").read_text()
+    assert "arXiv 2309.09530" in card and "| summarization.title |" in card.replace("\\", "")
+    assert [s["id"] for s in json.loads((out / "samples.json").read_text())] == [
+        record.id for record in augmented[:8]
+    ]
+
+
+def test_the_same_settings_give_the_same_bytes_and_a_seed_changes_them(
+    corpus: Path, tmp_path: Path
+) -> None:
+    first = config_for(corpus, tmp_path / "a", limit=100)
+    summary = run_reading_comprehension(first)
+    files = made_files(tmp_path / "a")
+    assert (tmp_path / "a" / "domain.model").stat().st_size > 10_000
+    run_reading_comprehension(replace(first, output=str(tmp_path / "b")))
+    assert made_files(tmp_path / "b") == files and len(files) >= 9
+    run_reading_comprehension(replace(first, output=str(tmp_path / "c"), seed=1))
+    other = made_files(tmp_path / "c")
+    raw, made = "shards/raw/part-00000.arrayrecord", "shards/augmented/part-00000.arrayrecord"
+    assert other[raw] == files[raw] and other[made] != files[made]
+    assert run_reading_comprehension(first) == summary  # finished: left as it is
+    with pytest.raises(UserError, match=r"other settings \(seed changed\)"):
+        run_reading_comprehension(replace(first, seed=2))
+    again = run_reading_comprehension(replace(first, seed=1, fresh=True))
+    assert made_files(tmp_path / "a") == other and again["documents_in"] == 100
+
+
+def test_a_killed_run_goes_on_to_the_same_shards(
+    tmp_path: Path, news: list[dict[str, str]], vocabulary: bytes
+) -> None:
+    corpus, model = tmp_path / "news.jsonl", tmp_path / "domain.model"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in news[:500]))
+    model.write_bytes(vocabulary)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tests.data_gen.baselines.killed_run"]
+    process = subprocess.Popen([*command, str(corpus), str(out), str(model)], cwd=REPOSITORY)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("shards/augmented/part-*.arrayrecord"))) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (out / "summary.json").exists()
+    done = {p: p.stat().st_mtime_ns for p in out.glob("shards/augmented/part-0000[01].arrayrecord")}
+    config = config_for(corpus, out, domain_vocabulary=str(model))
+    summary = run_reading_comprehension(config)
+    assert {path: path.stat().st_mtime_ns for path in done} == done and len(done) == 2
+    whole = run_reading_comprehension(replace(config, output=str(tmp_path / "whole")))
+    assert made_files(out) == made_files(tmp_path / "whole")
+    del summary["seconds"], whole["seconds"]
+    assert summary == whole and not (out / "domain.model").exists()
+
+
+def test_titles_come_from_a_field_or_not_at_all(
+    tmp_path: Path, pubmed: list[dict[str, str]], abstracts: list[str]
+) -> None:
+    corpus = tmp_path / "pubmed.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in pubmed))
+    named = config_for(corpus, tmp_path / "a", domain="biomedicine", title_field="title")
+    summary = run_reading_comprehension(named)
+    titles = {row["id"]: row["title"] for row in pubmed}
+    for record in records(tmp_path / "a", "augmented"):
+        assert " ".join(titles[record.provenance["parents"][0]].split()) in record.text
+    assert summary["tasks_by_type"]["summarization.title"] > 80
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in abstracts))
+    none = config_for(corpus, tmp_path / "b", first_line_is_title=False)
+    assert "summarization.title" not in run_reading_comprehension(none)["tasks_by_type"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"domain": " "}, "`domain` is empty"),
+        ({"most_per_sub": 0}, "`most_per_sub` is 0"),
+        ({"limit": 0}, "`limit` is 0"),
+        ({"domain_vocabulary": "nowhere.model"}, "`domain_vocabulary`.*cannot be read"),
+        ({"general_vocabulary": "gpt5"}, "no tokenizer 'gpt5'"),
+        ({"instructions": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
+    ],
+)
+def test_bad_settings_stop_the_run_before_it_writes(
+    corpus: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_reading_comprehension(config_for(corpus, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_and_its_config(shared: Path, root: Path, tmp_path: Path) -> None:
+    config = "configs/synthesize/reading_comprehension.yaml"
+    given = parse_config(
+        ReadingComprehensionConfig, ["--config", str(root / config)], prog="x", description="x"
+    )
+    assert given.output == "runs/reading_comprehension" and given.most_per_sub == 2
+    kind = "reading_comprehension"
+    command = [sys.executable, "launch/baseline.py", kind, "--config", config]
+    command += ["--output", str(tmp_path)]
+    texts = shared / "data/lmops_adaptllm_raw_texts/*.txt"
+    done = subprocess.run(
+        [*command, "--input", f"[{texts}]"], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12 documents = 12 augmented + 0 plain + 0 rejected" in done.stdout
+    assert len(records(tmp_path, "augmented")) == 12
+    assert {"config.yaml", "environment.json", "card.md"} <= {p.name for p in tmp_path.iterdir()}
