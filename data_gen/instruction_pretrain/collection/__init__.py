@@ -6,6 +6,7 @@ from data_gen.instruction_pretrain.collection import (
     academic,
     encyclopedia,
     expert,
+    facts,
     fiction,
     multi_domain,
     short_texts,
@@ -44,6 +45,7 @@ DATASETS: dict[str, Dataset] = {
         academic,
         short_texts,
         expert,
+        facts,
         multi_domain,
         unseen,
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
 from data_gen.instruction_pretrain.collection.files import Files, Located, rows
+from data_gen.instruction_pretrain.collection.flan import FLAN, flan_records
+from data_gen.instruction_pretrain.collection.nested import each_or_row, whole
+from data_gen.instruction_pretrain.collection.squad import one_by_one
 from data_gen.instruction_pretrain.format import Pair
 
+_LETTERS = "ABCDEFGH"
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
 _MARKER = re.compile(r"^\s*\(?[A-Ea-e]\s*\)\s*")
 # What many rationales end with names an option by its letter, and ours have none.
@@ -20,11 +24,72 @@ _LETTER_AT_END = re.compile(
 )
 
 
+def _race_questions(record: Any) -> Iterator[Question | Unusable]:
+    """The official article with its questions, or a row of a copy, which holds one of them."""
+    if "questions" in record:
+        asked = (record["questions"], record["options"], record["answers"])
+    else:
+        asked = ([record["question"]], [record["options"]], [record["answer"]])
+    article: str = record["article"]
+    return one_by_one(
+        list(zip(*asked, strict=True)), lambda parts: Question(article, _chosen(*parts))
+    )
+
+
+def _chosen(question: str, options: Sequence[str], letter: str) -> Pair:
+    """The option with this letter answers; a letter without one is found among none of them."""
+    by_letter = dict(zip(_LETTERS, options, strict=False))
+    return Pair(question, by_letter.get(letter.strip().upper(), letter), tuple(options))
+
+
+def _dream_questions(record: Any) -> Iterator[Question | Unusable]:
+    """The turns are the text; the record is a list, not an object."""
+    turns, questions, _ = record
+    text = "\n".join(turns)
+    return one_by_one(
+        questions,
+        lambda asked: Question(
+            text, Pair(asked["question"], asked["answer"], tuple(asked["choice"]))
+        ),
+    )
+
+
+def _logiqa_records(files: Files) -> Iterator[Located]:
+    """Blocks of 8 lines: an empty one, letter, text, question, 4 options."""
+    for file in files.chosen():
+        try:
+            lines = [line.rstrip("\r") for line in file.text().rstrip("\r\n").split("\n")]
+        except (OSError, EOFError, ValueError) as error:
+            yield Located(file.name, error=f"cannot be read: {error}")
+            continue
+        for start in range(0, len(lines), 8):
+            empty, *block = lines[start : start + 8]
+            where = f"{file.name}:{start + 1}"
+            if empty.strip() or len(block) != 7:
+                yield Located(where, error="is not: an empty line, letter, text, question, options")
+                continue
+            letter, text, question, *options = block
+            record = {"answer": letter, "article": text, "question": question}
+            yield Located(where, {**record, "options": [*map(_unmarked, _LETTERS, options)]})
+
+
+def _unmarked(letter: str, option: str) -> str:
+    """The option without its letter, which in 1% of them was translated into the sentence."""
+    bare = re.sub(rf"^(?:[{letter}{letter.lower()}][.?]|{letter}\s)\s*", "", option)
+    return bare if bare != option else option.replace(f"{letter}.", "", 1)
+
+
+def _reclor_questions(record: Any) -> Iterator[Question | Unusable]:
+    options, label = record["answers"], record["label"]
+    answer = options[label] if 0 <= label < len(options) else str(label)
+    yield Question(record["context"], Pair(record["question"], answer, tuple(options)))
+
+
 def _aqua_questions(record: Any) -> Iterator[Question | Unusable]:
     """The last sentence asks; what is said before it is the text."""
     *premises, asked = _SENTENCE_END.split(record["question"].strip())
     options = tuple(_MARKER.sub("", option) for option in record["options"])
-    answer = options["ABCDE".index(record["correct"])]
+    answer = _chosen(asked, options, record["correct"]).response
     rationale = _LETTER_AT_END.sub("", record["rationale"].strip())
     if not premises:
         yield Unusable("no_context", f"a single sentence: {asked}")
@@ -32,36 +97,74 @@ def _aqua_questions(record: Any) -> Iterator[Question | Unusable]:
     yield Question(" ".join(premises), Pair(asked, answer, options, rationale or None))
 
 
-def _flan_records(files: Files) -> Iterator[Located]:
-    """The rows of FLAN's chain-of-thought tables as records of the official layout."""
-    for file in files.chosen():
-        for number, line in enumerate(file.text().splitlines(), start=1):
-            where = f"{file.name}:{number}"
-            try:
-                asked, answer, rationale = line.replace("\\n", "\n").split("\t")
-                question, options = asked.split("\nOptions:\n")
-            except ValueError:
-                yield Located(where, error="is not: question with options, answer, rationale")
-                continue
-            record = {
-                "question": question,
-                "options": options.split("\n"),
-                "correct": answer.strip("() "),
-                "rationale": rationale,
-            }
-            yield Located(where, record)
+def _aqua_flan_questions(record: Any) -> Iterator[Question | Unusable]:
+    letter, rationale = record["answer"].strip("() "), record["explanation"]
+    return _aqua_questions({**record, "correct": letter, "rationale": rationale})
 
 
+_RESEARCH_ONLY = "non-commercial research only"
 _AQUA = "Ling et al. (2017); "
 
 DATASETS = (
+    Dataset(
+        name="race",
+        domain="academic_tests",
+        source="Lai et al. (2017); www.cs.cmu.edu/~glai1/data/race/",
+        licence=_RESEARCH_ONLY,
+        train=("train/middle/*.txt", "train/high/*.txt", "all/train-*.parquet"),
+        held_out=("dev/middle/*.txt", "dev/high/*.txt", "all/validation-*.parquet"),
+        records=lambda files: each_or_row(files, whole),
+        questions=_race_questions,
+        hub="ehovy/race",
+    ),
+    Dataset(
+        name="race_c",
+        domain="academic_tests",
+        source="Liang et al. (2019); github.com/mrcdata/race-c",
+        licence=_RESEARCH_ONLY,
+        train=("train/*.txt",),
+        held_out=("dev/*.txt",),
+        records=lambda files: each_or_row(files, whole),
+        questions=_race_questions,
+    ),
+    Dataset(
+        name="dream",
+        domain="academic_tests",
+        source="Sun et al. (2019); github.com/nlpdata/dream, data/",
+        licence=_RESEARCH_ONLY,
+        train=("train.json",),
+        held_out=("dev.json",),
+        records=rows,
+        questions=_dream_questions,
+    ),
+    Dataset(
+        name="logiqa",
+        domain="academic_tests",
+        source="Liu et al. (2021); github.com/lgw863/LogiQA-dataset",
+        licence="none stated",
+        train=("Train.txt",),
+        held_out=("Eval.txt",),
+        records=_logiqa_records,
+        questions=_race_questions,
+    ),
+    Dataset(
+        name="reclor",
+        domain="academic_tests",
+        source="Yu et al. (2019); whyu.me/reclor",
+        licence=_RESEARCH_ONLY,
+        train=("train.json",),
+        held_out=("val.json",),
+        records=rows,
+        questions=_reclor_questions,
+        hub="metaeval/reclor",
+    ),
     Dataset(
         name="aqua",
         domain="academic_tests",
         source=f"{_AQUA}github.com/google-deepmind/AQuA",
         licence="Apache-2.0",
-        train=("train.json", "train.tok.json"),
-        held_out=("dev.json",),
+        train=("train.json", "raw/train-*.parquet"),
+        held_out=("dev.json", "raw/validation-*.parquet"),
         records=rows,
         questions=_aqua_questions,
         hub="deepmind/aqua_rat",
@@ -69,10 +172,11 @@ DATASETS = (
     Dataset(
         name="aqua_flan",
         domain="academic_tests",
-        source=f"{_AQUA}github.com/google-research/FLAN, flan/v2/cot_data/",
+        source=f"{_AQUA}{FLAN}",
         licence="Apache-2.0",
         train=("aqua_train.tsv",),
-        records=_flan_records,
-        questions=_aqua_questions,
+        records=flan_records,
+        questions=_aqua_flan_questions,
+        copy_of="aqua",
     ),
 )

@@ -18,6 +18,7 @@ from data_gen.instruction_pretrain.format import (
     QUESTION,
     Pair,
 )
+from ipt_jax.errors import UserError
 
 MOST_EXAMPLES = 10_000  # of one data set, those with the most pairs (App. A)
 # Table 12; sets with texts of several domains are in none of its columns.
@@ -28,7 +29,7 @@ DOMAINS = (
 MULTI_DOMAIN = "multi_domain"
 _TAGS = (CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "</s>")
 # What a record that is not as its layout promises makes an adapter raise.
-_MALFORMED = (KeyError, TypeError, IndexError, ValueError, AttributeError)
+MALFORMED = (KeyError, TypeError, IndexError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ class Dataset:
     licence: str
     """As its authors state it; `none stated` where they do not."""
     train: tuple[str, ...]
-    """Patterns of the official training files; of the test files where no others exist."""
+    """Patterns of the official training files; of the test files where no others exist.
+
+    `table.csv#train` is the part of a file whose rows name their splits.
+    """
     records: Callable[[Files], Iterator[Located]]
     """Reads the chosen files; one record at a time."""
     questions: Callable[[Any], Iterator[Question | Unusable]]
@@ -92,6 +96,8 @@ class Dataset:
     """Its name on the Hugging Face hub, where a copy has files that this adapter reads."""
     unseen: bool = False
     """One of the four sets of section 5.1 that the synthesizer is never tuned on."""
+    copy_of: str = ""
+    """The set that this is another layout of; it is no set of its own where sets are counted."""
 
 
 @dataclass
@@ -108,6 +114,8 @@ class Gathered:
     """Questions found: pairs of examples, and unusable ones that the adapter did give."""
     surplus_examples: int = 0
     """Examples past the most of a data set, those with the fewest pairs."""
+    surplus_pairs: int = 0
+    """Pairs of those examples."""
 
     @property
     def reasons(self) -> Counter[str]:
@@ -133,17 +141,18 @@ def gather(
     pairs: dict[str, list[Pair]] = {}
     seen: dict[str, set[str]] = {}
     with Files(folder, files or dataset.train) as opened:
-        for record in dataset.records(opened):
+        for record in _records(dataset, opened, folder):
             found.records += 1
             for piece in _pieces(dataset, record):
                 problem = piece if isinstance(piece, Unusable) else check(piece)
                 found.questions += isinstance(piece, Question)
                 if problem is None and isinstance(piece, Question):
                     key = piece.text.strip()
-                    asked = piece.pair.question.strip().lower()
+                    pair = _stripped(piece.pair)
+                    asked = pair.question.lower()
                     if asked not in seen.setdefault(key, set()):
                         seen[key].add(asked)
-                        pairs.setdefault(key, []).append(_stripped(piece.pair))
+                        pairs.setdefault(key, []).append(pair)
                         continue
                     problem = Unusable("repeated_question", piece.pair.instruction)
                 if problem is not None:
@@ -160,6 +169,7 @@ def gather(
             range(len(examples)), key=lambda i: (-len(examples[i].pairs), examples[i].id)
         )
         found.surplus_examples = len(examples) - most_examples
+        found.surplus_pairs = sum(len(examples[i].pairs) for i in order[most_examples:])
         examples = [examples[i] for i in sorted(order[:most_examples])]
     found.examples = examples
     return found
@@ -173,6 +183,10 @@ def example_id(dataset: str, text: str) -> str:
 def check(question: Question) -> Unusable | None:
     """Why a question is unusable, if it is."""
     pair = question.pair
+    words = [question.text, pair.instruction, pair.response, *pair.options, pair.rationale or ""]
+    for word in words:
+        if not isinstance(word, str):
+            return Unusable("malformed_record", f"{word!r} is no text")
     if not question.text.strip():
         return Unusable("no_context", pair.instruction)
     if not pair.instruction.strip():
@@ -186,12 +200,24 @@ def check(question: Question) -> Unusable | None:
     return Unusable("holds_a_tag", tags[0]) if tags else None
 
 
+def _records(dataset: Dataset, files: Files, folder: str | Path) -> Iterator[Located]:
+    """The records; a reader that fails has no place to go on from."""
+    try:
+        yield from dataset.records(files)
+    except MALFORMED as error:
+        raise UserError(
+            f"the files of {dataset.name} in {folder} are not as their layout promises "
+            f"({type(error).__name__}: {error}): give the folder as its authors publish it "
+            f"({dataset.source}), or name the right files in `files`."
+        ) from error
+
+
 def _pieces(dataset: Dataset, record: Located) -> list[Question | Unusable]:
     if record.error:
         return [Unusable("malformed_file", record.error)]
     try:
         found = list(dataset.questions(record.value))
-    except _MALFORMED as error:
+    except MALFORMED as error:
         return [Unusable("malformed_record", f"{type(error).__name__}: {error}")]
     return found or [Unusable("no_question", "the record holds none")]
 

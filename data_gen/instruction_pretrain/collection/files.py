@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,8 @@ class DataFile:
     """Path within the data set, without .gz."""
     path: Path
     """Where it lies now."""
+    part: str = ""
+    """The split that is wanted of it: `train` where the pattern was `name#train`."""
 
     def text(self) -> str:
         """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8."""
@@ -143,11 +145,18 @@ class Files:
         return found
 
     def find(self, *patterns: str) -> list[DataFile]:
-        """Files whose path in the set ends like one of the patterns, sorted by name."""
-        files = self._files()
-        return [
-            f for f in files if any(fnmatch(f"/{f.name}", f"*/{pattern}") for pattern in patterns)
+        """Files whose path in the set ends like one of the patterns, sorted by name.
+
+        `name#split` finds a file of several splits, of which its reader keeps the one.
+        """
+        wanted = [pattern.partition("#")[::2] for pattern in patterns]
+        found = [
+            replace(file, part=part)
+            for file in self._files()
+            for name, part in wanted
+            if fnmatch(f"/{file.name}", f"*/{name}")
         ]
+        return list(dict.fromkeys(found))
 
     def _files(self) -> list[DataFile]:
         if self._all is None:
@@ -175,11 +184,25 @@ class Files:
             else:
                 with tarfile.open(archive) as packed:
                     packed.extractall(target, filter="data")
-        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        # zipfile raises a RuntimeError where an archive has a password, as ReClor's has.
+        except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"the archive {archive} cannot be unpacked ({error}): download it again."
+                f"the archive {archive} cannot be unpacked ({error}): unpack it yourself and take "
+                "the archive away, or download it again."
             ) from error
         return target
+
+
+def unquoted_rows(file: DataFile) -> Iterator[Located]:
+    """The cells of each line of a table of tabs in which a quote is a character like others."""
+    try:
+        text = file.text()
+    except (OSError, EOFError, ValueError) as error:
+        yield Located(file.name, error=f"cannot be read: {error}")
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield Located(f"{file.name}:{number}", line.removesuffix("\r").split("\t"))
 
 
 def rows(files: Files) -> Iterator[Located]:

@@ -2,12 +2,98 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from data_gen.instruction_pretrain.collection.base import MULTI_DOMAIN, Dataset, Question, Unusable
-from data_gen.instruction_pretrain.collection.files import rows
+from data_gen.instruction_pretrain.collection.files import Files, Located, rows
+from data_gen.instruction_pretrain.collection.nested import each
+from data_gen.instruction_pretrain.collection.squad import (
+    answered,
+    asked_in,
+    one_by_one,
+    squad_records,
+)
 from data_gen.instruction_pretrain.format import Pair
+
+# Marks of sentences in MultiRC's own files.
+_SENTENCE = re.compile(r"<b>Sent \d+: </b>|<br>")
+
+
+def _dialogues(document: Any) -> Iterator[tuple[object, Any]]:
+    """Of the official document, or of a bare list of them."""
+    yield from enumerate(document["data"] if isinstance(document, dict) else document)
+
+
+def _coqa_questions(record: Any) -> Iterator[Question | Unusable]:
+    """The turns of a dialogue as pairs of one text, `unknown` a pair too (Table 13)."""
+    turns = list(zip(record["questions"], record["answers"], strict=True))
+
+    def question(turn: tuple[Any, Any]) -> Question:
+        asked, answer = turn
+        if asked["turn_id"] != answer["turn_id"]:
+            raise ValueError(f"question {asked['turn_id']} has answer {answer['turn_id']}")
+        return Question(record["story"], Pair(asked["input_text"], answer["input_text"]))
+
+    return one_by_one(turns, question)
+
+
+def _doqa_questions(record: Any) -> Iterator[Question | Unusable]:
+    """The turns of a dialogue on a reply, with the answers as the expert worded them."""
+    text = record["context"]
+    return one_by_one(record["qas"], lambda asked: answered(text, asked, "input_text"))
+
+
+def _ropes_questions(record: Any) -> Iterator[Question | Unusable]:
+    """Background and situation are the text."""
+    text = f"{record['background'].strip()}\n{record['situation'].strip()}"
+    return one_by_one(asked_in(record), lambda asked: answered(text, asked))
+
+
+def _quartz_questions(record: Any) -> Iterator[Question | Unusable]:
+    options = {choice["label"]: choice["text"] for choice in record["question"]["choices"]}
+    answer = options.get(record["answerKey"], record["answerKey"])
+    yield Question(
+        record["para"], Pair(record["question"]["stem"], answer, tuple(options.values()))
+    )
+
+
+def _multirc_records(files: Files) -> Iterator[Located]:
+    """Passages of SuperGLUE's lines, or of the official document."""
+    if any(file.name.endswith(".jsonl") for file in files.chosen()):
+        yield from rows(files)
+    else:
+        yield from each(files, lambda document: enumerate(document["data"]))
+
+
+def _multirc_questions(record: Any) -> Iterator[Question | Unusable]:
+    """Multiple choice where one answer is right; all right answers as one where several are.
+
+    A response to multiple choice is one option (Table 7), and where several answers are right,
+    each may be a part of what was asked for.
+    """
+    passage = record["passage"] if "passage" in record else record["paragraph"]
+    text = _SENTENCE.sub("", passage["text"])
+
+    def question(asked: Any) -> Question:
+        options = tuple(answer["text"] for answer in asked["answers"])
+        right = [
+            answer["text"]
+            for answer in asked["answers"]
+            if (answer["label"] if "label" in answer else answer["isAnswer"])
+        ]
+        choose = len(right) == 1 and len(options) > 1
+        return Question(text, Pair(asked["question"], "; ".join(right), options if choose else ()))
+
+    return one_by_one(passage["questions"], question)
+
+
+def _quail_questions(record: Any) -> Iterator[Question | Unusable]:
+    """The option `not enough information` is what answers an unanswerable question."""
+    options = tuple(record["answers"])
+    label = int(record["correct_answer_id"])
+    yield Question(record["context"], Pair(record["question"], options[label], options))
 
 
 def _cosmos_questions(record: Any) -> Iterator[Question | Unusable]:
@@ -17,6 +103,68 @@ def _cosmos_questions(record: Any) -> Iterator[Question | Unusable]:
 
 
 DATASETS = (
+    Dataset(
+        name="coqa",
+        domain=MULTI_DOMAIN,
+        source="Reddy et al. (2019); stanfordnlp.github.io/coqa",
+        licence="by source of the text; of RACE's texts research only, of MCTest's the MSR licence",
+        train=("coqa-train-v1.0.json",),
+        held_out=("coqa-dev-v1.0.json",),
+        records=lambda files: each(files, _dialogues),
+        questions=_coqa_questions,
+    ),
+    Dataset(
+        name="doqa",
+        domain=MULTI_DOMAIN,
+        source="Campos et al. (2020); ixa.eus/node/12931, doqa-v2.1/doqa_dataset/",
+        licence="none stated",
+        train=("doqa-*-train-v2.1.json",),
+        held_out=("doqa-*-dev-v2.1.json",),
+        records=squad_records,
+        questions=_doqa_questions,
+    ),
+    Dataset(
+        name="ropes",
+        domain=MULTI_DOMAIN,
+        source="Lin et al. (2019); allenai.org/data/ropes",
+        licence="CC BY 4.0",
+        train=("train-v1.0.json", "plain_text/train*.parquet"),
+        held_out=("dev-v1.0.json", "plain_text/validation*.parquet"),
+        records=squad_records,
+        questions=_ropes_questions,
+        hub="allenai/ropes",
+    ),
+    Dataset(
+        name="quartz",
+        domain=MULTI_DOMAIN,
+        source="Tafjord et al. (2019); allenai.org/data/quartz, quartz-dataset-v1-aug2019/",
+        licence="CC BY 4.0",
+        train=("train.jsonl",),
+        held_out=("dev.jsonl",),
+        records=rows,
+        questions=_quartz_questions,
+    ),
+    Dataset(
+        name="multirc",
+        domain=MULTI_DOMAIN,
+        source="Khashabi et al. (2018); cogcomp.seas.upenn.edu/multirc, or its copy in SuperGLUE",
+        licence="none stated",
+        train=("train_456-fixedIds.json", "MultiRC/train.jsonl"),
+        held_out=("dev_83-fixedIds.json", "MultiRC/val.jsonl"),
+        records=_multirc_records,
+        questions=_multirc_questions,
+    ),
+    Dataset(
+        name="quail",
+        domain=MULTI_DOMAIN,
+        source="Rogers et al. (2020); github.com/text-machine-lab/quail, quail_v1.3/json/",
+        licence="CC BY-NC-SA 4.0",
+        train=("quail_v1.3/json/train.jsonl", "quail/train-*.parquet"),
+        held_out=("quail/validation-*.parquet",),
+        records=rows,
+        questions=_quail_questions,
+        hub="textmachinelab/quail",
+    ),
     Dataset(
         name="cosmosqa",
         domain=MULTI_DOMAIN,

@@ -1,0 +1,67 @@
+"""SQuAD's layout, which several data sets have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from data_gen.instruction_pretrain.collection.base import MALFORMED, Question, Unusable
+from data_gen.instruction_pretrain.collection.files import Files, Located, rows
+from data_gen.instruction_pretrain.collection.nested import each
+from data_gen.instruction_pretrain.format import Pair
+
+# What the layout's conversational sets answer where the text holds no answer, and append to texts.
+CANNOT_ANSWER = "CANNOTANSWER"
+
+
+def squad_records(files: Files) -> Iterator[Located]:
+    """The paragraphs of the official documents, or the rows of the hub's tables."""
+    if any(file.name.endswith(".parquet") for file in files.chosen()):
+        yield from rows(files)
+    else:
+        yield from each(files, _paragraphs)
+
+
+def _paragraphs(document: Any) -> Iterator[tuple[object, Any]]:
+    for number, article in enumerate(document["data"]):
+        found = article.get("paragraphs") if isinstance(article, dict) else None
+        if isinstance(found, list):
+            yield from ((f"{number}.{place}", paragraph) for place, paragraph in enumerate(found))
+        else:
+            yield number, article  # which is no paragraph, and is counted as such
+
+
+def squad_questions(record: Any) -> Iterator[Question | Unusable]:
+    """The questions of a paragraph with the first of their answers, or that of a hub's row."""
+    return one_by_one(asked_in(record), lambda asked: answered(record["context"], asked))
+
+
+def asked_in(record: Any) -> list[Any]:
+    """The questions of a paragraph; a row of the hub's tables is a question itself."""
+    return [record] if "question" in record else record["qas"]
+
+
+def answered(text: str, asked: Any, key: str = "text") -> Question | Unusable:
+    """A question with its answer; `key` is where an answer's words are."""
+    answer = asked.get("orig_answer") or _first(asked["answers"], key)
+    if asked.get("is_impossible") or CANNOT_ANSWER in answer.values():
+        return Unusable("unanswerable", asked["question"])
+    text = text.strip().removesuffix(CANNOT_ANSWER)
+    return Question(text, Pair(asked["question"], answer[key]))
+
+
+def _first(answers: Any, key: str) -> dict[str, str]:
+    words = answers[key] if isinstance(answers, dict) else [answer[key] for answer in answers]
+    return {key: words[0] if len(words) else ""}
+
+
+def one_by_one(
+    items: Iterable[Any], convert: Callable[[Any], Question | Unusable]
+) -> Iterator[Question | Unusable]:
+    """What `convert` makes of each; a malformed one does not take its record's others along."""
+    for place, item in enumerate(items):
+        try:
+            yield convert(item)
+        except MALFORMED as error:
+            problem = f"question {place}: {type(error).__name__}: {error}"
+            yield Unusable("malformed_record", problem)

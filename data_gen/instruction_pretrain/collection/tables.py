@@ -1,0 +1,70 @@
+"""WikiTableQuestions: questions on tables, which are told as rows of plain text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from data_gen.instruction_pretrain.collection.base import Question, Unusable
+from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, unquoted_rows
+from data_gen.instruction_pretrain.format import Pair
+
+_COLUMNS = ["id", "utterance", "context", "targetValue"]
+_ESCAPED = re.compile(r"\\([np\\])")
+_MEANT = {"n": "\n", "p": "|", "\\": "\\"}
+
+
+def table_records(files: Files) -> Iterator[Located]:
+    """Questions with their tables, which lie in files of their own, told as text."""
+    tables = {"/".join(file.name.split("/")[-3:]): file for file in files.find("csv/*/*.csv")}
+    told: dict[str, tuple[str, str]] = {}
+    for file in files.chosen():
+        for line in unquoted_rows(file):
+            if line.error:
+                yield line
+                continue
+            if line.value == _COLUMNS:
+                continue
+            if len(line.value) != len(_COLUMNS):
+                yield Located(line.where, error=f"has not the columns {', '.join(_COLUMNS)}")
+                continue
+            record = dict(zip(_COLUMNS, line.value, strict=True))
+            context = record["context"]
+            if context not in told:
+                told[context] = _told(tables.get(context))
+            text, problem = told[context]
+            yield Located(line.where, {**record, "table": text, "problem": problem})
+
+
+def _told(file: DataFile | None) -> tuple[str, str]:
+    """A table's text, and what is wrong with its file."""
+    if file is None:
+        return "", "is missing"
+    try:
+        return _text(file.text()), ""
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        return "", f"cannot be read: {error}"
+
+
+def _text(table: str) -> str:
+    """One line a row, the header's first. These files escape a quote by a backslash."""
+    lines = io.StringIO(table, newline="")
+    read = csv.reader(lines, doublequote=False, escapechar="\\")
+    return "\n".join(" | ".join(" ".join(cell.split()) for cell in row) for row in read)
+
+
+def table_questions(record: Any) -> Iterator[Question | Unusable]:
+    """Several right values are one answer."""
+    if record["problem"]:
+        yield Unusable("no_context", f"the table {record['context']} {record['problem']}")
+        return
+    values = [_unescaped(value) for value in record["targetValue"].split("|")]
+    pair = Pair(_unescaped(record["utterance"]), ", ".join(values))
+    yield Question(record["table"], pair)
+
+
+def _unescaped(cell: str) -> str:
+    return _ESCAPED.sub(lambda match: _MEANT[match[1]], cell)
