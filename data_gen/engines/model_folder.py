@@ -1,9 +1,13 @@
-"""A local Hugging Face model folder: is it whole, and which weights are these. No torch."""
+"""A local Hugging Face model folder: is it whole, which weights are these, made once. No torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from ipt_jax.errors import UserError
@@ -52,3 +56,56 @@ def folder_revision(folder: Path) -> str:
             file.seek(max(0, size_bytes - _EDGE_BYTES))
             digest.update(file.read())
     return digest.hexdigest()[:12]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are read as the model: model.safetensors, or those of its index.
+
+    Raises UserError where there is neither, or the index cannot be read or names a file that is
+    not there.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder} has no model.safetensors, and no model.safetensors.index.json that can be "
+            f"read ({type(error).__name__}: {error}): copy the folder again."
+        ) from error
+    files = [folder / name for name in sorted(named)]
+    for path in files:
+        if path.parent != folder or not path.is_file():
+            raise UserError(f"{index} names {path.name}, which is not beside it: copy it again.")
+    return files
+
+
+def make_folder(target: Path, write: Callable[[Path], None]) -> Path:
+    """`target`, written by `write` into a folder beside it where it is not there yet.
+
+    It appears whole or not at all, also where two processes make it at once. Raises UserError
+    where the folder cannot be made, or one that is there is not whole.
+    """
+    if target.is_dir():
+        check_model_folder(target)
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"the model cache {target.parent} cannot be written ({error.strerror}): give a folder "
+            "that you may write in `engine.cache_folder`."
+        ) from error
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():  # else another process was quicker; its folder is as good
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target

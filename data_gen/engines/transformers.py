@@ -16,6 +16,7 @@ from data_gen.engines.drawing import Constraints, draw, forbid
 from data_gen.engines.model_folder import check_model_folder, folder_revision
 from data_gen.engines.prompts import PromptEncoder, PromptError
 from data_gen.engines.slots import ATTENTION_NAME, SlotCache, slot_attention
+from data_gen.engines.stopping import cut_at_stop
 from data_gen.engines.streaming import Feed
 from ipt_jax.errors import UserError
 
@@ -242,16 +243,18 @@ class TransformersEngine:
             if row.matcher.is_stopped():
                 reason = "stop"
         if reason is None and how.stop:
-            text = self.tokenizer.decode(kept, skip_special_tokens=False)
-            cuts = [text.find(stop) for stop in how.stop if stop in text]
-            if cuts:
-                return _complete(row, "stop", text[: min(cuts)])
+            cut = cut_at_stop(self._text, row.ids, how.stop)
+            if cut is not None:
+                return _complete(row, "stop", cut)
         full = len(row.ids) >= how.max_tokens or row.length_tokens >= self.context_tokens
         if reason is None and full:
             reason = "length"
         if reason is None:
             return None
-        return _complete(row, reason, self.tokenizer.decode(kept, skip_special_tokens=False))
+        return _complete(row, reason, self._text(kept))
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def _complete(row: _Row, reason: FinishReason, text: str) -> Completion:
