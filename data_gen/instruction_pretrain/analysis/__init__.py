@@ -1,0 +1,1 @@
+"""The synthesizer and its corpora, measured (section 5, appendices D to F)."""

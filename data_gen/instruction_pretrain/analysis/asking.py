@@ -1,0 +1,150 @@
+"""Questions to an engine, each asked exactly once however often a measurement is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_gen.engines import (
+    Completion,
+    Engine,
+    EngineConfig,
+    Message,
+    Prompt,
+    Request,
+    Sampling,
+    identify_engine,
+    open_engine,
+    requests_under_way,
+)
+from data_gen.ledger import Ledger
+from data_gen.runner import Failure, Progress, no_progress, run_units
+from ipt_jax.errors import UserError
+
+Bars = Callable[[str], AbstractContextManager[Progress]]
+"""Shows the progress of the part of a measurement that it is given the title of."""
+
+
+def no_bars(title: str) -> AbstractContextManager[Progress]:
+    """For callers that show nothing."""
+    return nullcontext(no_progress)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with a name of its own within a measurement."""
+
+    name: str
+    """Comes back with the completion."""
+    prompt: Prompt
+    """What the model sees."""
+    sampling: Sampling
+    """How tokens are drawn; likeliest first, so that no seed is needed."""
+
+    @property
+    def id(self) -> str:
+        """Name in the ledger: another prompt under the same name is another question."""
+        prompt = self.prompt if isinstance(self.prompt, str) else [asdict(m) for m in self.prompt]
+        content = json.dumps([prompt, asdict(self.sampling)], sort_keys=True)
+        return f"{self.name}#{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+class Model:
+    """An engine with a ledger of what it has answered; opened only when something is asked."""
+
+    def __init__(
+        self, name: str, config: EngineConfig, folder: Path, engine: Engine | None = None
+    ) -> None:
+        """`engine` replaces the one that `config` names. Answers are kept below `folder`.
+
+        Raises:
+          UserError: as identify_engine, and where the config asks for drawn or constrained tokens.
+        """
+        if config.temperature != 0 or config.constrain:
+            raise UserError(
+                f"{name}: `temperature` is {config.temperature} and `constrain` is "
+                f"{config.constrain}: measurements take the likeliest token, unconstrained. Set "
+                "0.0 and false."
+            )
+        self.name, self.config = name, config
+        self._given, self._engine = engine, engine
+        if engine is None:
+            self.identity = asdict(identify_engine(config))
+        else:
+            self.identity = {
+                key: str(getattr(engine, key)) for key in ("name", "version", "model", "revision")
+            }
+        fingerprint = {
+            **self.identity,
+            "context_tokens": config.context_tokens,
+            "vllm.dtype": config.vllm.dtype,
+        }
+        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+        # A folder for each model and setting: another model never finds the answers of this one.
+        place = folder / "answers" / digest
+        place.mkdir(parents=True, exist_ok=True)
+        self._ledger_of = lambda: Ledger(place, fingerprint)
+
+    @property
+    def engine(self) -> Engine:
+        """Opened at the first use."""
+        if self._engine is None:
+            self._engine = open_engine(self.config)
+        return self._engine
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of prompt and completion together."""
+        return min(self.config.context_tokens, self.engine.context_tokens)
+
+    def ask(
+        self, questions: Sequence[Question], title: str = "", bars: Bars = no_bars
+    ) -> dict[str, Completion]:
+        """Completions by the questions' names; what was answered in an earlier run is not asked.
+
+        Errors of the engine are completions too, with finish reason `error`.
+        """
+        names = [question.name for question in questions]
+        if len(set(names)) != len(names):
+            raise ValueError("two questions have the same name")
+        found: dict[str, Completion] = {}
+        with self._ledger_of() as ledger, bars(f"{self.name} {title}".strip()) as progress:
+            for done in run_units(
+                questions,
+                _process,
+                self.engine,
+                ledger,
+                units_in_flight=2 * requests_under_way(self.config),
+                turns_expected=len(questions),
+                progress=progress,
+            ):
+                if isinstance(done.outcome, Failure):
+                    raise RuntimeError(f"{done.unit.name}: {done.outcome.detail}")
+                found[done.unit.name] = done.outcome
+        return found
+
+    def close(self) -> None:
+        """Free the model, where it was opened here; a later question opens it again."""
+        if self._engine is not None and self._given is None:
+            self._engine.close()
+            self._engine = None
+
+
+def _process(question: Question) -> Generator[Request, Completion, Completion]:
+    completion = yield Request(question.id, question.prompt, question.sampling)
+    return completion
+
+
+def as_user(text: str) -> Prompt:
+    """A chat of one turn of the user's."""
+    return (Message("user", text),)
+
+
+def count_errors(completions: Iterable[Completion] | Mapping[str, Completion]) -> int:
+    """Requests that the engine could not answer."""
+    values = completions.values() if isinstance(completions, Mapping) else completions
+    return sum(completion.finish_reason == "error" for completion in values)

@@ -1,0 +1,103 @@
+"""Quality of generated pairs (section 5.1, Table 5): F1 with the gold pairs, zero- and few-shot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from data_gen.engines import Completion, Sampling
+from data_gen.instruction_pretrain.analysis.asking import Question
+from data_gen.instruction_pretrain.analysis.f1 import token_f1
+from data_gen.instruction_pretrain.analysis.held_out import HeldOut
+from data_gen.instruction_pretrain.analysis.scores import Score
+from data_gen.instruction_pretrain.format import (
+    ANSWER,
+    CONTEXT_CLOSE,
+    CONTEXT_OPEN,
+    END,
+    EOS,
+    QUESTION,
+    Pair,
+    Shot,
+    render_pairs,
+    render_prompt,
+)
+from data_gen.instruction_pretrain.rounds import Budget, fit_history
+
+ZERO, FEW = "zero", "few"
+_TAGS = re.compile("|".join((CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "<s>", EOS)))
+
+
+@dataclass(frozen=True)
+class PairsTask:
+    """A text that is to get pairs."""
+
+    name: str
+    """Of the question."""
+    example: HeldOut
+    """With the gold pairs."""
+    shots: tuple[Shot, ...]
+    """What stands before the text."""
+
+
+@dataclass
+class PairsTasks:
+    """The tasks of one setting, and what is in none."""
+
+    tasks: list[PairsTask] = field(default_factory=list)
+    """In the order of the examples."""
+    too_long: list[str] = field(default_factory=list)
+    """Ids of examples that leave no room for a completion even without shots."""
+    without_shots: list[str] = field(default_factory=list)
+    """Ids of examples that have no shots, or none that fits: they are in no few-shot figure."""
+    shots_dropped: int = 0
+    """Shots that did not fit, the oldest first."""
+
+
+def pairs_tasks(examples: Sequence[HeldOut], setting: str, budget: Budget) -> PairsTasks:
+    """ZERO: the text alone; FEW: its shots before it, as many as fit."""
+    found = PairsTasks()
+    for example in examples:
+        given = example.shots if setting == FEW else ()
+        kept = fit_history(given, example.text, budget)
+        if kept is None:
+            found.too_long.append(example.id)
+            continue
+        found.shots_dropped += len(given) - len(kept)
+        if setting == FEW and not kept:
+            found.without_shots.append(example.id)
+            continue
+        found.tasks.append(PairsTask(f"{setting}/{example.id}", example, kept))
+    return found
+
+
+def pairs_question(task: PairsTask, max_tokens: int) -> Question:
+    """What is asked of the engine; the generation ends at </s>."""
+    prompt = render_prompt(task.shots, task.example.text)
+    return Question(task.name, prompt, Sampling(max_tokens=max_tokens, stop=(EOS,)))
+
+
+def without_tags(text: str) -> str:
+    """The words alone: a model that writes no tags is not judged by form."""
+    return _TAGS.sub(" ", text)
+
+
+def gold_text(pairs: Sequence[Pair]) -> str:
+    """Instructions, options, rationales and answers of Table 7, without tags."""
+    return without_tags(render_pairs(pairs))
+
+
+def score_pairs(tasks: Sequence[PairsTask], completions: Mapping[str, Completion]) -> list[Score]:
+    """F1 between all that was generated and all gold pairs of the text.
+
+    A text that the engine could not answer has no score.
+    """
+    scores = []
+    for task in tasks:
+        completion = completions[task.name]
+        if completion.finish_reason == "error":
+            continue
+        f1 = token_f1(without_tags(completion.text), gold_text(task.example.pairs))
+        scores.append(Score(task.name, task.example.dataset, task.example.unseen, f1))
+    return scores

@@ -1,0 +1,143 @@
+"""Pairs of a synthesis folder, read back from what the model wrote.
+
+Training texts are varied by templates, so that pairs cannot be read back from them. The ledger
+keeps every completion, and the folder says by which settings texts were drawn and chained: the
+pairs are parsed again as synthesis did. What the folder shows as samples is compared with that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_gen.instruction_pretrain.chains import Chain, Chains, generator_of
+from data_gen.instruction_pretrain.format import ParsedPairs, parse_pairs
+from data_gen.instruction_pretrain.records import METHOD
+from data_gen.intake import RAW
+from data_gen.ledger import LEDGER_NAME
+from ipt_jax.errors import UserError
+from ipt_jax.records import RecordSource
+
+_CHAIN = re.compile(r"chain-(\d+)")  # in the id of a record
+
+
+@dataclass(frozen=True)
+class SynthesizedText:
+    """A raw text and what the synthesizer wrote about it."""
+
+    id: str
+    """Of the document."""
+    source: str
+    """Where the document came from."""
+    text: str
+    """The raw text."""
+    generated: str
+    """As it was written."""
+    parsed: ParsedPairs
+    """As synthesis parsed it."""
+    cut: bool
+    """Whether the generation ended at the token limit."""
+    completion_tokens: int
+    """Tokens written, by the synthesizer's own tokenizer, tags included."""
+
+
+class SynthesizedTexts:
+    """The texts of a finished synthesis folder that were chosen to get pairs."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises UserError where the folder is no finished one of this method, or its ledger and
+        its samples disagree."""
+        self.folder = Path(folder).expanduser()
+        self.summary = self._json("summary.json")
+        settings = self.summary.get("fingerprint", {})
+        if not str(settings.get("method", "")).startswith(f"{METHOD}/"):
+            raise UserError(
+                f"{self.folder / 'summary.json'} is not of {METHOD} but of "
+                f"{settings.get('method')!r}: name a folder that launch/synthesize.py wrote."
+            )
+        raw = RecordSource(self.folder / "shards" / RAW, verify=False)
+        chosen = generator_of(settings["seed"], "selection").permutation(len(raw))
+        chosen = chosen[: round(settings["fraction"] * len(raw))]
+        self._chains = Chains(raw, chosen, settings["rounds"])
+        self._most_pairs: int = settings["max_pairs"]
+        self._ledger = self.folder / LEDGER_NAME
+        if not self._ledger.is_file():
+            raise UserError(
+                f"{self._ledger} is gone: pairs are read back from the model's answers in it."
+            )
+        self._compare_samples()
+
+    def __len__(self) -> int:
+        """Chains; each has up to as many texts as the run had rounds."""
+        return len(self._chains)
+
+    def read(self, numbers: Sequence[int]) -> Iterator[SynthesizedText]:
+        """The texts of these chains. A text that the engine could not answer is left out."""
+        address = f"{self._ledger.resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as ledger:
+            for number in numbers:
+                yield from self._of_chain(ledger, self._chains[number])
+
+    def draw(self, texts: int, seed: int) -> list[SynthesizedText]:
+        """About `texts` texts with their chains, each chain as likely as any other."""
+        order = generator_of(seed, "analysis").permutation(len(self))
+        found: list[SynthesizedText] = []
+        for number in order.tolist():
+            if len(found) >= texts:
+                break
+            found += self.read([number])
+        return found[:texts]
+
+    def _of_chain(self, ledger: sqlite3.Connection, chain: Chain) -> Iterator[SynthesizedText]:
+        rows = ledger.execute(
+            "SELECT turn, text, finish_reason, completion_tokens FROM completions "
+            "WHERE unit = ? ORDER BY turn",
+            (chain.id,),
+        ).fetchall()
+        for turn, generated, finish_reason, tokens in rows:
+            # Intake refuses documents that do not fit alone, so each document has a turn.
+            if turn >= len(chain.documents):
+                raise self._changed(f"turn {turn} of {chain.id} is")
+            document = chain.documents[turn]
+            yield SynthesizedText(
+                id=document.id,
+                source=document.source,
+                text=document.text,
+                generated=generated,
+                parsed=parse_pairs(generated, max_pairs=self._most_pairs),
+                cut=finish_reason == "length",
+                completion_tokens=tokens,
+            )
+
+    def _compare_samples(self) -> None:
+        for sample in self._json("samples.json"):
+            named = _CHAIN.search(sample["id"])
+            number = int(named[1]) if named else len(self)
+            chain = self.read([number]) if number < len(self) else ()
+            found = {text.id: text.parsed.pairs for text in chain}
+            for document in sample["documents"]:
+                shown = [(pair["instruction"], pair["response"]) for pair in document["pairs"]]
+                pairs = found.get(document["id"], ())
+                if shown != [(pair.question, pair.answer) for pair in pairs]:
+                    raise self._changed(f"the pairs of {document['id']!r} in samples.json are")
+
+    def _changed(self, what: str) -> UserError:
+        return UserError(
+            f"{self.folder}: {what} not what ledger.sqlite and summary.json lead to: the folder "
+            "was changed, or another version of this code wrote it. Run synthesis again."
+        )
+
+    def _json(self, name: str) -> Any:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): name the folder of a finished synthesis run."
+            ) from error

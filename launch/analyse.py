@@ -1,0 +1,48 @@
+"""Measure a synthesizer on held-out examples, or what a synthesised corpus holds.
+
+python launch/analyse.py synthesizer --config configs/analyse/ipt_synthesizer.yaml
+python launch/analyse.py corpus --config configs/analyse/ipt_corpus.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis, SynthesizerAnalysis
+from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
+from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
+from data_gen.progress import terminal_progress
+from ipt_jax.configuration import parse_config, run_main, write_run_files
+from ipt_jax.evaluation.analysis_page import analysis_report
+
+KINDS = {
+    "synthesizer": (SynthesizerAnalysis, analyse_synthesizer),
+    "corpus": (CorpusAnalysis, analyse_corpus),
+}
+
+
+def main() -> None:
+    """Read the config, measure, print the tables."""
+    parser = argparse.ArgumentParser(
+        prog="launch/analyse.py",
+        description="Section 5 of Instruction Pre-Training: tables beside the paper's.",
+        epilog="`launch/analyse.py KIND --help` lists the keys of each kind.",
+    )
+    parser.add_argument("kind", choices=list(KINDS), help="what is measured")
+    parser.add_argument("keys", nargs=argparse.REMAINDER, help="--config FILE.yaml, --key value")
+    given = parser.parse_args()
+    cls, analyse = KINDS[given.kind]
+    config = parse_config(
+        cls, given.keys, prog=f"{parser.prog} {given.kind}", description=parser.description or ""
+    )
+    report = analyse(
+        config, bars=terminal_progress, on_start=lambda folder: write_run_files(folder, config)
+    )
+    print(report.markdown())
+    folder = Path(config.output).expanduser().resolve()
+    print(f"written to {folder}, with tables.md and {analysis_report(folder).name}")
+
+
+if __name__ == "__main__":
+    run_main(main)
