@@ -42,6 +42,17 @@ def _write(folder: Path, fast: Tokenizer, bos: str, eos: str, **more: Any) -> No
     atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
 
 
+def allow_control_text(folder: Path) -> None:
+    """Let BOS and EOS that a prompt names become tokens under this folder's tokenizer.
+
+    For models that were trained with them inside their texts (``encode: parts``).
+    """
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings["split_special_tokens"] = False
+    atomic_write(path, json.dumps(settings, indent=2) + "\n")
+
+
 def _bos_first(bos: str, bos_id: int) -> processors.TemplateProcessing:
     return processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, bos_id)]

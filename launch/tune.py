@@ -81,6 +81,7 @@ def run(config: TuneConfig) -> Path:
         output=folder / ("adapter" if peft else "export"),
         adapter="peft" if peft else "merged",
         dtype=config.dtype,
+        control_text=True,
     )
     stages.run(
         "export",

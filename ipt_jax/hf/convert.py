@@ -24,6 +24,7 @@ from ipt_jax.models.config import DecoderConfig, ModelConfig
 from ipt_jax.models.layers import Params
 from ipt_jax.models.lora import TARGETS, LoraConfig
 from ipt_jax.records import atomic_write
+from ipt_jax.tokenizer_export import allow_control_text
 from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.checkpoints import load_params, save_params
 
@@ -51,6 +52,9 @@ class ToHuggingFaceConfig:
     stays where it is)."""
     base: Path | None = None
     """Where the base of a run's adapters lies now; null: the run's init_from."""
+    control_text: bool = False
+    """Let the exported tokenizer take <s> and </s> that a prompt names for BOS and EOS: for models
+    trained with `encode: parts`, such as synthesizers."""
     verify: bool = False
     """Compare logits with transformers' on real text; a folder that differs is not published."""
     verify_text: Path | None = None
@@ -123,6 +127,8 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
     else:
         name = str(peft_base.resolve())
         write_peft(output, run.decoder, run.lora, params, name, tokenizer, **options)
+    if config.control_text:
+        allow_control_text(output)
     if difference is not None:
         result = {"maximum_absolute_logit_difference": difference, "tolerance": TOLERANCE}
         atomic_write(config.run / "verification.json", json.dumps(result))

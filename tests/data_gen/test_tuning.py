@@ -131,7 +131,7 @@ def test_every_question_ends_in_one_count(config: TuningConfig, summary: dict[st
             + of_questions
         )
     assert summary["datasets"]["aqua"]["rejected"]["no_context"] == 37
-    assert summary["datasets"]["babi"]["rejected"]["repeated_question"] == 13
+    assert summary["datasets"]["babi"]["rejected"]["repeated_question"] == 1
     assert summary["datasets"]["babi"]["surplus_examples"] > 100
 
 

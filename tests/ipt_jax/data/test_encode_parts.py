@@ -18,6 +18,7 @@ from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, ShardWriter
+from ipt_jax.tokenizer_export import allow_control_text
 from ipt_jax.tokenizers import Tokenizer, load_tokenizer
 
 PARTS = (
@@ -50,6 +51,22 @@ def test_ends_are_tokens_and_only_where_a_part_is_nothing_else(mistral: Tokenize
     # A text's pieces have the ids of the text: sentencepiece has no token over these borders.
     whole = mistral.encode("".join(PARTS[1:3]))
     assert np.concatenate(ids[1:3]).tolist() == whole
+
+
+def test_the_exported_tokenizer_reads_a_prompt_as_it_was_trained(
+    mistral: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="reads the exported folder")
+    parts = (*PARTS[:4], *PARTS[:2])
+    trained = np.concatenate(mistral.encode_parts(parts)).tolist()
+    mistral.save_pretrained(tmp_path)
+    for allowed in (False, True):
+        if allowed:
+            allow_control_text(tmp_path)
+        read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        ids = read("".join(parts), add_special_tokens=False)["input_ids"]
+        assert (ids == trained) is allowed
+        assert (ids.count(1), ids.count(2)) == ((2, 1) if allowed else (0, 0))
 
 
 def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:

@@ -76,7 +76,7 @@ def test_warm_up_stable_decay_and_constant():
     with pytest.raises(UserError, match="50 steps of decay and 60 of warm-up"):
         make_schedule(crowded, 100)
     with pytest.raises(UserError, match="allowed are cosine, linear, wsd and constant"):
-        make_schedule(OptimizerConfig(schedule="linear"), 100)
+        make_schedule(OptimizerConfig(schedule="stepwise"), 100)
 
 
 def ones(make):
