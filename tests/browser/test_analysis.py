@@ -43,7 +43,7 @@ def synthesizer_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "held_out.jsonl").write_text("\n".join(lines))
     analyse_synthesizer(
         SynthesizerAnalysis(
-            held_out=str(folder / "held_out.jsonl"),
+            held_out=[str(folder / "held_out.jsonl")],
             output=str(folder),
             models=Models(EngineConfig(context_tokens=2048), EngineConfig()),
             measures=["accuracy", "zero"],

@@ -26,8 +26,8 @@ class Models:
 class SynthesizerAnalysis:
     """Base and tuned synthesizer on held-out examples: Table 5 and Figure 5."""
 
-    held_out: str = ""
-    """JSON lines of examples with gold pairs and shots (`held_out.jsonl` of the tuning data)."""
+    held_out: list[str] = field(default_factory=list)
+    """Files of JSON lines: examples with gold pairs and shots (`held_out.jsonl` of tuning data)."""
     output: str = "runs/analysis/synthesizer"
     """Folder of the results; answers are kept in it, so that a second run asks only what is new."""
     models: Models = field(default_factory=Models)

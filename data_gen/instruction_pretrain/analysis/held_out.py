@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,38 @@ def held_out_line(example: Example, shots: Sequence[Example | Shot], unseen: boo
     return json.dumps(value, ensure_ascii=False)
 
 
-def read_held_out(path: str | Path) -> list[HeldOut]:
-    """Every example of the file, in order.
+def read_held_out(*paths: str | Path) -> list[HeldOut]:
+    """Every example of the files, in order.
 
     Raises:
       UserError: no such file, an empty one, or a line that is no example; file, line and key are
         named.
     """
-    path = Path(path).expanduser()
+    found: list[HeldOut] = []
+    places: dict[str, str] = {}
+    unseen: dict[str, bool] = {}
+    for path in paths:
+        before = len(found)
+        for where, line in _lines(Path(path).expanduser()):
+            example = _example(line, where)
+            if example.id in places:
+                raise UserError(
+                    f"{where}: the id {example.id!r} stands at {places[example.id]} too: give each "
+                    "example its own."
+                )
+            if unseen.setdefault(example.dataset, example.unseen) != example.unseen:
+                raise UserError(
+                    f"{where}: `unseen` of {example.dataset} is {example.unseen} here and "
+                    "otherwise before: a data set is seen or unseen as a whole."
+                )
+            places[example.id] = where
+            found.append(example)
+        if len(found) == before:
+            raise UserError(f"{path} holds no example: write it anew with `held_out_line`.")
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
     try:
         # Not splitlines: a JSON string may hold other line separators as they are.
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -62,28 +86,9 @@ def read_held_out(path: str | Path) -> list[HeldOut]:
         raise UserError(
             f"the held-out examples in {path} cannot be read ({error}): correct `held_out`."
         ) from error
-    found: list[HeldOut] = []
-    ids: dict[str, int] = {}
-    unseen: dict[str, bool] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        example = _example(line, where)
-        if example.id in ids:
-            raise UserError(
-                f"{where}: the id {example.id!r} is on line {ids[example.id]} too: ids are unique."
-            )
-        if unseen.setdefault(example.dataset, example.unseen) != example.unseen:
-            raise UserError(
-                f"{where}: `unseen` of {example.dataset} is {example.unseen} here and otherwise on "
-                "an earlier line: a data set is seen or unseen as a whole."
-            )
-        ids[example.id] = number
-        found.append(example)
-    if not found:
-        raise UserError(f"{path} holds no example: write it anew with `held_out_line`.")
-    return found
+        if line.strip():
+            yield f"{path}:{number}", line
 
 
 def draw_examples(examples: Sequence[HeldOut], per_dataset: int | None, seed: int) -> list[HeldOut]:

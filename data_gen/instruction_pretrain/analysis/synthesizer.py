@@ -99,7 +99,7 @@ def analyse_synthesizer(
       UserError: bad held-out examples, models or settings.
     """
     examples = draw_examples(
-        read_held_out(config.held_out), config.examples_per_dataset, config.seed
+        read_held_out(*config.held_out), config.examples_per_dataset, config.seed
     )
     folder, given = Path(config.output).expanduser(), engines or {}
     configs = {TUNED: config.models.tuned, BASE: config.models.base}

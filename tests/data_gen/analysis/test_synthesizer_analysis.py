@@ -69,7 +69,9 @@ class Knowing:
 def config(held_out: Path, output: Path, **changes: Any) -> SynthesizerAnalysis:
     # Two context lengths, so that the two fake models do not share their answers.
     models = Models(EngineConfig(context_tokens=2048), EngineConfig(context_tokens=4096))
-    return SynthesizerAnalysis(held_out=str(held_out), output=str(output), models=models, **changes)
+    return SynthesizerAnalysis(
+        held_out=[str(held_out)], output=str(output), models=models, **changes
+    )
 
 
 def test_a_knowing_model_scores_100_and_an_ignorant_one_nothing(
