@@ -34,6 +34,8 @@ class TuneConfig:
     """Where everything lies: ipt_tuning/, train/, and adapter/ or export/."""
     base: str = "smollm2-135m-instruct"
     """What is tuned: a Hugging Face folder, a hub name, or smollm2-135m-instruct."""
+    base_name: str = ""
+    """Name of the base in an adapter's config, for others; empty: the folder."""
     dtype: str = "bfloat16"
     """Of the exported weights."""
     only_data: bool = False
@@ -81,6 +83,7 @@ def run(config: TuneConfig) -> Path:
         output=folder / ("adapter" if peft else "export"),
         adapter="peft" if peft else "merged",
         dtype=config.dtype,
+        base_name=config.base_name,
         control_text=True,
     )
     stages.run(

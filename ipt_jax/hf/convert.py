@@ -52,6 +52,8 @@ class ToHuggingFaceConfig:
     stays where it is)."""
     base: Path | None = None
     """Where the base of a run's adapters lies now; null: the run's init_from."""
+    base_name: str = ""
+    """What PEFT's folder says its base is; empty: the folder that the adapters were trained on."""
     control_text: bool = False
     """Let the exported tokenizer take <s> and </s> that a prompt names for BOS and EOS: for models
     trained with `encode: parts`, such as synthesizers."""
@@ -125,7 +127,7 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
         tensors = merged(run.decoder, run.lora, params, _tensors(base, run.decoder))
         export_tensors(output, run.decoder, tensors, tokenizer, **options)
     else:
-        name = str(peft_base.resolve())
+        name = config.base_name or str(peft_base.resolve())
         write_peft(output, run.decoder, run.lora, params, name, tokenizer, **options)
     if config.control_text:
         allow_control_text(output)
