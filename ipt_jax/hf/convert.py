@@ -249,10 +249,14 @@ def _hugging_face_base(base: Path, run: _Run) -> Path:
     theirs = read_config(found)
     mathematics = ("rope_theta", "rope_scaling", "window", "norm_epsilon")
     for name in (*SHAPE, *mathematics):
-        if getattr(theirs, name) != getattr(run.decoder, name):
+        given, wanted = getattr(theirs, name), getattr(run.decoder, name)
+        # A number that has been float32 on its way is still the same number.
+        if given != wanted and not (
+            isinstance(given, float) and np.float32(given) == np.float32(wanted)
+        ):
             raise UserError(
-                f"adapter=peft: {found / 'config.json'} gives {name} as {getattr(theirs, name)}, "
-                f"but the run trained with {getattr(run.decoder, name)}, so that peft would build "
+                f"adapter=peft: {found / 'config.json'} gives {name} as {given}, "
+                f"but the run trained with {wanted}, so that peft would build "
                 "another model; export with adapter=merged."
             )
     return found

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ipt_jax.attention.spec import choose_backend
+from ipt_jax.attention.spec import AttentionSpec, choose_backend
 from ipt_jax.data.pipeline import DataConfig, OpenMixture
 from ipt_jax.data.tasks import NATURAL
 from ipt_jax.errors import UserError
@@ -167,7 +167,8 @@ class TrainConfig:
             )
         if self.attention_backend != "auto":
             try:
-                choose_backend(self.attention_backend)
+                # Batches of the pipeline always come with segment ids.
+                choose_backend(self.attention_backend, spec=AttentionSpec(segments=True))
             except ValueError as error:
                 raise UserError(f"attention_backend: {error}") from error
         decoder = self.model.decoder()

@@ -249,12 +249,14 @@ def _described(
     if config.adapter is not None:
         trained = adapter_count(decoder, config.adapter)
         model += f", {trained:,} of adapters trained, base {config.adapter.base_dtype}"
+    spec = attention_spec(decoder, segments=True)
+    backend = choose_backend(config.attention_backend, spec=spec, dtype=decoder.compute_dtype)
     pieces = config.pieces
     rows = config.batch_rows / (pieces * mesh_shape["data"] * mesh_shape["fsdp"])
     return (
         f"{model}, {decoder.compute_dtype}\n"
         f"mesh {shape}, {jax.process_count()} process(es); "
-        f"attention {choose_backend(config.attention_backend)}\n"
+        f"attention {backend}\n"
         f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows × "
         f"{config.data.row_tokens} tokens, {pieces} piece(s) of {rows:g} rows a device\n"
         f"steps {first:,} → {config.steps:,}, {config.steps * config.batch_tokens:,} tokens in "

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.format import parse_pairs
 from data_gen.instruction_pretrain.pipeline import run_synthesis
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, RecordSource
@@ -105,6 +106,34 @@ def test_augmented_records_hold_their_texts_and_pairs(corpus: Path, tmp_path: Pa
         for document in sample["documents"]:
             for pair in document["pairs"]:
                 assert pair["instruction"] in record.text and pair["response"] in record.text
+
+
+def test_records_say_which_pairs_they_hold_as_they_were_written(
+    corpus: Path, tmp_path: Path
+) -> None:
+    engine = FakeEngine()
+    run_synthesis(config_for(corpus, tmp_path / "out"), engine=engine)
+    assert {request.sampling.stop for request in engine.asked} == {("</s>",)}
+    for record in records(tmp_path / "out", "augmented"):
+        generated = record.provenance["generated"]
+        assert len(generated) == len(record.provenance["parents"])
+        pairs = [pair for one in generated for pair in parse_pairs(one).pairs]
+        assert len(pairs) == record.provenance["pairs"] > 0
+        assert all(pair.instruction in record.text for pair in pairs)
+
+
+def test_templates_of_ones_own_are_used_and_are_part_of_the_run(
+    corpus: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text('free_form: ["ASK {question} SAY {answer}"]\narrangements: {reading: 1}\n')
+    settings = config_for(corpus, tmp_path / "out", templates=str(mine))
+    run_synthesis(settings, engine=FakeEngine())
+    two = [r for r in records(tmp_path / "out", "augmented") if r.provenance["pairs"] > 1]
+    assert sum("ASK W" in record.text and " SAY " in record.text for record in two) > 0.8 * len(two)
+    mine.write_text('free_form: ["{question} {answer}"]\n')
+    with pytest.raises(UserError, match="templates_sha256"):
+        run_synthesis(settings, engine=FakeEngine())
 
 
 def test_the_same_settings_give_the_same_bytes_and_another_seed_others(

@@ -21,6 +21,7 @@ from data_gen.engines import (
     open_engine,
     requests_under_way,
 )
+from data_gen.instruction_pretrain.chains import seed_of
 from data_gen.ledger import Ledger
 from data_gen.runner import Failure, Progress, no_progress, run_units
 from ipt_jax.errors import UserError
@@ -43,7 +44,7 @@ class Question:
     prompt: Prompt
     """What the model sees."""
     sampling: Sampling
-    """How tokens are drawn; likeliest first, so that no seed is needed."""
+    """How tokens are drawn; where they are, the question's id seeds the draws."""
 
     @property
     def id(self) -> str:
@@ -62,13 +63,12 @@ class Model:
         """`engine` replaces the one that `config` names. Answers are kept below `folder`.
 
         Raises:
-          UserError: as identify_engine, and where the config asks for drawn or constrained tokens.
+          UserError: as identify_engine, and where the config asks for constrained tokens.
         """
-        if config.temperature != 0 or config.constrain:
+        if config.constrain:
             raise UserError(
-                f"{name}: `temperature` is {config.temperature} and `constrain` is "
-                f"{config.constrain}: measurements take the likeliest token, unconstrained. Set "
-                "0.0 and false."
+                f"{name}: `constrain` is true: what a model writes is measured as it writes it. "
+                "Set false."
             )
         self.name, self.config = name, config
         self._given, self._engine = engine, engine
@@ -135,7 +135,8 @@ class Model:
 
 
 def _process(question: Question) -> Generator[Request, Completion, Completion]:
-    completion = yield Request(question.id, question.prompt, question.sampling)
+    seed = seed_of(0, question.id)
+    completion = yield Request(question.id, question.prompt, question.sampling, seed)
     return completion
 
 

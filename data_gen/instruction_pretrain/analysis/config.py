@@ -31,7 +31,8 @@ class SynthesizerAnalysis:
     output: str = "runs/analysis/synthesizer"
     """Folder of the results; answers are kept in it, so that a second run asks only what is new."""
     models: Models = field(default_factory=Models)
-    """Both are asked the same; temperature 0. `max_tokens` bounds what is written after a text."""
+    """Both are asked the same. `max_tokens` bounds what is written after a text; `temperature`,
+    `top_k` and `top_p` hold for pairs alone, answers take the likeliest token."""
     reader: EngineConfig | None = None
     """The model that answers in Figure 5; null for the base model, as in the paper."""
     measures: list[str] = field(default_factory=lambda: list(MEASURES))

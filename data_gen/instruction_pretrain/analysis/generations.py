@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 from data_gen.instruction_pretrain.format import Pair, ParsedPairs, Shot, parse_pairs
@@ -114,11 +114,6 @@ def generation_statistics(
         format_shares={name: _share(formats[name], pairs) for name in FORMATS},
         same_formats_share=_share(same, len(led)),
     )
-
-
-def as_values(statistics: GenerationStatistics) -> dict[str, object]:
-    """For JSON."""
-    return asdict(statistics)
 
 
 def _formats(pairs: Sequence[Pair]) -> set[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_gen.engines import Completion, Sampling
+from data_gen.engines import Completion, EngineConfig, Sampling
 from data_gen.instruction_pretrain.analysis.asking import Question
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
@@ -72,10 +72,16 @@ def pairs_tasks(examples: Sequence[HeldOut], setting: str, budget: Budget) -> Pa
     return found
 
 
-def pairs_question(task: PairsTask, max_tokens: int) -> Question:
-    """What is asked of the engine; the generation ends at </s>."""
-    prompt = render_prompt(task.shots, task.example.text)
-    return Question(task.name, prompt, Sampling(max_tokens=max_tokens, stop=(EOS,)))
+def pairs_question(task: PairsTask, config: EngineConfig) -> Question:
+    """What is asked of the engine, drawn as the config says; the generation ends at </s>."""
+    sampling = Sampling(
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        stop=(EOS,),
+    )
+    return Question(task.name, render_prompt(task.shots, task.example.text), sampling)
 
 
 def without_tags(text: str) -> str:

@@ -151,7 +151,7 @@ def _write_pairs(model: Model, examples: Sequence[HeldOut], setting: str, bars: 
     asked = pairs_tasks(
         examples, setting, Budget(model.engine.count_tokens, model.context_tokens, most)
     )
-    questions = [pairs_question(task, most) for task in asked.tasks]
+    questions = [pairs_question(task, model.config) for task in asked.tasks]
     completions = model.ask(questions, f"{setting}-shot pairs", bars)
     generations: dict[str, list[Generation]] = {SEEN: [], UNSEEN: []}
     for task in asked.tasks:

@@ -42,7 +42,17 @@ def test_another_prompt_sampling_or_model_is_another_question(tmp_path: Path) ->
     assert len(list((tmp_path / "answers").iterdir())) == 2
 
 
-def test_drawn_and_constrained_tokens_are_refused(tmp_path: Path) -> None:
-    for config in (EngineConfig(temperature=0.5), EngineConfig(constrain=True)):
-        with pytest.raises(UserError, match="likeliest token"):
-            Model("m", config, tmp_path, ScriptedEngine(str))
+def test_constrained_tokens_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`constrain` is true"):
+        Model("m", EngineConfig(constrain=True), tmp_path, ScriptedEngine(str))
+
+
+def test_draws_of_a_question_depend_on_it_alone(tmp_path: Path) -> None:
+    engine = ScriptedEngine(str.upper)
+    model = Model("m", EngineConfig(), tmp_path, engine)
+    model.ask([question("a", "one"), question("b", "two")])
+    seeds = {request.prompt: request.seed for request in engine.asked}
+    assert seeds["one"] != seeds["two"]
+    again = ScriptedEngine(str.upper)
+    Model("m", EngineConfig(), tmp_path / "other", again).ask([question("b", "two")])
+    assert again.asked[0].seed == seeds["two"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_gen.engines import Completion
+from data_gen.engines import Completion, EngineConfig
 from data_gen.instruction_pretrain.analysis.generations import (
     FORMATS,
     Generation,
@@ -40,10 +40,13 @@ def test_zero_shot_is_the_text_alone_and_few_shot_comes_after_examples() -> None
     (zero,) = pairs_tasks([EXAMPLE], ZERO, budget(4096)).tasks
     (few,) = pairs_tasks([EXAMPLE], FEW, budget(4096)).tasks
     alone = "<s> <CON> The cat sat. </CON>\n\n"
-    assert pairs_question(zero, 7).prompt == alone
+    assert pairs_question(zero, EngineConfig(max_tokens=7)).prompt == alone
     shown = "".join(render_example(shot.text, shot.pairs) for shot in SHOTS)
-    assert pairs_question(few, 7).prompt == shown + alone
-    assert pairs_question(few, 7).sampling.stop == ("</s>",)
+    assert pairs_question(few, EngineConfig(max_tokens=7)).prompt == shown + alone
+    drawn = EngineConfig(max_tokens=7, temperature=0.9, top_k=5, top_p=0.8)
+    sampling = pairs_question(few, drawn).sampling
+    assert sampling.stop == ("</s>",) and sampling.max_tokens == 7
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.9, 5, 0.8)
 
 
 def test_the_oldest_shots_are_dropped_and_counted() -> None:

@@ -296,6 +296,14 @@ def test_a_missing_or_unfit_base_is_named(tmp_path, params, tokenizer):
     (moved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-6}))
     message = refusal(run, base=moved, adapter="peft")
     assert "gives norm_epsilon as 1e-06, but the run trained with 1e-05" in message
+    # 1e-5 that was once float32, as in configs made from GGUF; and a name for the base.
+    (moved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 9.999999747378752e-06}))
+    adapter, _ = to_hugging_face_folder(
+        ToHuggingFaceConfig(run=run, base=moved, adapter="peft", base_name="someone/model")
+    )
+    named = json.loads((adapter / "adapter_config.json").read_text())
+    assert named["base_model_name_or_path"] == "someone/model"
+    (moved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-6}))
     narrow = dataclasses.replace(SMALL, mlp_width=32)
     cut = {"gate_up_LD2F": np.s_[..., :32], "down_LFD": np.s_[:, :32]}
     blocks = {name: leaf[cut.get(name, ...)] for name, leaf in params["blocks"].items()}
