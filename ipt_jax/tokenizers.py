@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,31 +88,41 @@ class Tokenizer(ABC):
         first, last = np.asarray(head, np.int32), np.asarray(tail, np.int32)
         return [np.concatenate([first, ids, last]) for ids in arrays]
 
-    def encode_parts(self, parts: Sequence[str]) -> list[np.ndarray]:
-        """Int32 ids of each part of a text whose parts meet as a prompt and its completion do.
+    def encode_parts(
+        self, parts: Sequence[str], loss: Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Int32 ids of a text of parts as a model meets them, and the part that each id ends in.
 
         A part that is exactly BOS or EOS as this tokenizer writes it becomes that token; elsewhere
-        those characters stay text. A part's ids are those it has behind the part before it, where
-        the joint ids begin with that one's own; else those it has alone: an id never spans the
-        border, for the model that completes the one part sees none that does.
+        those characters stay text. Where parts with loss follow parts without, a completion begins
+        behind its prompt: no id spans that border, for the prompt alone has none that does. All
+        else is encoded as one text, as engines encode a prompt.
         """
         control = {self.bos_token: self.bos_id, self.eos_token: self.eos_id}
-        special = [control.get(part) if part else None for part in parts]
-        pairs = [
-            before + part if number and special[number - 1] is None else part
-            for number, (before, part) in enumerate(zip(["", *parts], parts, strict=False))
-        ]
-        found = self.encode_arrays([*parts, *pairs])
-        alone, joint = found[: len(parts)], found[len(parts) :]
+        control.pop(None, None)
         ids: list[np.ndarray] = []
-        for number, token in enumerate(special):
-            if token is not None:
-                ids.append(np.asarray([token], np.int32))
+        owners: list[np.ndarray] = []
+        before: list[int] = []  # ids of the prompt that a stretch completes, and its text
+        prompt = ""
+        for places in _stretches(parts, loss, control):
+            text = "".join(parts[place] for place in places)
+            if text in control and len(places) == 1:
+                ids.append(np.asarray([control[text]], np.int32))
+                owners.append(np.asarray(places, np.int64))
+                before, prompt = [], ""
                 continue
-            before = alone[number - 1] if number and special[number - 1] is None else alone[0][:0]
-            fits = np.array_equal(joint[number][: len(before)], before)
-            ids.append(joint[number][len(before) :] if fits else alone[number])
-        return ids
+            found, ends = self._ids([text])[0], self.ends(text)
+            joint = self._ids([prompt + text])[0] if prompt else found
+            if prompt and np.array_equal(joint[: len(before)], before):
+                found = joint[len(before) :]
+                ends = self.ends(prompt + text)[len(before) :] - len(prompt)
+            borders = np.cumsum([len(parts[place]) for place in places])
+            owner = np.searchsorted(borders, np.maximum(ends - 1, 0), side="right")
+            ids.append(found)
+            owners.append(np.asarray(places, np.int64)[np.minimum(owner, len(places) - 1)])
+            before, prompt = found.tolist(), text
+        empty = np.empty(0, np.int64)
+        return np.concatenate([empty[:0].astype(np.int32), *ids]), np.concatenate([empty, *owners])
 
     def encode_batch(
         self, texts: Sequence[str], bos: bool = False, eos: bool = False
@@ -301,6 +311,21 @@ class FastTokenizer(Tokenizer):
         for file in _HF_FILES:
             if (self._folder / file).is_file():
                 shutil.copyfile(self._folder / file, Path(folder) / file)
+
+
+def _stretches(
+    parts: Sequence[str], loss: Sequence[float], control: Mapping[str | None, int | None]
+) -> Iterator[list[int]]:
+    """Places of parts that are encoded together: up to a control token or where loss begins."""
+    places: list[int] = []
+    for place, part in enumerate(parts):
+        begins = place > 0 and loss[place] > 0 and not loss[place - 1] > 0
+        if places and (part in control or begins or parts[places[-1]] in control):
+            yield places
+            places = []
+        places.append(place)
+    if places:
+        yield places
 
 
 def _content(settings: dict[str, Any], key: str) -> str | None:

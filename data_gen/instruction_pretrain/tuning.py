@@ -113,7 +113,7 @@ def example_parts(example: Example) -> tuple[list[str], list[float]]:
 
 def count_tokens(example: Example, tokenizer: Tokenizer) -> int:
     """Tokens of an example within a sequence."""
-    return sum(len(ids) for ids in tokenizer.encode_parts(example_parts(example)[0]))
+    return len(tokenizer.encode_parts(*example_parts(example))[0])
 
 
 def fit_example(

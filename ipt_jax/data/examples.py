@@ -55,19 +55,14 @@ def tokenise(
 
 def _by_parts(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> Tokenised:
     parts, weights = _parts(task, record, where)
-    ids = tokenizer.encode_parts(parts)
-    head, tail = (
-        ends.astype(np.int32)
-        for ends in np.split(tokenizer.encode_arrays([""], task.bos, task.eos)[0], [int(task.bos)])
-    )
-    tokens = np.concatenate([head, *ids, tail])
+    ids, owners = tokenizer.encode_parts(parts, weights.tolist())
+    ends = tokenizer.encode_arrays([""], task.bos, task.eos)[0]
+    head, tail = np.split(ends.astype(np.int32), [int(task.bos)])
+    tokens = np.concatenate([head, ids, tail])
     if task.loss == "all":
         return Tokenised(tokens, None)
-    loss = np.repeat(
-        np.concatenate([[0], weights, weights[-1:]]),
-        [len(head), *map(len, ids), *[0] * (len(weights) - len(ids)), len(tail)],
-    )
-    return Tokenised(tokens, loss.astype(np.float32))
+    of_ends = np.zeros(len(head), np.float32), np.repeat(weights[-1:], len(tail))
+    return Tokenised(tokens, np.concatenate([of_ends[0], weights[owners], of_ends[1]]))
 
 
 def _parts(task: Task, record: Record, where: str) -> tuple[tuple[str, ...], np.ndarray]:

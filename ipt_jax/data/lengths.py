@@ -86,7 +86,7 @@ def _count(source: Source, tokenizer: Tokenizer, encode: str, indices: Sequence[
     records = source.read(indices)
     if encode == "parts":  # a record without parts is refused by name where it is tokenised
         return [
-            sum(map(len, tokenizer.encode_parts(record.parts or (record.text,))))
+            len(tokenizer.encode_parts(record.parts or (record.text,), record.loss or (0.0,))[0])
             for record in records
         ]
     return [len(ids) for ids in tokenizer.encode_arrays([record.text for record in records])]

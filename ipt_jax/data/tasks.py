@@ -36,8 +36,8 @@ class Task:
     loss: Literal["all", "responses"] = "all"
     """``all``: every token (pre-training); ``responses``: the weights of the record's parts."""
     encode: Literal["text", "parts"] = "text"
-    """``text``: the whole text at once; ``parts``: as a prompt and its completion meet at each
-    border of the record's parts, which may be BOS and EOS (``Tokenizer.encode_parts``)."""
+    """``text``: the whole text at once; ``parts``: prompts and completions as a model meets them,
+    with BOS and EOS where the record has them as parts (``Tokenizer.encode_parts``)."""
     max_epochs: float | None = None
     """How often each example may be seen; None for no limit."""
     format: str | None = None

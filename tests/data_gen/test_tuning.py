@@ -76,12 +76,12 @@ def test_sequences_are_whole_examples_of_one_data_set(
     tokens = 0
     for record in made:
         assert record.parts is not None and record.loss is not None
-        ids = tokenizer.encode_parts(record.parts)
-        tokens += sum(map(len, ids))
-        assert sum(map(len, ids)) <= config.sequence_tokens
-        assert [len(one) for one in ids[::4]] == [1] * (len(ids) // 4)  # BOS, once an example
-        assert {int(one[0]) for one in ids[::4]} == {tokenizer.bos_id}
-        assert {int(one[0]) for one in ids[3::4]} == {tokenizer.eos_id}
+        ids, owners = tokenizer.encode_parts(record.parts, record.loss)
+        tokens += len(ids)
+        assert len(ids) <= config.sequence_tokens
+        examples = len(record.parts) // 4  # BOS and EOS once each
+        assert ids[owners % 4 == 0].tolist() == [tokenizer.bos_id] * examples
+        assert ids[owners % 4 == 3].tolist() == [tokenizer.eos_id] * examples
         assert {parent.split("/")[0] for parent in record.provenance["parents"]} == {record.source}
         assert len(record.provenance["parents"]) == len(record.parts) // 4
         assert record.loss == (0.0, 0.0, 1.0, 1.0) * (len(record.parts) // 4)

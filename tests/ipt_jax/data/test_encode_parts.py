@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -42,15 +41,14 @@ def write(folder: Path, parts: tuple[str, ...] | None = PARTS) -> Task:
 
 
 def test_ends_are_tokens_and_only_where_a_part_is_nothing_else(mistral: Tokenizer) -> None:
-    ids = mistral.encode_parts(PARTS)
-    assert [len(ids[n]) for n in (0, 3, 4, 7)] == [1, 1, 1, 1]
-    assert [int(ids[n][0]) for n in (0, 3, 4, 7)] == [1, 2, 1, 2]
-    assert not {1, 2} & set(ids[5].tolist())  # a document that names them
+    ids, owners = mistral.encode_parts(PARTS, LOSS)
+    assert [ids[owners == part].tolist() for part in (0, 3, 4, 7)] == [[1], [2], [1], [2]]
+    assert not {1, 2} & set(ids[owners == 5].tolist())  # a document that names them
     # The spelling of the published synthesizer's examples: a space between BOS and <CON>.
-    assert mistral.decode(ids[1]).startswith(" <CON> One")
+    assert mistral.decode(ids[owners == 1].tolist()).startswith(" <CON> One")
     # A text's pieces have the ids of the text: sentencepiece has no token over these borders.
     whole = mistral.encode("".join(PARTS[1:3]))
-    assert np.concatenate(ids[1:3]).tolist() == whole
+    assert ids[(owners == 1) | (owners == 2)].tolist() == whole
 
 
 def test_the_exported_tokenizer_reads_a_prompt_as_it_was_trained(
@@ -58,7 +56,7 @@ def test_the_exported_tokenizer_reads_a_prompt_as_it_was_trained(
 ) -> None:
     transformers = pytest.importorskip("transformers", reason="reads the exported folder")
     parts = (*PARTS[:4], *PARTS[:2])
-    trained = np.concatenate(mistral.encode_parts(parts)).tolist()
+    trained = mistral.encode_parts(parts, (*LOSS[:4], 0.0, 0.0))[0].tolist()
     mistral.save_pretrained(tmp_path)
     for allowed in (False, True):
         if allowed:
@@ -74,23 +72,31 @@ def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:
     prompt, completion = "".join(PARTS[:2]), PARTS[2]
     joint = tokenizer.encode(prompt + completion)
     assert joint[: len(tokenizer.encode(prompt))] != tokenizer.encode(prompt)
-    ids = tokenizer.encode_parts(PARTS)
-    assert np.concatenate(ids[:2]).tolist() == tokenizer.encode(prompt)
-    assert ids[2].tolist() == tokenizer.encode(completion)
-    assert tokenizer.decode(np.concatenate(ids).tolist()) == "".join(PARTS)
-    assert tokenizer.encode_parts(["<|im_start|>", "x", "<|im_end|>"])[0].tolist() == [
-        tokenizer.bos_id
-    ]
+    ids, owners = tokenizer.encode_parts(PARTS, LOSS)
+    assert ids[owners < 2].tolist() == tokenizer.encode(prompt)
+    # From where a completion begins, everything is one text, as a few-shot prompt has it.
+    second = tokenizer.encode("".join(PARTS[2:6]))
+    assert ids[(owners >= 2) & (owners < 6)].tolist() == second
+    assert ids[owners >= 6].tolist() == tokenizer.encode("".join(PARTS[6:]))
+    # A token that spans two parts belongs to the one it ends in: `></` to the end, `><` to <s>.
+    spelt = [tokenizer.decode([int(one)]) for one in ids[owners == 3]]
+    assert spelt == ["></", "s"]
+    assert tokenizer.decode(ids.tolist()) == "".join(PARTS)
+    ends, owners = tokenizer.encode_parts(["<|im_start|>", "x", "<|im_end|>"], (0.0, 0.0, 0.0))
+    assert ends[[0, -1]].tolist() == [tokenizer.bos_id, tokenizer.eos_id]
+    assert owners.tolist() == [0, 1, 2]
+    assert [len(one) for one in tokenizer.encode_parts([], [])] == [0, 0]
 
 
 def test_loss_lengths_and_token_shards_follow(mistral: Tokenizer, tmp_path: Path) -> None:
     task = write(tmp_path / "shards")
     source = open_source(task)
     (example,) = read_examples(source, task, mistral, [0])
-    ids = mistral.encode_parts(PARTS)
-    assert example.tokens.tolist() == np.concatenate(ids).tolist()
+    ids, owners = mistral.encode_parts(PARTS, LOSS)
+    assert example.tokens.tolist() == ids.tolist()
     assert example.loss is not None
-    assert example.loss.tolist() == np.repeat(LOSS, [len(part) for part in ids]).tolist()
+    assert example.loss.tolist() == [LOSS[part] for part in owners]
+    assert 0 < sum(example.loss) < len(ids)
     plain = index_lengths(source, mistral).array.tolist()
     assert index_lengths(source, mistral, encode="parts").array.tolist() == [len(example.tokens)]
     assert plain == [len(mistral.encode("".join(PARTS)))] != [len(example.tokens)]
