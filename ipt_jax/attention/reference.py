@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
+    from ipt_jax.attention.ranges import KeyRanges
     from ipt_jax.attention.spec import AttentionSpec
 
 QUERY_BLOCK = 128  # on CPU, 64 to 128 ran fastest: larger blocks compute more masked scores
@@ -25,7 +26,7 @@ def reference_attention(
     k_BTKh: jax.Array,
     v_BTKh: jax.Array,
     spec: AttentionSpec,
-    segment_ids: jax.Array | None,
+    ranges: KeyRanges,
 ) -> jax.Array:
     """See `ipt_jax.attention.spec.attention`; scores and softmax are float32."""
     B, T, H, h = q_BTHh.shape
@@ -33,7 +34,7 @@ def reference_attention(
     scale = spec.scale if spec.scale is not None else h**-0.5
     q_BKGTh = jnp.moveaxis((q_BTHh * scale).reshape(B, T, K, H // K, h), 1, 3)
     k_BKTh, v_BKTh = jnp.moveaxis(k_BTKh, 1, 2), jnp.moveaxis(v_BTKh, 1, 2)
-    out_BKGTh: jax.Array = _blocked(spec, q_BKGTh, k_BKTh, v_BKTh, segment_ids)
+    out_BKGTh: jax.Array = _blocked(spec, q_BKGTh, k_BKTh, v_BKTh, ranges)
     return jnp.moveaxis(out_BKGTh, 3, 1).reshape(B, T, H, h)
 
 
@@ -47,23 +48,38 @@ def _scores(
     spec: AttentionSpec,
     q: jax.Array,
     k: jax.Array,
-    segment_ids: jax.Array | None,
+    ranges: KeyRanges,
     queries: tuple[int, int],
     keys: tuple[int, int],
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array | float]:
+    """Masked scores, and how they grow with the products (softcap)."""
     scores = jnp.einsum("bkgqh,bksh->bkgqs", q, k, preferred_element_type=jnp.float32)
-    query_position = jnp.arange(*queries)[:, None]
-    key_position = jnp.arange(*keys)[None, :]
-    seen = jnp.ones((queries[1] - queries[0], keys[1] - keys[0]), bool)
-    if spec.causal:
-        seen &= key_position <= query_position
-    if spec.window is not None:
-        seen &= key_position > query_position - spec.window
-    seen = seen[None]
-    if segment_ids is not None:
-        same = segment_ids[:, slice(*queries), None] == segment_ids[:, None, slice(*keys)]
-        seen = seen & same
-    return jnp.where(seen[:, None, None], scores, MASKED)
+    slope = 1.0
+    if spec.softcap is not None:
+        capped = jnp.tanh(scores / spec.softcap)
+        scores, slope = spec.softcap * capped, 1 - capped * capped
+    rows = slice(*queries)
+    key = jnp.arange(*keys)
+    seen = (ranges.key_start[:, rows, None] <= key) & (key < ranges.key_stop[:, rows, None])
+    return jnp.where(seen[:, None, None], scores, MASKED), slope
+
+
+def _seeing(ranges: KeyRanges, queries: tuple[int, int]) -> jax.Array:
+    """Which queries see anything at all, [B, 1, 1, q, 1]."""
+    rows = slice(*queries)
+    return (ranges.key_stop[:, rows] > ranges.key_start[:, rows])[:, None, None, :, None]
+
+
+def _after(done: jax.Array | None, array: jax.Array) -> jax.Array:
+    """The array, which waits for `done` (of its shape, or longer along the tokens).
+
+    Blocks do not need each other: left to itself, the compiler begins them all and holds the scores
+    of all of them, which grow with the square of the row's length. A barrier is taken away before
+    it orders its work; a product with zero, it must compute.
+    """
+    return (
+        array if done is None else array + (0 * done[..., : array.shape[-2], :]).astype(array.dtype)
+    )
 
 
 def _blocks(spec: AttentionSpec, length: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -74,38 +90,42 @@ def _blocks(spec: AttentionSpec, length: int) -> list[tuple[tuple[int, int], tup
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _blocked(
-    spec: AttentionSpec, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+    spec: AttentionSpec, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> jax.Array:
-    return _forward(spec, q, k, v, segment_ids)[0]
+    return _forward(spec, q, k, v, ranges)[0]
 
 
 def _forward(
-    spec: AttentionSpec, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+    spec: AttentionSpec, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> tuple[jax.Array, Any]:
-    outs, sums = [], []
+    out, outs, sums = None, [], []
     for queries, keys in _blocks(spec, q.shape[3]):
         kb, vb = k[:, :, slice(*keys)], v[:, :, slice(*keys)]
-        scores = _scores(spec, q[:, :, :, slice(*queries)], kb, segment_ids, queries, keys)
+        qb = _after(out, q[:, :, :, slice(*queries)])
+        scores, _ = _scores(spec, qb, kb, ranges, queries, keys)
         top = jnp.max(scores, -1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, -1, keepdims=True)
         out = jnp.einsum(
             "bkgqs,bksh->bkgqh", weights.astype(v.dtype), vb, preferred_element_type=jnp.float32
         )
-        outs.append((out / total).astype(q.dtype))
-        sums.append(top + jnp.log(total))
+        # Padding sees nothing: zeros, and a sum that gives it no weights in the backward pass.
+        seeing = _seeing(ranges, queries) if spec.segments else True
+        out = jnp.where(seeing, out / total, 0).astype(q.dtype)
+        outs.append(out)
+        sums.append(jnp.where(seeing, top + jnp.log(total), 0))
     # Named here, where the backward pass takes them from, so that a rematerialisation policy which
     # keeps "attention" keeps both and runs nothing of this again.
     out, log_sum = checkpoint_name(
         (jnp.concatenate(outs, 3), jnp.concatenate(sums, 3)), "attention"
     )
-    return out, (q, k, v, segment_ids, out, log_sum)
+    return out, (q, k, v, ranges, out, log_sum)
 
 
 def _backward(
     spec: AttentionSpec, residuals: Any, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, segment_ids, out, log_sum = residuals
+    q, k, v, ranges, out, log_sum = residuals
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1, keepdims=True)
     d_qs = []
     # Held as [B, K, h, T]: as [B, K, T, h] each product would first transpose a block of scores.
@@ -113,16 +133,15 @@ def _backward(
     d_v = jnp.zeros_like(d_k)
     for queries, keys in _blocks(spec, q.shape[3]):
         rows, columns = slice(*queries), slice(*keys)
-        qb, kb, vb, d_ob = (
-            q[:, :, :, rows],
-            k[:, :, columns],
-            v[:, :, columns],
-            d_out[:, :, :, rows],
-        )
-        scores = _scores(spec, qb, kb, segment_ids, queries, keys)
+        kb, vb = k[:, :, columns], v[:, :, columns]
+        if d_qs:
+            kb = _after(jnp.swapaxes(d_k[..., columns], 2, 3), kb)
+            vb = _after(jnp.swapaxes(d_v[..., columns], 2, 3), vb)
+        qb, d_ob = q[:, :, :, rows], d_out[:, :, :, rows]
+        scores, slope = _scores(spec, qb, kb, ranges, queries, keys)
         weights = jnp.exp(scores - log_sum[:, :, :, rows])
         d_weights = jnp.einsum("bkgqh,bksh->bkgqs", d_ob, vb, preferred_element_type=jnp.float32)
-        d_scores = (weights * (d_weights - delta[:, :, :, rows])).astype(q.dtype)
+        d_scores = (weights * (d_weights - delta[:, :, :, rows]) * slope).astype(q.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_qs.append(product("bkgqs,bksh->bkgqh", d_scores, kb).astype(q.dtype))
         d_k = d_k.at[..., columns].add(product("bkgqh,bkgqs->bkhs", qb, d_scores))

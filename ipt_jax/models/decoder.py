@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from ipt_jax.attention.ranges import key_ranges
 from ipt_jax.attention.spec import AttentionSpec, attention
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params, dropout, project, rms_norm, rotary, rotate
@@ -78,7 +79,8 @@ class Decoder(nnx.Module):
         Args:
           tokens_BT: int32 token ids.
           positions_BT: int32 position of each token within its segment.
-          segment_ids_BT: int32, tokens see only their own segment; None: one segment a row.
+          segment_ids_BT: int32, tokens see only their own segment, 0: padding, which sees nothing;
+            None: one segment a row.
           dropout_key: random key while training with dropout; None: no dropout.
           backend: attention backend, see `ipt_jax.attention.spec`.
           place: pins the residual stream to its devices, see `ipt_jax.models.sharding.place_on`.
@@ -92,7 +94,8 @@ class Decoder(nnx.Module):
             raise ValueError("Decoder: adapters and lora come together or not at all.")
         c = self.config
         dtype = jnp.dtype(c.compute_dtype)
-        spec = AttentionSpec(causal=True, window=c.window, segments=segment_ids_BT is not None)
+        spec = attention_spec(c, segments=segment_ids_BT is not None)
+        ranges = key_ranges(spec, segment_ids_BT, tokens_BT.shape[1])  # the same in every block
         rope = rotary(positions_BT, c.head_width, c.rope_theta, c.rope_scaling)
         use_dropout = dropout_key is not None and c.dropout > 0
         # Without dropout the keys are never looked at, but a scan needs something to scan over.
@@ -122,7 +125,7 @@ class Decoder(nnx.Module):
             q, k, v = adapt(0, y, qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :])
             q = rotate(q.reshape(*q.shape[:2], c.heads, c.head_width), rope)
             q, k, v = checkpoint_name((q, rotate(k, rope), v), "query_key_value")
-            y = attention(q, k, v, spec, segment_ids_BT, backend)
+            y = attention(q, k, v, spec, segment_ids_BT, backend, ranges=ranges)
             (out,) = adapt(1, y, project(y, w["output_LHhD"], axes=2))
             x_BTD = x_BTD + drop(checkpoint_name(out, "attention_output"), key[0])
             y = rms_norm(x_BTD, w["mlp_norm_LD"], c.norm_epsilon)
@@ -156,6 +159,11 @@ class Decoder(nnx.Module):
         """Logits [B, T, V] in float32: for evaluation and parity checks, not for the loss."""
         table = self.unembedding().astype(x_BTD.dtype)
         return jnp.einsum("btd,vd->btv", x_BTD, table, preferred_element_type=jnp.float32)
+
+
+def attention_spec(config: DecoderConfig, *, segments: bool) -> AttentionSpec:
+    """What the decoder's blocks ask of attention, with or without segment ids."""
+    return AttentionSpec(causal=True, window=config.window, segments=segments)
 
 
 def module_of(config: DecoderConfig, params: Params) -> Decoder:

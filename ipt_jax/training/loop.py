@@ -18,6 +18,7 @@ from ipt_jax.data.packing import Rows
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
 from ipt_jax.errors import RunStopped, UserError
 from ipt_jax.hf.convert import load_initial_params
+from ipt_jax.models.decoder import attention_spec
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import make_mesh
 from ipt_jax.records import atomic_write

@@ -1,0 +1,60 @@
+"""Attention for TPUs by JAX's splash kernel.
+
+JAX does not split the kernel over devices: on several it raises while it compiles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from ipt_jax.attention.ranges import PADDING
+from ipt_jax.attention.spec import AttentionSpec
+
+TILES = (512, 256, 128)  # the first that divides the row; JAX takes 128; not measured on a TPU
+
+
+def splash_attention(
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    spec: AttentionSpec,
+    segment_ids: jax.Array | None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """See `ipt_jax.attention.spec.attention`; `interpret` runs the kernel on any device."""
+    T, H, h = q_BTHh.shape[1:]
+    scale = spec.scale if spec.scale is not None else h**-0.5
+    tile = next(size for size in TILES if T % size == 0)
+    if spec.window is not None:
+        mask = splash.LocalMask((T, T), (spec.window - 1, 0), 0)
+    else:
+        mask = splash.CausalMask((T, T)) if spec.causal else splash.FullMask((T, T))
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([mask] * H),
+        block_sizes=splash.BlockSizes(
+            block_q=tile,
+            block_kv=tile,
+            block_q_dkv=tile,
+            block_kv_dkv=tile,
+            block_q_dq=tile,
+            block_kv_dq=tile,
+        ),
+        attn_logits_soft_cap=spec.softcap,
+        # What a rematerialisation policy that keeps "attention" keeps.
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
+    q_BHTh = jnp.moveaxis(q_BTHh * scale, 1, 2)
+    k_BKTh, v_BKTh = jnp.moveaxis(k_BTKh, 1, 2), jnp.moveaxis(v_BTKh, 1, 2)
+    segments = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
+    out_BHTh: Any = jax.vmap(kernel)(q_BHTh, k_BKTh, v_BKTh, segments)
+    out_BTHh = jnp.moveaxis(out_BHTh, 1, 2)
+    if segment_ids is None:
+        return out_BTHh
+    # Splash lets padding see padding.
+    return jnp.where((segment_ids != PADDING)[:, :, None, None], out_BTHh, 0)

@@ -1,0 +1,76 @@
+"""The kernel over eight devices: rows, heads and tokens split, the numbers those of one."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ipt_jax.attention.block_sizes import BlockSizes, Tile
+from ipt_jax.attention.pallas_gpu import pallas_attention
+from ipt_jax.attention.ranges import key_ranges
+from ipt_jax.attention.spec import AttentionSpec, attention
+
+SPEC = AttentionSpec(segments=True, window=30)
+TILES = BlockSizes(*[Tile(16, 16)] * 3)
+
+
+def kernel(q, k, v, ids):
+    ranges = key_ranges(SPEC, ids, q.shape[1])
+    return pallas_attention(q, k, v, SPEC, ranges, interpret=True, sizes=TILES)
+
+
+def with_gradients(function, d_out):
+    def run(q, k, v, ids):
+        out, backward = jax.vjp(lambda q, k, v: function(q, k, v, ids), q, k, v)
+        return out, *backward(d_out)
+
+    return jax.jit(run)
+
+
+def compare_meshes() -> None:
+    """For eight devices; the test runs it in a process that has them."""
+    random = np.random.default_rng(0)
+    rows, length, heads, kv_heads, width = 4, 64, 4, 2, 16
+    q, d_out = (random.normal(size=(rows, length, heads, width)).astype("f4") for _ in range(2))
+    k, v = (random.normal(size=(rows, length, kv_heads, width)).astype("f4") for _ in range(2))
+    ids = np.repeat(np.repeat([1, 2, 3, 0], [20, 3, 34, 7])[None], rows, 0).astype(np.int32)
+    expected = with_gradients(lambda *a: attention(*a[:3], SPEC, a[3], "reference"), d_out)
+    wanted = expected(q, k, v, ids)
+    for axes, gathered in (
+        ({"data": 4, "tensor": 2, "context": 1}, False),
+        ({"data": 2, "tensor": 2, "context": 2}, True),
+    ):
+        mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * 3)
+        four, two = PartitionSpec("data", "context", "tensor"), PartitionSpec("data", "context")
+        placed = [jax.device_put(x, NamedSharding(mesh, four)) for x in (q, k, v)]
+        placed_ids = jax.device_put(ids, NamedSharding(mesh, two))
+        program = with_gradients(kernel, d_out).lower(*placed, placed_ids).compile()
+        for ours, theirs in zip(program(*placed, placed_ids), wanted, strict=True):
+            assert ours.sharding.is_equivalent_to(NamedSharding(mesh, four), 4)
+            error = float(jnp.max(jnp.abs(ours - theirs)) / jnp.max(jnp.abs(theirs)))
+            assert error <= 1e-5, (axes, error)
+        # Numbers move between devices only where a row's tokens are split, and never a whole batch.
+        moved = re.findall(r"= \(?(f32\[[\d,]+\])\S* all-", program.as_text())
+        assert bool(moved) == gathered, moved
+        for shape in moved:
+            assert np.prod([int(n) for n in re.findall(r"\d+", shape)[1:]]) <= q.size // 4, shape
+    print("equal")
+
+
+def test_eight_devices_give_the_numbers_of_one():
+    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_partition"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; test_partition.compare_meshes()"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["equal"]

@@ -1,0 +1,263 @@
+"""The GPU benchmark, as far as it goes without one: counts, turns, tables, parts that hang."""
+
+import argparse
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    yield
+
+
+class Rows(list):
+    """Collects what a part emits."""
+
+    def __call__(self, row: str, **values: Any) -> None:
+        self.append({"row": row, **values})
+
+
+def _options(**given: Any) -> argparse.Namespace:
+    usual = {"rounds": 1, "dry_run": True, "trace": None, "seconds": 60.0, "leave_out": []}
+    return argparse.Namespace(**{**usual, **given})
+
+
+def test_contestants_are_checked_timed_in_turns_and_counted_by_visible_pairs() -> None:
+    import gpu_attention
+
+    rows = Rows()
+    case = gpu_attention.Case("packed", 128, 64, tokens=128, width=64)
+    gpu_attention.compare(case, rows, rounds=2, dry_run=True, leave_out=["pallas_hopper"])
+    names = [(row["contestant"], row["passing"]) for row in rows]
+    expected = {(n, p) for n in ("cudnn with mask", "pallas") for p in ("forward", "backward")}
+    assert set(names) == expected and all(row["row"] == "attention" for row in rows)
+    ids = gpu_attention.segment_ids(1, 128)[0]
+    pairs = sum(ids[s] == ids[t] for t in range(128) for s in range(t + 1))
+    for row in rows:
+        flops = {"forward": 4, "backward": 10}[row["passing"]] * 64 * pairs
+        assert row["tflops"] == pytest.approx(flops / row["milliseconds"] * 1e3 / 1e12)
+        assert row["error"] < 0.01 and row["to_cudnn"] > 0
+    assert [row["to_cudnn"] for row in rows if row["contestant"] != "pallas"] == [1.0, 1.0]
+
+
+def test_a_wrong_contestant_and_one_that_breaks_get_no_speed_but_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import gpu_attention
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such instruction\nand more")
+
+    found = {
+        "cudnn": lambda q, k, v, ranges, mask: q * 1.0 + 0 * k * v,
+        "other": broken,
+    }
+    monkeypatch.setattr(gpu_attention, "contestants", lambda *_: found)
+    rows = Rows()
+    case = gpu_attention.Case("causal", 32, 64, tokens=32, width=64)
+    gpu_attention.compare(case, rows, rounds=1, dry_run=True, leave_out=[])
+    assert [row["row"] for row in rows] == ["failed"] * 3
+    assert "forward is wrong: distance" in rows[0]["reason"]
+    assert rows[2]["reason"] == "RuntimeError: no such instruction"
+
+
+def test_turns_alternate_and_the_first_round_warms_up() -> None:
+    import gpu_attention
+
+    calls: list[str] = []
+    work = {n: lambda n=n: (calls.append(n), time.sleep(0.002)) for n in ("a", "b")}
+    found = gpu_attention.alternate(work, rounds=3, round_seconds=0.002)
+    assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
+    assert all(0.002 <= t < 0.2 for times in found.values() for t in times)
+    assert calls[:4] == ["a", "a", "b", "b"]  # compiled, then counted
+    order = [name for name, after in zip(calls[4:], [*calls[5:], ""], strict=True) if name != after]
+    assert order[0] == "a" and {"a", "b"} == set(order)
+
+
+def test_packed_rows_have_segments_of_the_asked_mean() -> None:
+    import gpu_attention
+
+    ids = gpu_attention.segment_ids(64, 4096, 512)
+    assert ids.min() == 1 and (np.diff(ids, axis=1) >= 0).all() and (np.diff(ids, axis=1) < 2).all()
+    mean = ids.size / ids.max(1).sum()
+    assert 350 < mean < 650
+
+
+def test_our_step_and_the_plain_one_train_the_same_model(tmp_path: Path) -> None:
+    import gpu_training
+
+    rows = Rows()
+    gpu_training.train(
+        "ipt_500m",
+        True,
+        rows,
+        backend="reference",
+        rounds=2,
+        seconds=300,
+        dry_run=True,
+        trace=tmp_path / "trace",
+    )
+    kinds = [row["row"] for row in rows]
+    assert kinds == ["memory", "trace", "training", "training"], rows
+    assert rows[0]["compiler_bytes"] > 0 and rows[1]["files"] > 0
+    for row in rows[2:]:
+        assert row["tokens_per_second"] > 0 and row["rounds"] == 2 and row["alternating"]
+        assert row["mfu_causal"] is None, "no MFU on a device whose peak is not known"
+        # Both begin at log V, on the same data with the same mask.
+        assert row["loss"] == pytest.approx(math.log(256), rel=0.02)
+    batch = gpu_training.batch_of(gpu_training.TRAININGS["tiny"], True)
+    starts = np.flatnonzero(np.asarray(batch["positions"][0]) == 0)
+    changes = np.flatnonzero(np.diff(np.asarray(batch["segment_ids"][0]))) + 1
+    assert starts.tolist() == [0, *changes] and len(starts) > 1
+
+
+def test_moments_of_8b_lie_in_bfloat16() -> None:
+    import gpu_training
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    optimizer = gpu_training.half_moments(optax.adamw(0.1))
+    params = {"w": jnp.ones((4, 4))}
+    state = optimizer.init(params)
+    updates, state = optimizer.update({"w": jnp.full((4, 4), 0.5)}, state, params)
+    sizes = {str(x.dtype) for x in jax.tree.leaves(state) if x.ndim}
+    assert sizes == {"bfloat16"} and updates["w"].dtype == jnp.float32
+    assert float(updates["w"][0, 0]) == pytest.approx(-0.1, rel=0.02)
+
+
+def test_memory_is_predicted_by_the_dry_run_in_a_process_of_its_own() -> None:
+    import bench_gpu
+
+    environment = {**bench_gpu.environment_of(_options(wheels=None), Path()), "PATH": ""}
+    rows = bench_gpu.run_process("predict:ipt_500m", 300, _options(), environment, [])
+    assert [row["row"] for row in rows] == ["prediction"], rows
+    # The preset `tiny`: 34k parameters, and three times as much again beside them.
+    assert rows[0]["model"] == "ipt_500m" and 4e5 < rows[0]["bytes"] < 1e7
+
+
+WORKER = """
+import sys, time
+name = sys.argv[sys.argv.index("--part") + 1]
+print('noise')
+print('ROW {"row": "attention", "contestant": "x"}', flush=True)
+if name == "probe:pallas":
+    time.sleep(60)
+if name == "attention:128":
+    sys.exit("error: it broke")
+"""
+
+
+def test_a_part_that_hangs_or_breaks_keeps_its_rows_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench_gpu
+
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    monkeypatch.setattr(bench_gpu, "WORKER", worker)
+    begin = time.monotonic()
+    hung = bench_gpu.run_process("probe:pallas", 2.0, _options(), {}, [])
+    assert time.monotonic() - begin < 30
+    assert hung == [
+        {"row": "attention", "contestant": "x"},
+        {"row": "skipped", "what": "the rest of probe:pallas", "why": "stopped after 2 s"},
+    ]
+    broke = bench_gpu.run_process("attention:128", 60.0, _options(), {}, [])
+    assert broke[1]["why"] == "ended with 1: error: it broke"
+    probe = {"row": "probe", "contestant": "pallas_hopper", "good": False}
+    assert bench_gpu.left_out([*hung, probe, {**probe, "contestant": "y", "good": True}]) == [
+        "pallas",
+        "pallas_hopper",
+    ]
+
+
+def test_parts_without_time_are_named_and_the_page_says_what_it_holds_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bench_gpu
+
+    page = tmp_path / "gpu.md"
+    monkeypatch.setattr(bench_gpu, "RESULTS", page)
+    options = _options(
+        dry_run=False,
+        seconds=0.0,
+        parts=["attention:64", "training:ipt_500m"],
+        write=True,
+        wheels=None,
+    )
+    bench_gpu.bench(options, tmp_path)
+    text = capsys.readouterr().out
+    assert text.strip() == page.read_text().strip()
+    for what in ("attention:64", "training:ipt_500m", "predict:ipt_500m"):
+        assert f"- {what}: no time left" in text
+    with pytest.raises(SystemExit, match="--parts nonsense: known are probe:pallas_hopper"):
+        bench_gpu.bench(_options(parts=["nonsense"], wheels=None), tmp_path)
+
+
+def test_the_page_shows_speed_memory_and_what_failed() -> None:
+    import bench_gpu
+
+    about = {"device": "NVIDIA H200", "jax": "1", "jaxlib": "2", "platform": "CUDA 13"}
+    case = {"mask": "causal", "length": 4096, "head_width": 128, "passing": "forward"}
+    speed = {"tflops": 512.3, "spread": [500.0, 520.0], "milliseconds": 1.234, "error": 0.0021}
+    model = {"model": "ipt_500m", "rows": "16 × 2048 dense"}
+    rows = [
+        {"row": "about", "date": "2026-01-02", **about},
+        {"row": "attention", "contestant": "pallas", "to_cudnn": 1.054, **case, **speed},
+        {
+            "row": "training",
+            "contestant": "ours, pallas",
+            "tokens_per_second": 158000.4,
+            "spread": [150000.0, 160000.0],
+            "mfu_causal": 0.501,
+            "mfu_full": 0.55,
+            "alternating": True,
+            **model,
+        },
+        {"row": "memory", "peak_bytes": 50e9, "compiler_bytes": 49e9, **model},
+        {"row": "prediction", "model": "ipt_500m", "bytes": 60.5e9},
+        {"row": "failed", "contestant": "cudnn", "reason": "no plan", **model},
+    ]
+    text = bench_gpu.render(rows, _options(dry_run=False, rounds=5))
+    assert "NVIDIA H200, JAX 1, jaxlib 2, CUDA 13; 2026-01-02" in text
+    assert (
+        "| causal | 4096 | 128 | forward | pallas | 512 (500, 520) | 1.23 | 1.05 | 0.0021 |" in text
+    )
+    assert (
+        "| ipt_500m | 16 × 2048 dense | ours, pallas | 158,000 (150,000, 160,000) | 50.1% | 55.0% |"
+        in text
+    )
+    assert "| ipt_500m | 16 × 2048 dense | 50.00 | 49.00 | 60.50 |" in text
+    assert "- cudnn, ipt_500m 16 × 2048 dense: no plan" in text
+
+
+def test_the_page_in_the_repository_claims_nothing_that_was_not_measured() -> None:
+    text = (ROOT / "docs" / "results" / "gpu.md").read_text(encoding="utf-8")
+    measured = "NVIDIA" in text and "contestants in turns" in text
+    assert measured or ("nothing has been measured" in text and "TFLOP/s" not in text)
+
+
+def test_wheels_that_the_step_imports_are_listed_without_jax() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/bench_gpu.py", "--list_wheels"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    names = {line.split("==")[0] for line in done.stdout.split()}
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"flax", "optax", "orbax-checkpoint", "grain"} <= names
+    assert not names & {"jax", "jaxlib", "numpy", "ipt-jax"}

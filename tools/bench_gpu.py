@@ -1,0 +1,407 @@
+"""Attention and training on one GPU, measured side by side; one command, one table.
+
+    python tools/bench_gpu.py --write --trace trace
+
+Run from the root of a checkout; nothing need be installed but JAX for the GPU and what the train
+step imports (`--list_wheels`; wheels in a folder do: `--wheels FOLDER`). Ends within 8 minutes:
+each part has a budget, and what there was no time for is named. Contestants take turns, figures
+are medians. Each part is a process of its own, so that a kernel that hangs or breaks costs only
+its part. `--dry_run` does the same on a CPU with tiny shapes; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+WORKER = Path(__file__)
+RESULTS = ROOT / "docs" / "results" / "gpu.md"
+MARK = "ROW "
+ALL_SECONDS = 470.0
+GRACE_SECONDS = 15.0  # for a part that watches its own time to come to its end
+DRY_SECONDS = 600.0  # a simulated kernel is slow, and nothing is hired by the minute
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process: what it does, and for how long at most."""
+
+    name: str
+    """`kind:argument`, as `run_part` takes it."""
+    seconds: float
+    """Its budget, start and compilation included."""
+
+
+# In the order of their worth: the last ones are left out first.
+PARTS = (
+    Part("probe:pallas_hopper", 45),
+    Part("probe:pallas", 45),
+    Part("attention:128", 110),
+    Part("training:ipt_500m", 70),
+    Part("training:ipt_1_3b", 70),
+    Part("training:llama3_8b", 110),
+    Part("attention:64", 70),
+    Part("autotune:128", 50),
+    Part("autotune:64", 40),
+)
+MODELS = ("ipt_500m", "ipt_1_3b", "llama3_8b")
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
+    parser.add_argument("--dry_run", action="store_true", help="on a CPU, with tiny shapes")
+    parser.add_argument("--parts", nargs="+", default=[part.name for part in PARTS])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="for everything")
+    parser.add_argument("--trace", type=Path, help="folder for a profiler trace of two steps")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to install for this run")
+    parser.add_argument("--list_wheels", action="store_true", help="what --wheels may need")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--leave_out", nargs="*", default=[], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.list_wheels:
+        print("\n".join(wheels()))
+    elif options.part:
+        run_part(options)
+    else:
+        with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+            bench(options, Path(folder))
+
+
+def bench(options: argparse.Namespace, folder: Path) -> None:
+    """All parts one after another, then the table."""
+    if options.dry_run:
+        options.seconds = max(options.seconds, DRY_SECONDS * len(options.parts))
+    until = time.monotonic() + options.seconds
+    environment = environment_of(options, folder)
+    known = {part.name: part for part in PARTS}
+    wrong = [name for name in options.parts if name not in known]
+    if wrong:
+        raise SystemExit(f"error: --parts {' '.join(wrong)}: known are {', '.join(known)}")
+    rows: list[Row] = []
+    planner = threading.Thread(target=predict_all, args=(options, environment, rows, until))
+    planner.start()
+    for part in (known[name] for name in options.parts):
+        left = until - time.monotonic()
+        if left < min(20.0, part.seconds):
+            rows.append({"row": "skipped", "what": part.name, "why": "no time left"})
+            continue
+        seconds = min(DRY_SECONDS if options.dry_run else part.seconds, left)
+        rows += run_process(part.name, seconds, options, environment, rows)
+    planner.join()
+    table = render(rows, options)
+    print(table)
+    if options.write and not options.dry_run:
+        RESULTS.write_text(table, encoding="utf-8")
+
+
+def environment_of(options: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """What the parts' processes see; wheels are installed for them alone."""
+    path = [str(ROOT), str(Path(__file__).parent)]
+    if options.wheels:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+        files = sorted(str(file) for file in options.wheels.glob("*.whl"))
+        if not files:
+            raise SystemExit(f"error: --wheels {options.wheels}: there is no wheel in it")
+        subprocess.run([*command, "--target", str(folder / "site"), *files], check=True)
+        path.append(str(folder / "site"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    if options.dry_run:
+        environment["JAX_PLATFORMS"] = "cpu"
+    else:
+        # The state of 8B takes most of the card.
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.94")
+    return environment
+
+
+def predict_all(
+    options: argparse.Namespace, environment: dict[str, str], rows: list[Row], until: float
+) -> None:
+    """The dry run's memory of each model, on the processor while the GPU is measured."""
+    asked = [name for name in MODELS if f"training:{name}" in options.parts]
+    quiet = {**environment, "JAX_PLATFORMS": "cpu"}
+    for name in asked:
+        left = until - time.monotonic()
+        if left < GRACE_SECONDS:
+            rows.append({"row": "skipped", "what": f"predict:{name}", "why": "no time left"})
+            continue
+        rows += run_process(f"predict:{name}", left, options, quiet, [])
+
+
+def run_process(
+    name: str,
+    seconds: float,
+    options: argparse.Namespace,
+    environment: dict[str, str],
+    before: list[Row],
+) -> list[Row]:
+    """The rows of one part; what it printed before it was stopped counts."""
+    command = [sys.executable, str(WORKER), "--part", name]
+    command += [
+        "--rounds",
+        str(options.rounds),
+        "--seconds",
+        str(max(5.0, seconds - GRACE_SECONDS)),
+    ]
+    command += ["--dry_run"] if options.dry_run else []
+    command += ["--trace", str(options.trace)] if options.trace else []
+    out = left_out(before)
+    command += ["--leave_out", *out] if out else []
+    print(f"{name} ({seconds:.0f} s at most)", file=sys.stderr, flush=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    why = None
+    try:
+        output, errors = process.communicate(timeout=seconds)
+        if process.returncode:
+            why = f"ended with {process.returncode}: {last_line(errors)}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        why = f"stopped after {seconds:.0f} s"
+    rows = [json.loads(line[len(MARK) :]) for line in output.splitlines() if line.startswith(MARK)]
+    if why:
+        rows.append({"row": "skipped", "what": f"the rest of {name}", "why": why})
+    return rows
+
+
+def last_line(text: str) -> str:
+    """Of an error's output, cut to one line of a table."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else "no message")[:200].replace("|", "/")
+
+
+def left_out(rows: list[Row]) -> list[str]:
+    """Our kernels whose probe is not good: what is wrong or hangs is not timed."""
+    probed = [row for row in rows if row["row"] == "probe"]
+    bad = {row["contestant"] for row in probed if not row["good"]}
+    for row in rows:
+        if row["row"] == "skipped" and row["what"].startswith("the rest of probe:"):
+            bad.add(row["what"].split(":")[1])
+    return sorted(bad)
+
+
+def run_part(options: argparse.Namespace) -> None:
+    """One part, in this process."""
+    kind, argument = options.part.split(":")
+    begin = time.monotonic()
+
+    def emit(row: str, **values: Any) -> None:
+        print(MARK + json.dumps({"row": row, **values}), flush=True)
+
+    if kind in ("training", "predict"):
+        if kind == "training" and not options.dry_run:
+            from ipt_jax.training.xla_flags import apply_gpu_flags
+
+            apply_gpu_flags()
+        import gpu_training
+
+        if kind == "predict":
+            os.nice(10)
+            gpu_training.predict(argument, emit, options.dry_run)
+            return
+        about(emit)
+        backend = training_backend(options)
+        for packed in (False, True):
+            left = options.seconds - (time.monotonic() - begin)
+            if packed and left < options.seconds / 4 and not options.dry_run:
+                emit("skipped", what=f"{argument} packed", why="no time left")
+                continue
+            gpu_training.train(
+                argument,
+                packed,
+                emit,
+                backend=backend,
+                rounds=options.rounds,
+                seconds=left if packed else left / 2,
+                dry_run=options.dry_run,
+                trace=None if packed or argument != "ipt_500m" else options.trace,
+            )
+        return
+    import gpu_attention
+
+    about(emit)
+    if kind == "probe":
+        gpu_attention.probe(argument, emit, options.dry_run)
+    elif kind == "autotune":
+        gpu_attention.autotune(int(argument), emit, options.seconds, options.dry_run)
+    else:
+        # The simulated Hopper kernel takes long; the probe has run it already.
+        out = options.leave_out + (["pallas_hopper"] if options.dry_run else [])
+        cases = gpu_attention.cases(int(argument))
+        if options.dry_run:
+            cases = [gpu_attention.Case(case.mask, 128, 64, 128, 128) for case in cases[::3]]
+        for case in cases:
+            if time.monotonic() - begin > options.seconds:
+                what = f"attention {case.mask} {case.length} × {case.head_width}"
+                emit("skipped", what=what, why="no time left")
+                continue
+            gpu_attention.compare(case, emit, options.rounds, options.dry_run, out)
+
+
+def training_backend(options: argparse.Namespace) -> str:
+    """The best of ours that its probe did not throw out and that `attention` knows."""
+    from ipt_jax.attention.spec import BACKENDS
+
+    if options.dry_run:
+        return "reference"
+    good = [x for x in ("pallas_hopper", "pallas") if x in BACKENDS and x not in options.leave_out]
+    return good[0] if good else "reference"
+
+
+def about(emit: Any) -> None:
+    """What the figures hold for."""
+    import jax
+    from jaxlib import version as jaxlib_version
+
+    device = jax.local_devices()[0]
+    emit(
+        "about",
+        device=device.device_kind,
+        jax=jax.__version__,
+        jaxlib=jaxlib_version.__version__,
+        platform=device.client.platform_version.splitlines()[0],
+        date=time.strftime("%Y-%m-%d"),
+    )
+
+
+def wheels() -> list[str]:
+    """What the train step imports beyond JAX and numpy, as `name==version` of this machine."""
+    from importlib import metadata
+
+    sys.path.insert(0, str(ROOT))
+    import jax.numpy as jnp
+
+    there = {name.split(".")[0] for name in sys.modules} | {"jaxlib", jnp.__name__.split(".")[0]}
+    import ipt_jax.training.plan  # noqa: F401 - for what it imports
+
+    needed = {name.split(".")[0] for name in sys.modules} - there - set(sys.stdlib_module_names)
+    owners = metadata.packages_distributions()
+    names = {owner for name in needed for owner in owners.get(name, ()) if owner != "ipt-jax"}
+    return sorted(f"{name}=={metadata.version(name)}" for name in names)
+
+
+def render(rows: list[Row], options: argparse.Namespace) -> str:
+    """The page: what was measured, and what was not."""
+    of: dict[str, list[Row]] = {}
+    for row in rows:
+        of.setdefault(row["row"], []).append(row)
+    lines = ["# On a GPU: figures", ""]
+    if options.dry_run:
+        lines += ["A dry run on a CPU: these figures mean nothing.", ""]
+    for row in of.get("about", [])[:1]:
+        lines += [
+            f"{row['device']}, JAX {row['jax']}, jaxlib {row['jaxlib']}, {row['platform']}; "
+            f"{row['date']}. `python tools/bench_gpu.py --write`: contestants in turns, medians of "
+            f"{options.rounds} rounds, lowest and highest in brackets.",
+            "",
+        ]
+    lines += attention_table(of.get("attention", []))
+    lines += training_table(of)
+    if of.get("tuning"):
+        lines += ["## Sizes", "", "For TUNINGS in `ipt_jax/attention/pallas_hopper.py`:", ""]
+        lines += [*("    " + row["line"].strip() for row in of["tuning"]), ""]
+    for row in of.get("trace", []):
+        lines += [f"A trace of two steps ({row['files']} files) was written.", ""]
+    lines += not_measured(of)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def attention_table(rows: list[Row]) -> list[str]:
+    """Speed of the attention kernels."""
+    if not rows:
+        return []
+    lines = [
+        "## Attention",
+        "",
+        "TFLOP/s of the pairs that the mask lets through, 16,384 tokens, 2,048 wide. Distance: "
+        "relative, to the definition in float32.",
+        "",
+        "| mask | tokens | head | pass | contestant | TFLOP/s | ms | speed to cuDNN | distance |",
+        "|---|--:|--:|---|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        ratio = "" if row["to_cudnn"] is None else f"{row['to_cudnn']:.2f}"
+        low, high = row["spread"]
+        lines.append(
+            f"| {row['mask']} | {row['length']} | {row['head_width']} | {row['passing']} "
+            f"| {row['contestant']} | {row['tflops']:.3g} ({low:.3g}, {high:.3g}) "
+            f"| {row['milliseconds']:.3g} | {ratio} | {row['error']:.2g} |"
+        )
+    return [*lines, ""]
+
+
+def training_table(of: dict[str, list[Row]]) -> list[str]:
+    """Speed and memory of the train steps."""
+    if not of.get("training"):
+        return []
+    lines = [
+        "## Training",
+        "",
+        "| model | rows | contestant | tokens/s | MFU, causal | MFU, full |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    for row in of["training"]:
+        low, high = row["spread"]
+        shares = ("" if x is None else f"{x:.1%}" for x in (row["mfu_causal"], row["mfu_full"]))
+        turns = "" if row["alternating"] else ", not in turns"
+        lines.append(
+            f"| {row['model']} | {row['rows']} | {row['contestant']}{turns} "
+            f"| {row['tokens_per_second']:,.0f} ({low:,.0f}, {high:,.0f}) | {' | '.join(shares)} |"
+        )
+    lines += [
+        "",
+        "No dropout; 8B with AdamW's moments in bfloat16 and full rematerialisation. Memory of our "
+        "step, GB:",
+        "",
+        "| model | rows | peak on the device | as compiled | predicted by the dry run |",
+        "|---|---|--:|--:|--:|",
+    ]
+    predicted = {row["model"]: row["bytes"] for row in of.get("prediction", [])}
+    for row in of.get("memory", []):
+        three = (row["peak_bytes"], row["compiler_bytes"], predicted.get(row["model"]))
+        cells = ("" if x is None else f"{x / 1e9:.2f}" for x in three)
+        lines.append(f"| {row['model']} | {row['rows']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def not_measured(of: dict[str, list[Row]]) -> list[str]:
+    """What failed, was left out, or had no time; never silently."""
+    lines = []
+    for row in of.get("probe", []):
+        if not row["good"]:
+            far = ", ".join(f"{x:.2g}" for x in row["distances"])
+            lines.append(f"- {row['contestant']}, {row['mask']}: wrong ({far}), left out")
+    for row in of.get("failed", []):
+        where = " ".join(str(row[k]) for k in ("model", "rows", "mask", "length") if k in row)
+        lines.append(f"- {row['contestant']}, {where}: {row['reason']}")
+    for row in of.get("skipped", []):
+        lines.append(f"- {row['what']}: {row.get('why', 'no time left')}")
+    return ["## Not measured", "", *lines] if lines else []
+
+
+if __name__ == "__main__":
+    main()

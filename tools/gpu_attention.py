@@ -1,0 +1,357 @@
+"""The attention parts of tools/bench_gpu.py; run by it, each in a process of its own.
+
+All contestants of a case get the same queries, keys, values and output gradients, are compared
+with attention by its definition in float32, and then take turns. FLOPs are those of the pairs that
+the mask lets through: 4 · h a pair and head forward, 10 · h backward (five products).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ipt_jax.attention.ranges import KeyRanges, key_ranges
+from ipt_jax.attention.spec import AttentionSpec
+
+Emit = Callable[..., None]
+OURS = ("pallas_hopper", "pallas")
+JAX_MOSAIC = "jax mosaic, float16"
+PASSES = ("forward", "backward")
+FLOPS_A_PAIR = {"forward": 4, "backward": 10}  # times the head width
+# Relative distance to the definition that a contestant in 16 bits must keep.
+ALLOWED = 0.02
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape and mask."""
+
+    mask: str
+    """causal, packed, windowed, or full (no mask)."""
+    length: int
+    """Tokens a row."""
+    head_width: int
+    """Width of a head."""
+    tokens: int = 16384
+    """Tokens in all."""
+    width: int = 2048
+    """Heads times their width."""
+
+    @property
+    def spec(self) -> AttentionSpec:
+        """What our backends are asked for."""
+        window = self.length // 4 if self.mask == "windowed" else None
+        return AttentionSpec(
+            causal=self.mask != "full", window=window, segments=self.mask == "packed"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B, T, H, h."""
+        return (
+            max(1, self.tokens // self.length),
+            self.length,
+            max(1, self.width // self.head_width),
+            self.head_width,
+        )
+
+
+def cases(head_width: int) -> list[Case]:
+    """The cases of one head width, the most telling first."""
+    masks = ("causal", "packed", "windowed")
+    found = [Case(mask, length, head_width) for mask in masks for length in (4096, 2048)]
+    # JAX's own kernel has no backward pass under a mask.
+    return [*found, Case("full", 4096, head_width)]
+
+
+def segment_ids(rows: int, length: int, mean_tokens: int = 512) -> np.ndarray:
+    """int32 [B, T]: documents of log-normal length, cut where a row ends; no padding."""
+    generator = np.random.default_rng(0)
+    ids = np.zeros((rows, length), np.int32)
+    for row in ids:
+        start, number = 0, 1
+        while start < length:
+            size = max(16, round(generator.lognormal(np.log(mean_tokens) - 0.32, 0.8)))
+            row[start : start + size] = number
+            start, number = start + size, number + 1
+    return ids
+
+
+def arrays_of(case: Case, dtype: str) -> list[jax.Array]:
+    """q, k, v and the output's gradient, the same for every dtype but for rounding."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    return [jax.random.normal(key, case.shape, jnp.float32).astype(dtype) for key in keys]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def by_definition(
+    scale: float, arrays: list[jax.Array], ranges: KeyRanges
+) -> tuple[jax.Array, ...]:
+    """Output and gradients in float32, all scores at once."""
+    q, k, v, d_out = (x.astype(jnp.float32) for x in arrays)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        exact = functools.partial(jnp.einsum, precision="highest")
+        column = jnp.arange(k.shape[1])
+        seen = (column >= ranges.key_start[..., None]) & (column < ranges.key_stop[..., None])
+        scores = jnp.where(seen[:, None], exact("bthc,bshc->bhts", q, k) * scale, -1e30)
+        return exact("bhts,bshc->bthc", jax.nn.softmax(scores), v)
+
+    out, backward = jax.vjp(attend, q, k, v)
+    return (out, *backward(d_out))
+
+
+def contestants(case: Case, dry_run: bool, leave_out: list[str]) -> dict[str, Callable]:
+    """Functions of (q, k, v, ranges, mask); each stands for one table row."""
+    from ipt_jax.attention.pallas_gpu import pallas_attention
+    from ipt_jax.attention.pallas_hopper import Tiles, Tuning, pallas_hopper_attention
+
+    spec = case.spec
+    window = None if spec.window is None else (spec.window - 1, 0)
+    hopper: dict[str, Any] = {}
+    if dry_run:
+        small = Tiles(64, 2)
+        tuning = Tuning(replace(small, taking_turns=True), small, small)
+        hopper = {"interpret": True, "blocks": 1, "tuning": tuning}
+
+    def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=mask if case.mask == "packed" else None,
+            is_causal=spec.causal,
+            local_window_size=window,
+            implementation="xla" if dry_run else "cudnn",
+        )
+
+    name = "cudnn with mask" if case.mask == "packed" else "cudnn"
+    found: dict[str, Callable] = {
+        name: cudnn,
+        "pallas_hopper": lambda q, k, v, ranges, mask: pallas_hopper_attention(
+            q, k, v, spec, ranges, **hopper
+        ),
+        "pallas": lambda q, k, v, ranges, mask: pallas_attention(
+            q, k, v, spec, ranges, interpret=dry_run
+        ),
+    }
+    if case.mask in ("causal", "full") and not dry_run:
+        found[JAX_MOSAIC] = functools.partial(_jax_mosaic, spec.causal)
+    return {key: value for key, value in found.items() if key not in leave_out}
+
+
+def _jax_mosaic(
+    causal: bool, q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any
+) -> jax.Array:
+    """JAX 0.11's own; it takes float16 alone, and no scale: ours goes into the queries."""
+    from jax.experimental.pallas.ops.gpu import attention_mgpu
+
+    wide = 128 if q.shape[3] <= 128 else 64
+    config = attention_mgpu.TuningConfig(
+        block_q=64,
+        block_kv=wide,
+        max_concurrent_steps=2,
+        causal=causal,
+        block_q_dkv=64,
+        block_kv_dkv=64,
+        block_q_dq=64,
+        block_kv_dq=64,
+    )
+    scaled = q * jnp.asarray(q.shape[3] ** -0.5, q.dtype)
+    return attention_mgpu.attention(scaled, k, v, config)
+
+
+def prepared(
+    function: Callable, arrays: list[jax.Array], ranges: KeyRanges, mask: jax.Array | None
+) -> tuple[dict[str, Callable[[], Any]], list[jax.Array]]:
+    """What is timed, by pass, and what it gives: output, dq, dk, dv."""
+    forward = jax.jit(function)
+
+    @jax.jit
+    def keep(q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any) -> Any:
+        return jax.vjp(lambda q, k, v: function(q, k, v, ranges, mask), q, k, v)[1]
+
+    backward = jax.jit(lambda kept, d_out: kept(d_out))
+    q, k, v, d_out = arrays
+    # The backward pass is timed alone: what forward keeps for it is made once, here.
+    kept = keep(q, k, v, ranges, mask)
+    work = {
+        "forward": functools.partial(forward, q, k, v, ranges, mask),
+        "backward": functools.partial(backward, kept, d_out),
+    }
+    return work, [work["forward"](), *work["backward"]()]
+
+
+def setting(case: Case) -> tuple[KeyRanges, jax.Array | None]:
+    """The key ranges of a case and, for packed rows, the same as a mask."""
+    B, T, _, _ = case.shape
+    ids = jnp.asarray(segment_ids(B, T)) if case.mask == "packed" else None
+    ranges = key_ranges(case.spec, ids, T)
+    mask = None if ids is None else (ids[:, :, None] == ids[:, None])[:, None]
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (B, T)), ranges), mask
+
+
+def distances(
+    case: Case, arrays: list[jax.Array], ranges: KeyRanges, found: list[jax.Array]
+) -> list[float]:
+    """Relative distance to the definition, of output, dq, dk, dv: first row, first two heads."""
+    few = [x[:1, :, :2] for x in arrays]
+    first = jax.tree.map(lambda x: x[:1], ranges)
+    expected = by_definition(case.head_width**-0.5, few, first)
+    return [distance(x[:1, :, :2], y) for x, y in zip(found, expected, strict=True)]
+
+
+def distance(found: jax.Array, expected: jax.Array) -> float:
+    """‖found - expected‖ / ‖expected‖; infinite where anything is not finite."""
+    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if not np.isfinite(a).all():
+        return float("inf")
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def probe(name: str, emit: Emit, dry_run: bool) -> None:
+    """One of our kernels against the definition, before it is timed."""
+    length = 128 if dry_run else 1024
+    for mask in ("packed",) if dry_run else ("packed", "windowed", "causal"):
+        case = Case(mask, length, 64 if dry_run else 128, tokens=length, width=128)
+        arrays, (ranges, pairs) = arrays_of(case, "bfloat16"), setting(case)
+        _, found = prepared(contestants(case, dry_run, [])[name], arrays, ranges, pairs)
+        far = distances(case, arrays, ranges, found)
+        emit("probe", contestant=name, mask=mask, distances=far, good=max(far) < ALLOWED)
+
+
+def compare(case: Case, emit: Emit, rounds: int, dry_run: bool, leave_out: list[str]) -> None:
+    """All contestants of one case: checked, then timed in turns, forward and backward."""
+    ranges, mask = setting(case)
+    about = {"mask": case.mask, "length": case.length, "head_width": case.head_width}
+    work: dict[str, dict[str, Callable[[], Any]]] = {name: {} for name in PASSES}
+    far: dict[str, dict[str, float]] = {name: {} for name in PASSES}
+    for name, function in contestants(case, dry_run, leave_out).items():
+        arrays = arrays_of(case, "float16" if name == JAX_MOSAIC else "bfloat16")
+        try:
+            # JAX's kernel has a backward pass for full attention alone.
+            if name == JAX_MOSAIC and case.mask != "full":
+                forward = functools.partial(jax.jit(function), *arrays[:3], ranges, mask)
+                functions, found = {"forward": forward}, [forward()]
+                few = [*found, *arrays[1:]]  # only the first is compared
+                errors = distances(case, arrays, ranges, few)[:1]
+            else:
+                functions, found = prepared(function, arrays, ranges, mask)
+                errors = distances(case, arrays, ranges, found)
+        except Exception as error:  # one contestant less; the table says why
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            emit("failed", contestant=name, reason=reason, **about)
+            continue
+        for passing in functions:
+            worst = errors[0] if passing == "forward" else max(errors[1:])
+            if worst > ALLOWED:
+                reason = f"{passing} is wrong: distance {worst:.3g}"
+                emit("failed", contestant=name, reason=reason, **about)
+            else:
+                work[passing][name], far[passing][name] = functions[passing], worst
+    pairs = int(np.sum(np.asarray(ranges.key_stop - ranges.key_start, np.int64))) * case.shape[2]
+    for passing, functions in work.items():
+        seconds = alternate(functions, rounds)
+        base = next((name for name in seconds if name.startswith("cudnn")), None)
+        flops = FLOPS_A_PAIR[passing] * case.head_width * pairs
+        for name, times in seconds.items():
+            ratios = [a / b for a, b in zip(seconds[base], times, strict=True)] if base else []
+            emit(
+                "attention",
+                contestant=name,
+                passing=passing,
+                milliseconds=statistics.median(times) * 1e3,
+                tflops=flops / statistics.median(times) / 1e12,
+                spread=[flops / t / 1e12 for t in (max(times), min(times))],
+                to_cudnn=statistics.median(ratios) if ratios else None,
+                error=far[passing][name],
+                **about,
+            )
+
+
+def alternate(
+    work: dict[str, Callable[[], Any]], rounds: int, round_seconds: float = 0.02
+) -> dict[str, list[float]]:
+    """Seconds a call: `rounds` rounds in turns, so many calls a round that it lasts long enough."""
+    calls = {}
+    for name, function in work.items():
+        jax.block_until_ready(function())
+        begin = time.perf_counter()
+        jax.block_until_ready(function())
+        calls[name] = max(1, round(round_seconds / (time.perf_counter() - begin)))
+    found: dict[str, list[float]] = {name: [] for name in work}
+    names = list(work)
+    for number in range(rounds + 1):
+        turn = number % max(1, len(names))
+        for name in names[turn:] + names[:turn]:
+            begin = time.perf_counter()
+            for _ in range(calls[name]):
+                last = work[name]()
+            jax.block_until_ready(last)
+            if number:  # the first round warms up
+                found[name].append((time.perf_counter() - begin) / calls[name])
+    return found
+
+
+def candidates(kernel: str) -> Iterator[Any]:
+    """Sizes of the Hopper kernels that `autotune` tries; what does not fit fails at once."""
+    from ipt_jax.attention.pallas_hopper import Tiles
+
+    columns = (64, 96, 128, 160, 192) if kernel == "forward" else (32, 64, 96, 128)
+    for size, stages in itertools.product(columns, (2, 3, 4)):
+        for turns in (True, False) if kernel == "forward" else (False,):
+            yield Tiles(size, stages, turns)
+
+
+def autotune(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None:
+    """Time every size of each Hopper kernel and emit the table's line of the fastest."""
+    from ipt_jax.attention import pallas_hopper as hopper
+
+    until = time.monotonic() + seconds
+    case = Case("causal", 128 if dry_run else 4096, head_width)
+    case = replace(case, tokens=128, width=head_width) if dry_run else case
+    q, k, v, d_out = arrays_of(case, "bfloat16")
+    B, T, H, h = case.shape
+    q, d_out = (x.reshape(B, T, H, 1, h) for x in (q, d_out))
+    ranges, _ = setting(case)
+    keys, queries = (ranges.key_start, ranges.key_stop), (ranges.query_start, ranges.query_stop)
+    blocks = 1 if dry_run else hopper.multiprocessors()
+    best, lines = hopper.TUNINGS[h], []
+    vectors = [jnp.zeros((B, H, 1, T), jnp.float32)] * 2
+    kernels = {
+        "forward": (hopper.forward, (q, k, v, *keys)),
+        "dq": (hopper.d_query, (q, k, v, d_out, *vectors, *keys)),
+        "dkv": (hopper.d_key_value, (q, k, v, d_out, *vectors, *queries)),
+    }
+    for number, (kernel, (function, arrays)) in enumerate(kernels.items()):
+        timed, failed, untried = {}, 0, 0
+        tried = list(candidates(kernel))[: 1 if dry_run else None]
+        share = (until - time.monotonic()) / (len(kernels) - number)
+        end = time.monotonic() + share
+        for tiles in tried:
+            if time.monotonic() > end and timed:
+                untried += 1
+                continue
+            tuning = replace(best, **{kernel: tiles})
+            chosen = hopper.Setting(h**-0.5, tuning, blocks, interpret=dry_run)
+            try:
+                call = functools.partial(jax.jit(functools.partial(function, chosen)), *arrays)
+                times = alternate({"": call}, 1 if dry_run else 5)[""]
+                timed[tiles] = statistics.median(times)
+            except (ValueError, RuntimeError):  # more shared memory or registers than there are
+                failed += 1
+        if timed:
+            fastest = min(timed, key=lambda tiles: timed[tiles])
+            best = replace(best, **{kernel: fastest})
+            lines.append(f"{kernel} {timed[fastest] * 1e3:.3f} ms")
+        lines.append(f"of {kernel} {len(timed)} timed, {failed} did not run, {untried} not tried")
+    emit("tuning", line=f"    {h}: {best!r},  # {'; '.join(lines)}")
