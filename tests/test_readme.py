@@ -20,7 +20,7 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # What a test adds to a command so that it ends soon; the command itself stays as it is printed.
 SHORTER = {
-    "launch/synthesize.py": ["--limit", "40", "--engine.max_tokens", "60"],
+    "launch/synthesize.py": ["--limit", "40", "--engine.max_tokens", "160"],
     "launch/train.py": ["--train_tokens", "16384"],
     "launch/evaluate.py": ["--limit", "8"],
     "launch/quickstart.py": ["--minutes", "0.7", "--evaluation.limit", "8"],
