@@ -20,9 +20,11 @@ from data_gen.instruction_pretrain.format import (
     CONTEXT_CLOSE,
     CONTEXT_OPEN,
     EOS,
+    Pair,
     Shot,
     render_pairs,
 )
+from data_gen.instruction_pretrain.patterns import in_pattern, other_patterns
 from data_gen.instruction_pretrain.templates import render_training_text
 from ipt_jax.errors import UserError, nearest
 from ipt_jax.records import Record, ShardWriter, atomic_write
@@ -69,6 +71,12 @@ class TuningConfig:
     """Further examples noted beside each of them, for the few-shot setting (Table 5)."""
     most_pairs: int = 64
     """Pairs taken of one example."""
+    unique_instructions: bool = False
+    """Leave out pairs that ask what an earlier pair of the text asks, with other options, so that
+    the synthesizer does not learn to repeat itself."""
+    other_patterns: float = 0.0
+    """Share of the examples of each data set that are written in another format than its own, in
+    sequences of their own (`patterns.py`); 0 as in the paper."""
     seed: int = 0
     """Draws of order, held-out examples and shots derive from it."""
     fresh: bool = False
@@ -81,6 +89,8 @@ class TuningConfig:
         for key in ("held_out_examples", "shots"):
             if getattr(self, key) < 0:
                 raise UserError(f"`{key}` is {getattr(self, key)}: it must be 0 or more.")
+        if not 0 <= self.other_patterns <= 1:
+            raise UserError(f"`other_patterns` is {self.other_patterns}: it must be 0 to 1.")
         for source in [*self.sources, *self.unseen]:
             if source.dataset not in DATASETS:
                 raise UserError(
@@ -211,6 +221,8 @@ class _Source:
         )
         generator = generator_of(config.seed, "tuning", source.dataset)
         examples = self.gathered.examples
+        if config.unique_instructions:
+            examples = [self._unique(example) for example in examples]
         order = [examples[int(i)] for i in generator.permutation(len(examples))]
         kept = min(config.held_out_examples, len(order) // 10)
         if config.unseen and source in config.unseen:
@@ -219,10 +231,49 @@ class _Source:
         self._generator: np.random.Generator = generator
         self._counts = {"sequences": 0, "tuned_examples": 0, "tuned_pairs": 0, "tokens": 0}
 
+    def _unique(self, example: Example) -> Example:
+        first: dict[str, Pair] = {}
+        for pair in example.pairs:
+            if first.setdefault(pair.instruction.lower(), pair) is not pair:
+                self.gathered.unusable.append(
+                    Unusable("repeated_question", pair.question, example.id)
+                )
+        return replace(example, pairs=tuple(first.values()))
+
     def records(self) -> Iterator[tuple[Record, list[Example]]]:
         """The sequences of everything that is not held out, with their examples."""
-        fitted: list[tuple[Example, int]] = []
+        number = 0
+        for examples in self._by_pattern():
+            for members, tokens in self._sequences(examples):
+                yield self._record(number, members, tokens), members
+                number += 1
+
+    def _by_pattern(self) -> list[list[Example]]:
+        """The examples in their own pattern, then those in each other one."""
+        config, dataset = self._config, self._source.dataset
+        if not config.other_patterns or not self._rest:
+            return [self._rest]
+        generator = generator_of(config.seed, "patterns", dataset)
+        groups: dict[str | None, list[Example]] = {None: []}
+        groups |= {pattern: [] for pattern in other_patterns(self._rest)}
+        others = list(groups)[1:]
+        answers = [pair.response for example in self._rest for pair in example.pairs]
         for example in self._rest:
+            drawn, which = generator.random(), int(generator.integers(len(others)))
+            pattern = others[which] if drawn < config.other_patterns else None
+            kept: Example | None = example
+            if pattern is not None:
+                kept, left = in_pattern(example, pattern, answers, generator)
+                self.gathered.unusable += [
+                    Unusable("not_in_that_pattern", pair.question, example.id) for pair in left
+                ]
+            if kept is not None:
+                groups[pattern].append(kept)
+        return list(groups.values())
+
+    def _sequences(self, examples: Sequence[Example]) -> Iterator[tuple[list[Example], int]]:
+        fitted: list[tuple[Example, int]] = []
+        for example in examples:
             found, tokens, left = fit_example(example, self._tokenizer, self._config)
             if found is not None:
                 fitted.append((found, tokens))
@@ -232,32 +283,33 @@ class _Source:
                 for pair in example.pairs[len(example.pairs) - left :]
             ]
         lengths = [tokens for _, tokens in fitted]
-        for number, places in enumerate(sequences(lengths, self._config.sequence_tokens)):
-            members = [fitted[place][0] for place in places]
-            parts, loss = [], []
-            for example in members:
-                of_example, weights = example_parts(example)
-                parts += of_example
-                loss += weights
-            self._counts["sequences"] += 1
-            self._counts["tuned_examples"] += len(members)
-            self._counts["tuned_pairs"] += sum(len(example.pairs) for example in members)
-            self._counts["tokens"] += sum(lengths[place] for place in places)
-            record = Record(
-                id=f"{METHOD}/{self.dataset.name}/{number:06d}",
-                text="".join(parts),
-                source=self.dataset.name,
-                parts=tuple(parts),
-                loss=tuple(loss),
-                provenance={
-                    "method": METHOD,
-                    "licence": self.dataset.licence,
-                    "domain": self.dataset.domain,
-                    "parents": [example.id for example in members],
-                    "seed": self._config.seed,
-                },
-            )
-            yield record, members
+        for places in sequences(lengths, self._config.sequence_tokens):
+            yield [fitted[place][0] for place in places], sum(lengths[place] for place in places)
+
+    def _record(self, number: int, members: Sequence[Example], tokens: int) -> Record:
+        parts, loss = [], []
+        for example in members:
+            of_example, weights = example_parts(example)
+            parts += of_example
+            loss += weights
+        self._counts["sequences"] += 1
+        self._counts["tuned_examples"] += len(members)
+        self._counts["tuned_pairs"] += sum(len(example.pairs) for example in members)
+        self._counts["tokens"] += tokens
+        return Record(
+            id=f"{METHOD}/{self.dataset.name}/{number:06d}",
+            text="".join(parts),
+            source=self.dataset.name,
+            parts=tuple(parts),
+            loss=tuple(loss),
+            provenance={
+                "method": METHOD,
+                "licence": self.dataset.licence,
+                "domain": self.dataset.domain,
+                "parents": [example.id for example in members],
+                "seed": self._config.seed,
+            },
+        )
 
     def held_out_lines(self, *, unseen: bool) -> list[str]:
         """A line for each held-out example, with shots that are none of them where others are."""

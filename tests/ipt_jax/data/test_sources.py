@@ -317,11 +317,12 @@ def test_a_folder_that_cannot_hold_the_index(tmp_path: Path, docs: Docs) -> None
     ("name", "content", "message"),
     [
         ("x.jsonl.gz", b"plain", "cannot be decompressed"),
-        ("x.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot be decompressed"),
+        ("x.jsonl.gz", gzip.compress(b"{}\n" * 99, mtime=0)[:-9], "cannot be decompressed"),
         ("x.jsonl.zst", b"plain", "cannot be decompressed"),
         ("x.parquet", b"plain", "cannot be read as parquet"),
         ("x.arrayrecord", b"plain", "is no ArrayRecord file"),
     ],
+    ids=["gz", "gz-cut", "zst", "parquet", "arrayrecord"],
 )
 def test_files_that_are_not_what_their_name_says(
     tmp_path: Path, name: str, content: bytes, message: str
