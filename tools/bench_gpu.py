@@ -43,19 +43,27 @@ class Part:
     """Its budget, start and compilation included."""
 
 
-# In the order of their worth: the last ones are left out first.
+# In the order of their worth: the last ones are left out first where earlier ones took too long.
+# Together they fit into ALL_SECONDS.
 PARTS = (
-    Part("probe:pallas_hopper", 45),
-    Part("probe:pallas", 45),
-    Part("attention:128", 110),
-    Part("training:ipt_500m", 70),
-    Part("training:ipt_1_3b", 70),
-    Part("training:llama3_8b", 110),
-    Part("attention:64", 70),
-    Part("autotune:128", 50),
-    Part("autotune:64", 40),
+    Part("probe:pallas_hopper", 30),
+    Part("probe:pallas", 30),
+    Part("attention:128", 90),
+    Part("training:ipt_500m", 55),
+    Part("training:ipt_1_3b", 55),
+    Part("training:llama3_8b", 75),
+    Part("neighbours:all", 25),
+    Part("autotune:128", 35),
+    Part("tiles:128", 30),
+    Part("attention:64", 45),
 )
 MODELS = ("ipt_500m", "ipt_1_3b", "llama3_8b")
+
+# Where the lines that a timing of sizes prints belong.
+SIZES = {
+    "tuning": "TUNINGS in `ipt_jax/attention/pallas_hopper.py`",
+    "tiles": "TABLE in `ipt_jax/attention/block_sizes.py`",
+}
 
 Row = dict[str, Any]
 
@@ -248,6 +256,12 @@ def run_part(options: argparse.Namespace) -> None:
         gpu_attention.probe(argument, emit, options.dry_run)
     elif kind == "autotune":
         gpu_attention.autotune(int(argument), emit, options.seconds, options.dry_run)
+    elif kind == "tiles":
+        gpu_attention.tiles(int(argument), emit, options.seconds, options.dry_run)
+    elif kind == "neighbours":
+        import gpu_neighbours
+
+        gpu_neighbours.measure(emit, options.rounds, options.dry_run)
     else:
         # The simulated Hopper kernel takes long; the probe has run it already.
         out = options.leave_out + (["pallas_hopper"] if options.dry_run else [])
@@ -321,9 +335,12 @@ def render(rows: list[Row], options: argparse.Namespace) -> str:
         ]
     lines += attention_table(of.get("attention", []))
     lines += training_table(of)
-    if of.get("tuning"):
-        lines += ["## Sizes", "", "For TUNINGS in `ipt_jax/attention/pallas_hopper.py`:", ""]
-        lines += [*("    " + row["line"].strip() for row in of["tuning"]), ""]
+    lines += neighbours_table(of)
+    lines += ["## Sizes", ""] if any(of.get(name) for name in SIZES) else []
+    for name, place in SIZES.items():
+        if of.get(name):
+            printed = "\n".join(row["line"] for row in of[name]).splitlines()
+            lines += [f"For {place}:", "", *("    " + line.strip() for line in printed), ""]
     for row in of.get("trace", []):
         lines += [f"A trace of two steps ({row['files']} files) was written.", ""]
     lines += not_measured(of)
@@ -386,6 +403,35 @@ def training_table(of: dict[str, list[Row]]) -> list[str]:
         cells = ("" if x is None else f"{x / 1e9:.2f}" for x in three)
         lines.append(f"| {row['model']} | {row['rows']} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def neighbours_table(of: dict[str, list[Row]]) -> list[str]:
+    """What XLA makes of norm, rotary embedding, SwiGLU and cross-entropy."""
+    lines = []
+    if of.get("neighbour"):
+        lines += [
+            "## Neighbours",
+            "",
+            "As XLA makes them, of a block of 1.3B and 16,384 tokens; beside a copy of as many "
+            "bytes.",
+            "",
+            "| function | pass | ms | GB/s | speed to the copy's |",
+            "|---|---|--:|--:|--:|",
+        ]
+    for row in of.get("neighbour", []):
+        low, high = row["spread"]
+        lines.append(
+            f"| {row['what']} | {row['passing']} | {row['milliseconds']:.3g} "
+            f"| {row['gigabytes_per_second']:,.0f} | {row['of_copy']:.2f} ({low:.2f}, {high:.2f}) |"
+        )
+    for row in of.get("cross_entropy", []):
+        lines += [
+            "",
+            f"Cross-entropy with its gradients, in chunks: {row['milliseconds']:.3g} ms, "
+            f"{row['to_at_once']:.2f} of the speed with all logits at once, "
+            f"{row['bytes'] / 1e9:.2f} GB beside {row['bytes_at_once'] / 1e9:.2f} GB.",
+        ]
+    return [*lines, ""] if lines else []
 
 
 def not_measured(of: dict[str, list[Row]]) -> list[str]:

@@ -355,3 +355,26 @@ def autotune(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None
             lines.append(f"{kernel} {timed[fastest] * 1e3:.3f} ms")
         lines.append(f"of {kernel} {len(timed)} timed, {failed} did not run, {untried} not tried")
     emit("tuning", line=f"    {h}: {best!r},  # {'; '.join(lines)}")
+
+
+def tiles(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None:
+    """Time the portable kernel's tiles and emit the table's line of the fastest."""
+    from ipt_jax.attention.block_sizes import Tile, autotune
+
+    case = Case("packed", 4096, head_width)
+    given: dict[str, Any] = {}
+    if dry_run:
+        case = replace(case, length=64, tokens=64, width=head_width)
+        few = [Tile(32, 32)]
+        given = {"tiles": {name: few for name in ("forward", "d_query", "d_key_value")}}
+    B, T, H, h = case.shape
+    line = autotune(
+        (B, T, H, H, h),
+        case.spec,
+        segment_ids=jnp.asarray(segment_ids(B, T)),
+        seconds=seconds,
+        repeats=1 if dry_run else 10,
+        interpret=dry_run,
+        **given,
+    )
+    emit("tiles", line=line)

@@ -21,6 +21,7 @@ TEXTS = (
     "Bees dance.\n\nQuestion: why?</CON>\n\nAnswer: to tell where flowers are. </END> More.",
     "Größe 7 — “naïve” café\n日本語のテキスト🪿🪿\nEnd of it </s> and on",
     "ababababac  a  b\n\n\n\nx</</END></END>",
+    "ꙮꙮꙮꙮ\nab",
 )
 STOPS = (
     ("</END>",),

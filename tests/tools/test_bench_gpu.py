@@ -122,6 +122,67 @@ def test_our_step_and_the_plain_one_train_the_same_model(tmp_path: Path) -> None
     assert starts.tolist() == [0, *changes] and len(starts) > 1
 
 
+def test_neighbours_are_held_against_a_copy_of_as_many_bytes() -> None:
+    import bench_gpu
+    import gpu_neighbours
+    import jax
+    import jax.numpy as jnp
+
+    from ipt_jax.models.config import PRESETS
+
+    found = gpu_neighbours.neighbours(PRESETS["ipt_1_3b"], 1, 2)
+    c = PRESETS["ipt_1_3b"]
+    least = {name: gpu_neighbours.moved_bytes(one, "forward") for name, one in found.items()}
+    tokens, size = 2, 2  # of two bytes a number
+    assert least == {
+        "RMSNorm": size * (2 * tokens + 1) * c.width,
+        "RoPE": size * 2 * tokens * c.heads * c.head_width,
+        "SwiGLU": size * 3 * tokens * c.mlp_width,
+    }
+    assert (
+        gpu_neighbours.moved_bytes(found["SwiGLU"], "backward") == size * 5 * tokens * c.mlp_width
+    )
+    passes = gpu_neighbours.passes_of(found["SwiGLU"])
+    gate, up = found["SwiGLU"].arrays
+    assert jnp.array_equal(passes["forward"](), jax.nn.silu(gate) * up)
+    assert [x.shape for x in passes["backward"]()] == [gate.shape, up.shape]
+
+    rows = Rows()
+    gpu_neighbours.measure(rows, rounds=2, dry_run=True)
+    assert [row["row"] for row in rows] == ["neighbour"] * 6 + ["cross_entropy"]
+    for row in rows[:6]:
+        assert row["spread"][0] <= row["of_copy"] <= row["spread"][1] and row["of_copy"] > 0
+    assert rows[6]["difference"] < 1e-5 and rows[6]["bytes"] > 0
+    row = {**rows[0], "milliseconds": 0.0523, "of_copy": 0.914, "spread": [0.9, 0.92]}
+    row["gigabytes_per_second"] = 3412.2
+    ending = {**rows[6], "milliseconds": 21.0, "to_at_once": 1.25}
+    ending |= {"bytes": 0.21e9, "bytes_at_once": 4.2e9}
+    lines = bench_gpu.neighbours_table({"neighbour": [row], "cross_entropy": [ending]})
+    assert "| RMSNorm | forward | 0.0523 | 3,412 | 0.91 (0.90, 0.92) |" in lines
+    assert lines[-2].endswith("1.25 of the speed with all logits at once, 0.21 GB beside 4.20 GB.")
+
+
+def test_the_lines_of_both_tables_of_sizes_are_printed() -> None:
+    import bench_gpu
+    import gpu_attention
+
+    rows = Rows()
+    gpu_attention.tiles(64, rows, 60.0, dry_run=True)
+    (row,) = rows
+    assert row["row"] == "tiles" and "64, 2): BlockSizes(forward=Tile(queries=32, " in row["line"]
+    rows("tuning", line="    128: Tuning(),")
+    text = bench_gpu.render(rows, _options())
+    assert text.count("## Sizes") == 1 and "TABLE in `ipt_jax/attention/block_sizes.py`" in text
+    assert "    128: Tuning()," in text.splitlines()
+    assert any(line.startswith("    # d_key_value: ") for line in text.splitlines())
+
+
+def test_all_parts_together_fit_into_the_time() -> None:
+    import bench_gpu
+
+    assert sum(part.seconds for part in bench_gpu.PARTS) <= bench_gpu.ALL_SECONDS < 480
+
+
 def test_moments_of_8b_lie_in_bfloat16() -> None:
     import gpu_training
     import jax
