@@ -51,7 +51,7 @@ def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
     assert identify_engine(config).model.endswith(f"+{NAME}")
     engine = open_engine(config)
     try:
-        sampling = Sampling(max_tokens=256, temperature=1.0, top_k=20, stop=(EOS,))
+        sampling = Sampling(max_tokens=256, temperature=0.7, top_k=20, stop=(EOS,))
         requests = [
             Request(str(n), render_prompt((), text), sampling, n) for n, text in enumerate(chosen)
         ]
@@ -61,7 +61,8 @@ def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
     parsed = [parse_pairs(completion.text) for completion in found]
     # One may fail on another processor, where numbers are rounded otherwise and draws differ.
     assert len(parsed) == 6 and sum(bool(one.pairs) for one in parsed) >= 5
-    assert sum(completion.finish_reason == "stop" for completion in found) >= 4
+    assert sum(len(one.pairs) for one in parsed) >= 10
+    assert sum(completion.finish_reason == "stop" for completion in found) >= 5
 
 
 def test_the_papers_config_runs_on_real_pages_and_its_shards_train(
