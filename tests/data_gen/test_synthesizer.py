@@ -45,8 +45,14 @@ def test_its_card_names_every_set_and_licence_and_its_command(root: Path) -> Non
 
 def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
     corpus = (root / "data_gen/sample_corpus/documents.jsonl").read_text().splitlines()
-    texts = [json.loads(line)["text"] for line in corpus]
-    chosen = [text for text in texts if 500 < len(text) < 900][:6]
+    documents = [json.loads(line) for line in corpus]
+    short = [one for one in documents if 500 < len(one["text"]) < 900]
+    # Of abstracts it asks one question, as PubMedQA does; of tales several.
+    chosen = [
+        one["text"]
+        for kind in ("pubmedqa", "fairytaleqa")
+        for one in [one for one in short if one["id"].startswith(kind)][:4]
+    ]
     config = EngineConfig(adapter=NAME, context_tokens=2048, cache_folder=str(smollm2.parent))
     assert identify_engine(config).model.endswith(f"+{NAME}")
     engine = open_engine(config)
@@ -59,8 +65,8 @@ def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
     finally:
         engine.close()
     parsed = [parse_pairs(completion.text) for completion in found]
-    # One may fail on another processor, where numbers are rounded otherwise and draws differ.
-    assert len(parsed) == 6 and sum(bool(one.pairs) for one in parsed) >= 5
+    # Two may fail on another processor, where numbers are rounded otherwise and draws differ.
+    assert len(parsed) == 8 and sum(bool(one.pairs) for one in parsed) >= 6
     assert sum(len(one.pairs) for one in parsed) >= 10
     assert sum(completion.finish_reason == "stop" for completion in found) >= 5
 
