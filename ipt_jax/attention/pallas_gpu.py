@@ -27,7 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from ipt_jax.attention.block_sizes import BlockSizes, Tile, block_sizes
-from ipt_jax.attention.partition import partitioned
+from ipt_jax.attention.partition import KERNEL_RULES, partitioned
 from ipt_jax.attention.ranges import KeyRanges, tile_bounds
 from ipt_jax.attention.spec import AttentionSpec
 
@@ -386,16 +386,6 @@ def _whole_tiles(x: jax.Array, axis: int, tile: int) -> jax.Array:
     return jnp.pad(x, [(0, missing if at == axis else 0) for at in range(x.ndim)])
 
 
-# Axes: b rows, t queries, s keys, k key heads, g query heads of a group, h head width.
-_GIVEN = "b t k g h, b s k h, b s k h"
-_PASSED_BACK = f"{_GIVEN}, b t k g h, b k g t, b k g t"
-_RULES: dict[Callable[..., Any], tuple[str, str]] = {
-    forward: (f"{_GIVEN}, b t, b t -> b t k g h, b k g t", "s g h"),
-    d_query: (f"{_PASSED_BACK}, b t, b t -> b t k g h", "s g h"),
-    d_key_value: (f"{_PASSED_BACK}, b s, b s -> b s k h, b s k h", "t g h"),
-}
-
-
 @functools.cache
 def _over_devices(kernel: Callable[..., Any], how: How) -> Callable[..., Any]:
-    return partitioned(functools.partial(kernel, how), *_RULES[kernel])
+    return partitioned(functools.partial(kernel, how), *KERNEL_RULES[kernel.__name__])

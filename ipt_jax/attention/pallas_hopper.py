@@ -34,7 +34,7 @@ from ipt_jax.attention.hopper_machine import (
     product,
     run,
 )
-from ipt_jax.attention.partition import partitioned
+from ipt_jax.attention.partition import KERNEL_RULES, partitioned
 
 if TYPE_CHECKING:
     from ipt_jax.attention.ranges import KeyRanges
@@ -328,21 +328,11 @@ def _whole(unit: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(map(one, arrays))
 
 
-# Axes: b rows, t queries, s keys, k key heads, g query heads of a group, h head width.
-_GIVEN = "b t k g h, b s k h, b s k h"
-_PASSED_BACK = f"{_GIVEN}, b t k g h, b k g t, b k g t"
-_RULES: dict[Callable[..., Any], tuple[str, str]] = {
-    forward: (f"{_GIVEN}, b t, b t -> b t k g h, b k g t", "s g h"),
-    d_query: (f"{_PASSED_BACK}, b t, b t -> b t k g h", "s g h"),
-    d_key_value: (f"{_PASSED_BACK}, b s, b s -> b s k h, b s k h", "t g h"),
-}
-
-
 @functools.cache
 def _over_devices(kernel: Callable[..., Any], setting: Setting) -> Callable[..., Any]:
     bound = functools.partial(kernel, setting)
     # The simulator talks to the host, which a partitioned function may not.
-    return bound if setting.interpret else partitioned(bound, *_RULES[kernel])
+    return bound if setting.interpret else partitioned(bound, *KERNEL_RULES[kernel.__name__])
 
 
 def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:

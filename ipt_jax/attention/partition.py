@@ -13,6 +13,16 @@ import jax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+# Axes: b rows, t queries, s keys, k key heads, g query heads of a group, h head width.
+_GIVEN = "b t k g h, b s k h, b s k h"
+_PASSED_BACK = f"{_GIVEN}, b t k g h, b k g t, b k g t"
+KERNEL_RULES = {
+    "forward": (f"{_GIVEN}, b t, b t -> b t k g h, b k g t", "s g h"),
+    "d_query": (f"{_PASSED_BACK}, b t, b t -> b t k g h", "s g h"),
+    "d_key_value": (f"{_PASSED_BACK}, b s, b s -> b s k h, b s k h", "t g h"),
+}
+"""Of the three kernels by their functions' names: `rule` and `whole` of `partitioned`."""
+
 
 def partitioned(function: Callable[..., Any], rule: str, whole: str) -> Callable[..., Any]:
     """`function` of arrays, split over devices along the axes that `rule` names.
