@@ -36,6 +36,8 @@ class Neighbour:
     """Of the arrays alone."""
     arrays: tuple[jax.Array, ...]
     """Those that have gradients."""
+    linear: bool = False
+    """Its gradient does not look at the arrays."""
 
 
 def moved_bytes(neighbour: Neighbour, passing: str) -> int:
@@ -43,7 +45,7 @@ def moved_bytes(neighbour: Neighbour, passing: str) -> int:
     out = jax.eval_shape(neighbour.function, *neighbour.arrays)
     inputs = sum(x.nbytes for x in neighbour.arrays)
     output = out.size * out.dtype.itemsize
-    return inputs + output if passing == "forward" else 2 * inputs + output
+    return inputs + output if passing == "forward" or neighbour.linear else 2 * inputs + output
 
 
 def neighbours(config: DecoderConfig, rows: int, tokens: int) -> dict[str, Neighbour]:
@@ -63,7 +65,9 @@ def neighbours(config: DecoderConfig, rows: int, tokens: int) -> dict[str, Neigh
             (drawn(0, rows, tokens, config.width), drawn(1, config.width)),
         ),
         "RoPE": Neighbour(
-            lambda x: rotate(x, rope), (drawn(2, rows, tokens, config.heads, config.head_width),)
+            lambda x: rotate(x, rope),
+            (drawn(2, rows, tokens, config.heads, config.head_width),),
+            linear=True,
         ),
         "SwiGLU": Neighbour(
             lambda gate, up: jax.nn.silu(gate) * up, (drawn(3, *wide), drawn(4, *wide))

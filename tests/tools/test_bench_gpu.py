@@ -142,6 +142,7 @@ def test_neighbours_are_held_against_a_copy_of_as_many_bytes() -> None:
     assert (
         gpu_neighbours.moved_bytes(found["SwiGLU"], "backward") == size * 5 * tokens * c.mlp_width
     )
+    assert gpu_neighbours.moved_bytes(found["RoPE"], "backward") == least["RoPE"]
     passes = gpu_neighbours.passes_of(found["SwiGLU"])
     gate, up = found["SwiGLU"].arrays
     assert jnp.array_equal(passes["forward"](), jax.nn.silu(gate) * up)
@@ -181,6 +182,8 @@ def test_all_parts_together_fit_into_the_time() -> None:
     import bench_gpu
 
     assert sum(part.seconds for part in bench_gpu.PARTS) <= bench_gpu.ALL_SECONDS < 480
+    kinds = {part.name for part in (*bench_gpu.PARTS, *bench_gpu.MORE_PARTS)}
+    assert {f"{kind}:{width}" for kind in ("autotune", "tiles") for width in (64, 128)} <= kinds
 
 
 def test_moments_of_8b_lie_in_bfloat16() -> None:
