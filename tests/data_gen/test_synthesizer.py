@@ -57,7 +57,7 @@ def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
     assert identify_engine(config).model.endswith(f"+{NAME}")
     engine = open_engine(config)
     try:
-        sampling = Sampling(max_tokens=256, temperature=0.7, top_k=20, stop=(EOS,))
+        sampling = Sampling(max_tokens=400, temperature=0.7, top_k=20, stop=(EOS,))
         requests = [
             Request(str(n), render_prompt((), text), sampling, n) for n, text in enumerate(chosen)
         ]
@@ -65,10 +65,10 @@ def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
     finally:
         engine.close()
     parsed = [parse_pairs(completion.text) for completion in found]
-    # Two may fail on another processor, where numbers are rounded otherwise and draws differ.
-    assert len(parsed) == 8 and sum(bool(one.pairs) for one in parsed) >= 6
+    # One may fail on another processor, where numbers are rounded otherwise and draws differ.
+    assert len(parsed) == 8 and sum(bool(one.pairs) for one in parsed) >= 7
     assert sum(len(one.pairs) for one in parsed) >= 10
-    assert sum(completion.finish_reason == "stop" for completion in found) >= 5
+    assert sum(completion.finish_reason == "stop" for completion in found) >= 7
 
 
 def test_the_papers_config_runs_on_real_pages_and_its_shards_train(
