@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,19 +47,26 @@ class Part:
 # In the order of their worth: the last ones are left out first where earlier ones took too long.
 # Together they fit into ALL_SECONDS.
 PARTS = (
-    Part("probe:pallas_hopper", 30),
-    Part("probe:pallas", 30),
-    Part("attention:128", 90),
+    Part("probe:cudnn_packed", 45),
+    Part("probe:pallas_hopper", 70),
+    Part("probe:pallas", 40),
+    Part("case:packed:2048:64", 50),
+    Part("case:packed:4096:128", 50),
+    Part("case:causal:4096:128", 50),
+    Part("steps:ipt_500m", 60),
+    Part("steps:ipt_1_3b", 50),
+    Part("steps:llama3_8b", 55),
+)
+# Only where `--parts` names them: there is no time for them beside the others.
+MORE_PARTS = (
+    Part("attention:128", 400),
+    Part("attention:64", 400),
     Part("training:ipt_500m", 55),
     Part("training:ipt_1_3b", 55),
     Part("training:llama3_8b", 75),
     Part("neighbours:all", 25),
-    Part("autotune:128", 35),
-    Part("tiles:128", 30),
-    Part("attention:64", 45),
+    *(Part(f"{kind}:{width}", 45) for kind in ("autotune", "tiles") for width in (64, 128)),
 )
-# Only where `--parts` names them: there is no time for them beside the others.
-MORE_PARTS = (Part("autotune:64", 45), Part("tiles:64", 45))
 MODELS = ("ipt_500m", "ipt_1_3b", "llama3_8b")
 
 # Where the lines that a timing of sizes prints belong.
@@ -80,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="for everything")
     parser.add_argument("--trace", type=Path, help="folder for a profiler trace of two steps")
+    parser.add_argument("--rows", type=Path, help="file that gets each row as it comes")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install for this run")
     parser.add_argument("--list_wheels", action="store_true", help="what --wheels may need")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -131,6 +140,7 @@ def environment_of(options: argparse.Namespace, folder: Path) -> dict[str, str]:
             raise SystemExit(f"error: --wheels {options.wheels}: there is no wheel in it")
         subprocess.run([*command, "--target", str(folder / "site"), *files], check=True)
         path.append(str(folder / "site"))
+    path += filter(None, [os.environ.get("PYTHONPATH")])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
     if options.dry_run:
         environment["JAX_PLATFORMS"] = "cpu"
@@ -183,19 +193,44 @@ def run_process(
         text=True,
         start_new_session=True,
     )
+    rows: list[Row] = []
+    errors: list[str] = []
+    readers = [
+        threading.Thread(target=keep_rows, args=(process.stdout, rows, options.rows)),
+        threading.Thread(target=lambda: errors.extend(process.stderr or ())),
+    ]
+    for reader in readers:
+        reader.start()
     why = None
     try:
-        output, errors = process.communicate(timeout=seconds)
-        if process.returncode:
-            why = f"ended with {process.returncode}: {last_line(errors)}"
+        if process.wait(timeout=seconds):
+            why = f"ended with {process.returncode}: {last_line(''.join(errors))}"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
         why = f"stopped after {seconds:.0f} s"
-    rows = [json.loads(line[len(MARK) :]) for line in output.splitlines() if line.startswith(MARK)]
+    for reader in readers:
+        reader.join()
     if why:
         rows.append({"row": "skipped", "what": f"the rest of {name}", "why": why})
+        keep(rows[-1], options.rows)
+        if options.rows:
+            options.rows.with_suffix(f".{name.replace(':', '_')}.txt").write_text("".join(errors))
     return rows
+
+
+def keep_rows(output: Iterable[str] | None, rows: list[Row], file: Path | None) -> None:
+    """The rows that a part prints, as they come."""
+    for line in output or ():
+        if line.startswith(MARK):
+            rows.append(json.loads(line[len(MARK) :]))
+            keep(rows[-1], file)
+
+
+def keep(row: Row, file: Path | None) -> None:
+    """Append to the file of rows, if there is one: what is measured stays if the machine goes."""
+    if file is not None:
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
 
 
 def last_line(text: str) -> str:
@@ -216,7 +251,7 @@ def left_out(rows: list[Row]) -> list[str]:
 
 def run_part(options: argparse.Namespace) -> None:
     """One part, in this process."""
-    kind, argument = options.part.split(":")
+    kind, argument = options.part.split(":", 1)
     begin = time.monotonic()
 
     def emit(row: str, **values: Any) -> None:
@@ -251,6 +286,14 @@ def run_part(options: argparse.Namespace) -> None:
                 trace=None if packed or argument != "ipt_500m" else options.trace,
             )
         return
+    if kind == "steps":
+        import gpu_steps
+
+        about(emit)
+        gpu_steps.measure(
+            argument, emit, options.rounds, options.seconds, options.dry_run, options.trace
+        )
+        return
     import gpu_attention
 
     about(emit)
@@ -260,6 +303,10 @@ def run_part(options: argparse.Namespace) -> None:
         gpu_attention.autotune(int(argument), emit, options.seconds, options.dry_run)
     elif kind == "tiles":
         gpu_attention.tiles(int(argument), emit, options.seconds, options.dry_run)
+    elif kind == "case":
+        mask, length, width = argument.split(":")
+        case = gpu_attention.Case(mask, int(length), int(width))
+        gpu_attention.compare(case, emit, options.rounds, options.dry_run, options.leave_out)
     elif kind == "neighbours":
         import gpu_neighbours
 

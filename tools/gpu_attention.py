@@ -2,17 +2,22 @@
 
 All contestants of a case get the same queries, keys, values and output gradients, are compared
 with attention by its definition in float32, and then take turns. FLOPs are those of the pairs that
-the mask lets through: 4 · h a pair and head forward, 10 · h backward (five products).
+the mask lets through: 4 · h a pair and head forward, 10 · h more backward (five products).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
+import importlib.util
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,13 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ipt_jax.attention.ranges import KeyRanges, key_ranges
+from ipt_jax.attention.reference import reference_attention
 from ipt_jax.attention.spec import AttentionSpec
 
 Emit = Callable[..., None]
 OURS = ("pallas_hopper", "pallas")
 JAX_MOSAIC = "jax mosaic, float16"
-PASSES = ("forward", "backward")
-FLOPS_A_PAIR = {"forward": 4, "backward": 10}  # times the head width
+PASSES = ("forward", "both")
+FLOPS_A_PAIR = {"forward": 4, "both": 14}  # times the head width; both: with the backward pass
 # Relative distance to the definition that a contestant in 16 bits must keep.
 ALLOWED = 0.02
 
@@ -100,11 +106,13 @@ def by_definition(
     q, k, v, d_out = (x.astype(jnp.float32) for x in arrays)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
         exact = functools.partial(jnp.einsum, precision="highest")
         column = jnp.arange(k.shape[1])
         seen = (column >= ranges.key_start[..., None]) & (column < ranges.key_stop[..., None])
         scores = jnp.where(seen[:, None], exact("bthc,bshc->bhts", q, k) * scale, -1e30)
-        return exact("bhts,bshc->bthc", jax.nn.softmax(scores), v)
+        out = exact("bhts,bshc->bthc", jax.nn.softmax(scores), v)
+        return jnp.where(jnp.any(seen, -1)[..., None, None], out, 0)  # padding sees nothing
 
     out, backward = jax.vjp(attend, q, k, v)
     return (out, *backward(d_out))
@@ -134,9 +142,8 @@ def contestants(case: Case, dry_run: bool, leave_out: list[str]) -> dict[str, Ca
             implementation="xla" if dry_run else "cudnn",
         )
 
-    name = "cudnn with mask" if case.mask == "packed" else "cudnn"
     found: dict[str, Callable] = {
-        name: cudnn,
+        "cudnn with mask" if case.mask == "packed" else "cudnn": cudnn,
         "pallas_hopper": lambda q, k, v, ranges, mask: pallas_hopper_attention(
             q, k, v, spec, ranges, **hopper
         ),
@@ -144,9 +151,41 @@ def contestants(case: Case, dry_run: bool, leave_out: list[str]) -> dict[str, Ca
             q, k, v, spec, ranges, interpret=dry_run
         ),
     }
+    if case.mask == "packed" and not dry_run:
+        from ipt_jax.attention.cudnn_packed import cudnn_packed_attention
+
+        # First: the honest peer, and what the others' speeds are ratios to.
+        ids = jnp.asarray(segment_ids(*case.shape[:2]))
+        packed = {
+            f"cudnn packed, {slots} a row": lambda q, k, v, ranges, mask, slots=slots: (
+                cudnn_packed_attention(q, k, v, spec, ids, slots)
+            )
+            for slots in (8, 16)
+        }
+        found = {**packed, **found}
+    if not dry_run:
+        # Many products to tune, so once.
+        if case.mask == "packed" and case.length == 2048:
+            found["reference"] = lambda q, k, v, ranges, mask: reference_attention(
+                q, k, v, spec, ranges
+            )
+        if importlib.util.find_spec("tokamax"):
+            found["tokamax"] = functools.partial(_tokamax, case)
     if case.mask in ("causal", "full") and not dry_run:
         found[JAX_MOSAIC] = functools.partial(_jax_mosaic, spec.causal)
     return {key: value for key, value in found.items() if key not in leave_out}
+
+
+def _tokamax(
+    case: Case, q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any
+) -> jax.Array:
+    """tokamax's Hopper kernel, whose mask can be given by the first key of each query, as ours."""
+    from tokamax._src.ops.attention import api, base
+
+    seen = {} if case.mask in ("causal", "full") else {"k_start": ranges.key_start[:, None]}
+    return api.IMPLEMENTATIONS["mosaic_gpu"](
+        q, k, v, mask=base.Mask(is_causal=case.spec.causal, **seen)
+    )
 
 
 def _jax_mosaic(
@@ -174,21 +213,17 @@ def prepared(
     function: Callable, arrays: list[jax.Array], ranges: KeyRanges, mask: jax.Array | None
 ) -> tuple[dict[str, Callable[[], Any]], list[jax.Array]]:
     """What is timed, by pass, and what it gives: output, dq, dk, dv."""
-    forward = jax.jit(function)
 
     @jax.jit
-    def keep(q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any) -> Any:
-        return jax.vjp(lambda q, k, v: function(q, k, v, ranges, mask), q, k, v)[1]
+    def both(q: Any, k: Any, v: Any, d_out: Any, ranges: Any, mask: Any) -> tuple[jax.Array, ...]:
+        out, backward = jax.vjp(lambda q, k, v: function(q, k, v, ranges, mask), q, k, v)
+        return (out, *backward(d_out))
 
-    backward = jax.jit(lambda kept, d_out: kept(d_out))
-    q, k, v, d_out = arrays
-    # The backward pass is timed alone: what forward keeps for it is made once, here.
-    kept = keep(q, k, v, ranges, mask)
     work = {
-        "forward": functools.partial(forward, q, k, v, ranges, mask),
-        "backward": functools.partial(backward, kept, d_out),
+        "forward": functools.partial(jax.jit(function), *arrays[:3], ranges, mask),
+        "both": functools.partial(both, *arrays, ranges, mask),
     }
-    return work, [work["forward"](), *work["backward"]()]
+    return work, list(work["both"]())
 
 
 def setting(case: Case) -> tuple[KeyRanges, jax.Array | None]:
@@ -219,14 +254,62 @@ def distance(found: jax.Array, expected: jax.Array) -> float:
 
 
 def probe(name: str, emit: Emit, dry_run: bool) -> None:
-    """One of our kernels against the definition, before it is timed."""
+    """One of our backends against the definition, before it is timed."""
+    if name == "cudnn_packed":
+        probe_packed(emit)
+        return
     length = 128 if dry_run else 1024
-    for mask in ("packed",) if dry_run else ("packed", "windowed", "causal"):
-        case = Case(mask, length, 64 if dry_run else 128, tokens=length, width=128)
-        arrays, (ranges, pairs) = arrays_of(case, "bfloat16"), setting(case)
-        _, found = prepared(contestants(case, dry_run, [])[name], arrays, ranges, pairs)
-        far = distances(case, arrays, ranges, found)
-        emit("probe", contestant=name, mask=mask, distances=far, good=max(far) < ALLOWED)
+    for width in (64,) if dry_run else (128, 64):
+        for mask in ("packed",) if dry_run else ("packed", "windowed", "causal"):
+            case = Case(mask, length, width, tokens=length, width=128)
+            arrays, (ranges, pairs) = arrays_of(case, "bfloat16"), setting(case)
+            _, found = prepared(contestants(case, dry_run, [])[name], arrays, ranges, pairs)
+            far = distances(case, arrays, ranges, found)
+            about = {"mask": f"{mask}, {width}", "distances": far}
+            emit("probe", contestant=name, good=max(far) < ALLOWED, **about)
+
+
+def probe_packed(emit: Emit) -> None:
+    """cuDNN's packed call: padding, a window, grouped heads, every slot of the list in use."""
+    B, T, H = 3, 1024, 4
+    kinds = ((None, 16), (100, 16), (None, 2))
+    for width, K, (window, slots) in itertools.product((64, 128), (4, 1), kinds):
+        spec = AttentionSpec(window=window, segments=True)
+        generator = np.random.default_rng(width + K + slots)
+        ids = np.zeros((B, T), np.int32)
+        for number, row in enumerate(ids):
+            # Of 2 slots a row, 6 in all: 4 + 1 + 1.
+            count = (12, 9, 1)[number] if slots == 16 else (4, 1, 1)[number]
+            edges = np.sort(generator.choice(np.arange(1, T), count - 1, replace=False))
+            row[:] = 1 + np.searchsorted(edges, np.arange(T), side="right")
+            if count > 2:
+                row[row == count] = 0  # padding at the end
+        keys = jax.random.split(jax.random.key(width + slots), 4)
+        shapes = [(B, T, H, width), (B, T, K, width), (B, T, K, width), (B, T, H, width)]
+        arrays = [
+            jax.random.normal(key, shape, jnp.float32).astype("bfloat16")
+            for key, shape in zip(keys, shapes, strict=True)
+        ]
+        ranges = key_ranges(spec, jnp.asarray(ids), T)
+        expected = by_definition(width**-0.5, arrays, ranges)
+        found = packed_gradients(spec, slots, *arrays, jnp.asarray(ids))
+        far = [distance(x, y) for x, y in zip(found, expected, strict=True)]
+        what = f"packed, {width}, {H // K} a group, window {window}, {slots} slots a row"
+        emit("probe", contestant="cudnn packed", mask=what, distances=far, good=max(far) < ALLOWED)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def packed_gradients(
+    spec: AttentionSpec, slots: int, q: Any, k: Any, v: Any, d_out: Any, ids: Any
+) -> tuple[jax.Array, ...]:
+    """cuDNN's output and gradients of packed rows."""
+    from ipt_jax.attention.cudnn_packed import cudnn_packed_attention
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return cudnn_packed_attention(q, k, v, spec, ids, slots)
+
+    out, back = jax.vjp(run, q, k, v)
+    return (out, *back(d_out))
 
 
 def compare(case: Case, emit: Emit, rounds: int, dry_run: bool, leave_out: list[str]) -> None:
@@ -260,7 +343,8 @@ def compare(case: Case, emit: Emit, rounds: int, dry_run: bool, leave_out: list[
                 work[passing][name], far[passing][name] = functions[passing], worst
     pairs = int(np.sum(np.asarray(ranges.key_stop - ranges.key_start, np.int64))) * case.shape[2]
     for passing, functions in work.items():
-        seconds = alternate(functions, rounds)
+        with alone():
+            seconds = alternate(functions, rounds)
         base = next((name for name in seconds if name.startswith("cudnn")), None)
         flops = FLOPS_A_PAIR[passing] * case.head_width * pairs
         for name, times in seconds.items():
@@ -276,6 +360,14 @@ def compare(case: Case, emit: Emit, rounds: int, dry_run: bool, leave_out: list[
                 error=far[passing][name],
                 **about,
             )
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Several cases may compile at once, but one is timed at a time."""
+    with Path(tempfile.gettempdir(), "bench-gpu.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def alternate(

@@ -74,6 +74,12 @@ def _cudnn(q, k, v, spec, ids, ranges):
     return cudnn_attention(q, k, v, spec)
 
 
+def _cudnn_packed(q, k, v, spec, ids, ranges):
+    from ipt_jax.attention.cudnn_packed import cudnn_packed_attention
+
+    return cudnn_packed_attention(q, k, v, spec, ids)
+
+
 def _splash(q, k, v, spec, ids, ranges):
     from ipt_jax.attention.splash_tpu import splash_attention
 
@@ -102,6 +108,7 @@ def _pallas_hopper(q, k, v, spec, ids, ranges):
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "reference": _reference,
     "cudnn": _cudnn,
+    "cudnn_packed": _cudnn_packed,
     "splash": _splash,
     "pallas": _pallas,
     "pallas_hopper": _pallas_hopper,
@@ -147,6 +154,23 @@ def refusal(backend: str, spec: AttentionSpec, call: Call | None = None) -> str 
                 (call.platform != "gpu", f"needs an NVIDIA GPU, and this is a {call.platform}"),
                 (call.dtype not in halves, f"takes bfloat16 and float16, not {call.dtype}"),
                 (not fits, f"takes head widths to 128 by eights, not {call.head_width}"),
+            ]
+    elif backend == "cudnn_packed":
+        reasons += [
+            (not spec.segments, "is for rows with segment ids; cudnn does the others"),
+            (spec.softcap is not None, "has no softcap"),
+        ]
+        if call is not None:
+            reasons += [
+                (call.platform != "gpu", f"needs an H100 or newer, and this is a {call.platform}"),
+                (
+                    call.dtype not in ("bfloat16", "float16"),
+                    f"takes bfloat16 and float16, not {call.dtype}",
+                ),
+                (
+                    call.head_width > 128 or call.head_width % 8 != 0,
+                    f"takes head widths to 128 by eights, not {call.head_width}",
+                ),
             ]
     elif backend == "splash" and call is not None:
         reasons += [

@@ -19,7 +19,15 @@ from jax.ad_checkpoint import checkpoint_name
 from ipt_jax.attention.ranges import key_ranges
 from ipt_jax.attention.spec import AttentionSpec, attention
 from ipt_jax.models.config import DecoderConfig
-from ipt_jax.models.layers import Params, dropout, project, rms_norm, rotary, rotate
+from ipt_jax.models.layers import (
+    Params,
+    dropout,
+    project,
+    rms_norm,
+    rotary,
+    rotate,
+    split,
+)
 from ipt_jax.models.lora import LoraConfig, add_low_rank
 
 INITIAL_DEVIATION = 0.02
@@ -122,15 +130,16 @@ class Decoder(nnx.Module):
 
             y = rms_norm(x_BTD, w["attention_norm_LD"], c.norm_epsilon)
             qkv = project(y, w["query_key_value_LDKGh"])
-            q, k, v = adapt(0, y, qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :])
+            q, k, v = split(qkv, (qkv.shape[-2] - 2, 1, 1), -2)
+            q, k, v = adapt(0, y, q, k[..., 0, :], v[..., 0, :])
             q = rotate(q.reshape(*q.shape[:2], c.heads, c.head_width), rope)
             q, k, v = checkpoint_name((q, rotate(k, rope), v), "query_key_value")
             y = attention(q, k, v, spec, segment_ids_BT, backend, ranges=ranges)
             (out,) = adapt(1, y, project(y, w["output_LHhD"], axes=2))
             x_BTD = x_BTD + drop(checkpoint_name(out, "attention_output"), key[0])
             y = rms_norm(x_BTD, w["mlp_norm_LD"], c.norm_epsilon)
-            gate_up = project(y, w["gate_up_LD2F"])
-            gate_up = adapt(2, y, gate_up[..., 0, :], gate_up[..., 1, :])
+            gate, up = split(project(y, w["gate_up_LD2F"]), (1, 1), -2)
+            gate_up = adapt(2, y, gate[..., 0, :], up[..., 0, :])
             gate, up = checkpoint_name(gate_up, "gate_up")
             y = jax.nn.silu(gate) * up
             (out,) = adapt(3, y, project(y, w["down_LFD"]))
@@ -143,7 +152,8 @@ class Decoder(nnx.Module):
                 "names": policies.save_only_these_names(*c.remat_save),
                 "full": None,
             }[c.remat]
-            block = jax.checkpoint(block, policy=policy)
+            # A scan's body needs no guard against common subexpressions.
+            block = jax.checkpoint(block, policy=policy, prevent_cse=False)
         x_BTD = place(drop(self.embedding_VD[...][tokens_BT].astype(dtype), keys[-1, 0]))
         weights = nnx.to_pure_dict(nnx.state(self.blocks, nnx.Param))
         factors = None if adapters is None else adapters["blocks"]

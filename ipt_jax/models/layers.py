@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -20,6 +22,35 @@ def project(x: jax.Array, weight: jax.Array, axes: int = 1) -> jax.Array:
     """
     rows = x.reshape(-1, *x.shape[x.ndim - axes :])
     return jnp.tensordot(rows, weight, axes).reshape(*x.shape[:-axes], *weight.shape[axes:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def split(x: jax.Array, sizes: tuple[int, ...], axis: int) -> tuple[jax.Array, ...]:
+    """x cut along an axis into parts of these sizes.
+
+    Its gradient is put together by one concatenation. That of slices is a sum of padded arrays,
+    which took 9% of a GPU's train step where this takes 7% (docs/results/gpu.md).
+    """
+    ends = itertools.accumulate(sizes)
+    return tuple(
+        jax.lax.slice_in_dim(x, end - size, end, axis=axis)
+        for size, end in zip(sizes, ends, strict=True)
+    )
+
+
+def _split_forward(
+    x: jax.Array, sizes: tuple[int, ...], axis: int
+) -> tuple[tuple[jax.Array, ...], None]:
+    return split(x, sizes, axis), None
+
+
+def _split_backward(
+    sizes: tuple[int, ...], axis: int, _: None, parts: tuple[jax.Array, ...]
+) -> tuple[jax.Array]:
+    return (jnp.concatenate(parts, axis),)
+
+
+split.defvjp(_split_forward, _split_backward)
 
 
 def rms_norm(x: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:

@@ -11,6 +11,7 @@ import pytest
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import PRESETS, SAVEABLE, ModelConfig
 from ipt_jax.models.decoder import module_of, new_params
+from ipt_jax.models.layers import split
 
 # Deep and with long rows, so that what the blocks keep outweighs the rest of the memory.
 SMALL = dataclasses.replace(PRESETS["tiny"], layers=6, width=64, mlp_width=192, head_width=16)
@@ -92,3 +93,19 @@ def test_every_name_is_in_the_decoder():
         )(jax.eval_shape(lambda: new_params(SMALL, jax.random.key(0))))
     )
     assert {name for name in SAVEABLE if f"name={name}" in program} == set(SAVEABLE)
+
+
+def test_parts_have_the_gradient_of_slices():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
+
+    def summed(cut):
+        def value(x):
+            one, two, three = cut(x)
+            return jnp.sum(one**2) + jnp.sum(two**3) + jnp.sum(jnp.sin(three))
+
+        return jax.value_and_grad(value)(x)
+
+    found = summed(lambda x: split(x, (2, 1, 1), -2))
+    expected = summed(lambda x: (x[..., :2, :], x[..., 2:3, :], x[..., 3:, :]))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert "pad" not in str(jax.make_jaxpr(jax.grad(lambda x: split(x, (3, 1), -2)[0].sum()))(x))

@@ -1,0 +1,148 @@
+"""cuDNN's packed calls, emulated by their meaning on the host, against the reference."""
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from ipt_jax.attention import cudnn_packed
+from ipt_jax.attention.ranges import key_ranges
+from ipt_jax.attention.reference import reference_attention
+from ipt_jax.attention.spec import AttentionSpec
+
+ARGUMENTS = "scale seed dropout_rate variadic_args mask_type layout sliding_window_length".split()
+
+
+def _attend(scale: float, seen: np.ndarray, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """Output [N, H, h] and log-sum [H, N] of one run of tokens."""
+    k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = jnp.where(seen, jnp.einsum("qhc,shc->hqs", q, k) * scale, -1e30)
+    out = jnp.einsum("hqs,shc->qhc", jax.nn.softmax(scores), v)
+    return out, jax.nn.logsumexp(scores, -1)
+
+
+def _sequences(q: Any, lengths: Any, offsets: Any) -> list[tuple[int, int]]:
+    """First token and length of each slot, from offsets that count elements."""
+    tokens = np.asarray(offsets).ravel()[: lengths.size] // (q.shape[2] * q.shape[3])
+    return list(zip(tokens.tolist(), np.asarray(lengths).ravel().tolist(), strict=True))
+
+
+def _seen(q: Any, listed: list[tuple[int, int]], window: int | None) -> np.ndarray:
+    token = np.arange(q.shape[0] * q.shape[1])
+    slot = np.full(token.size, -1)
+    for number, (first, length) in enumerate(listed):
+        slot[first : first + length] = number
+    back = token[:, None] - token
+    near = back < (window or token.size)
+    return (slot[:, None] == slot) & (slot >= 0)[:, None] & (back >= 0) & near
+
+
+def _host_forward(scale: float, window: int | None, q, k, v, lengths, offsets):
+    listed = _sequences(q, lengths, offsets)
+    flat = [jnp.asarray(x).reshape(-1, *x.shape[2:]) for x in (q, k, v)]
+    out, log_sum = _attend(scale, _seen(q, listed, window), *flat)
+    # Nothing is written behind the end of a sequence.
+    kept = np.full((lengths.size, q.shape[2], q.shape[1]), np.nan, np.float32)
+    for number, (first, length) in enumerate(listed):
+        kept[number, :, :length] = log_sum[:, first : first + length]
+    return np.asarray(out).reshape(q.shape), kept
+
+
+def _host_backward(scale: float, window: int | None, q, k, v, lengths, offsets, kept, d_out):
+    listed = _sequences(q, lengths, offsets)
+    expected = _host_forward(scale, window, q, k, v, lengths, offsets)[1]
+    for number, (_, length) in enumerate(listed):
+        np.testing.assert_allclose(
+            kept[number, :, :length], expected[number, :, :length], atol=1e-5
+        )
+    flat = [jnp.asarray(x).reshape(-1, *x.shape[2:]) for x in (q, k, v)]
+    seen = _seen(q, listed, window)
+    _, back = jax.vjp(lambda *x: _attend(scale, seen, *x)[0], *flat)
+    gradients = back(jnp.asarray(d_out).reshape(flat[0].shape))
+    return tuple(np.asarray(g).reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
+
+
+class Emulated:
+    """In place of a primitive."""
+
+    def __init__(self, backward: bool):
+        self.backward = backward
+
+    def bind(self, q, k, v, bias, lengths, kv_lengths, offsets, kv_offsets, *rest, **how: Any):
+        """The call as an operation of the host."""
+        assert how["mask_type"] == fused_attention_stablehlo.MaskType.PADDING_CAUSAL
+        work = functools.partial(
+            _host_backward if self.backward else _host_forward,
+            how["scale"],
+            how["sliding_window_length"],
+        )
+        shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        if self.backward:
+            kept, _, d_out = rest[2:]
+            shapes = tuple(shape(x.shape) for x in (q, k, v))
+            return jax.pure_callback(work, shapes, q, k, v, lengths, offsets, kept, d_out)
+        shapes = (shape(q.shape), shape((lengths.size, q.shape[2], q.shape[1])))
+        return jax.pure_callback(work, shapes, q, k, v, lengths, offsets)
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = cudnn_packed.cudnn
+    monkeypatch.setattr(module, "_dot_product_attention_fwd_p", Emulated(False))
+    monkeypatch.setattr(module, "_dot_product_attention_bwd_p", Emulated(True))
+    # A partitioned function may not call the host.
+    monkeypatch.setattr(cudnn_packed, "partitioned", lambda function, rule, whole: function)
+
+
+@pytest.mark.parametrize(("kv_heads", "window"), [(4, None), (2, 7), (1, None)])
+def test_output_and_gradients_are_those_of_the_reference(kv_heads: int, window: int | None) -> None:
+    B, T, H, h = 3, 32, 4, 8
+    spec = AttentionSpec(window=window, segments=True)
+    ids = np.ones((B, T), np.int32)
+    ids[0, 5:], ids[0, 6:], ids[0, 20:] = 2, 3, 0  # padding at the end
+    ids[1, 9:] = 7  # and four segments in the first row, where the list has three slots a row
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(B, T, H, h), (B, T, kv_heads, h), (B, T, kv_heads, h), (B, T, H, h)]
+    *given, d_out = (jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
+    ids = jnp.asarray(ids)
+    ranges = key_ranges(spec, ids, T)
+
+    def ours(q: Any, k: Any, v: Any) -> jax.Array:
+        return cudnn_packed.cudnn_packed_attention(q, k, v, spec, ids, 3)
+
+    out, back = jax.vjp(ours, *given)
+    expected, expected_back = jax.vjp(
+        lambda q, k, v: reference_attention(q, k, v, spec, ranges), *given
+    )
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    assert not np.any(out[0, 20:])
+    for found, wanted in zip(back(d_out), expected_back(d_out), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_more_segments_than_slots_are_no_number() -> None:
+    ids = jnp.asarray([[1, 2, 3, 4], [1, 1, 1, 1]])
+    q = jnp.ones((2, 4, 1, 8))
+    spec = AttentionSpec(segments=True)
+    full = cudnn_packed.cudnn_packed_attention(q, q, q, spec, ids, 2)
+    assert np.isnan(full).all()
+    assert np.isfinite(cudnn_packed.cudnn_packed_attention(q, q, q, spec, ids, 3)).all()
+
+
+def test_the_private_calls_take_what_we_give() -> None:
+    for name in ("fwd", "bwd"):
+        taken = inspect.signature(
+            getattr(fused_attention_stablehlo, f"_dot_product_attention_{name}_abstract")
+        ).parameters
+        operands = [x.name for x in taken.values() if x.kind is x.POSITIONAL_OR_KEYWORD]
+        first = "query key value bias q_seqlen kv_seqlen q_offsets kv_offsets".split()
+        pages = ["page_table_k", "page_table_v"]
+        more = ["activation", "fwd_output", "grad_output"] if name == "bwd" else []
+        assert operands == [*first, *pages, *more]
+        given = [x.name for x in taken.values() if x.kind is x.KEYWORD_ONLY]
+        assert given == [*ARGUMENTS, *(["is_training"] if name == "fwd" else [])]
