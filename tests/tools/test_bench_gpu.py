@@ -1,6 +1,7 @@
 """The GPU benchmark, as far as it goes without one: counts, turns, tables, parts that hang."""
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -239,12 +240,14 @@ def test_a_part_that_hangs_or_breaks_keeps_its_rows_and_is_named(
     worker.write_text(WORKER)
     monkeypatch.setattr(bench_gpu, "WORKER", worker)
     begin = time.monotonic()
-    hung = bench_gpu.run_process("probe:pallas", 2.0, _options(), {}, [])
+    kept = tmp_path / "rows.jsonl"
+    hung = bench_gpu.run_process("probe:pallas", 2.0, _options(rows=kept), {}, [])
     assert time.monotonic() - begin < 30
     assert hung == [
         {"row": "attention", "contestant": "x"},
         {"row": "skipped", "what": "the rest of probe:pallas", "why": "stopped after 2 s"},
     ]
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == hung
     broke = bench_gpu.run_process("attention:128", 60.0, _options(), {}, [])
     assert broke[1]["why"] == "ended with 1: error: it broke"
     probe = {"row": "probe", "contestant": "pallas_hopper", "good": False}
@@ -273,7 +276,7 @@ def test_parts_without_time_are_named_and_the_page_says_what_it_holds_for(
     assert text.strip() == page.read_text().strip()
     for what in ("attention:64", "training:ipt_500m", "predict:ipt_500m"):
         assert f"- {what}: no time left" in text
-    with pytest.raises(SystemExit, match="--parts nonsense: known are probe:pallas_hopper"):
+    with pytest.raises(SystemExit, match="--parts nonsense: known are probe:cudnn_packed"):
         bench_gpu.bench(_options(parts=["nonsense"], wheels=None), tmp_path)
 
 
