@@ -61,6 +61,8 @@ def describe(status: Status, gpus: int = 0, price_per_gpu_hour: float = 0.0) -> 
     if status.rejected:
         reason, count = max(status.rejected.items(), key=lambda item: item[1])
         said.append(f"{sum(status.rejected.values()):,} rejected ({count:,} {reason})")
+    if status.requests_failed:
+        said.append(f"{status.requests_failed:,} requests failed")
     if gpus:
         hours = status.seconds / 3600 * gpus
         said.append(f"{hours:,.2f} GPU hours")

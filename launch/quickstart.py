@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_gen.failed_requests import FailedRequests
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import run_synthesis
 from data_gen.progress import terminal_progress
@@ -72,7 +73,10 @@ def scaled(config: QuickstartConfig) -> QuickstartConfig:
 def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     with terminal_progress("synthesize") as progress:
         on_start = functools.partial(write_run_files, config=config)
-        return run_synthesis(config, progress, on_start=on_start)
+        summary = run_synthesis(config, progress, on_start=on_start)
+    rejected = str(Path(config.output) / "rejected")
+    FailedRequests.of_summary(summary).tell(config.engine.max_failed_share, rejected)
+    return summary
 
 
 def run(config: QuickstartConfig) -> Path:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from data_gen.estimate import print_estimate
+from data_gen.failed_requests import FailedRequests
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
 from data_gen.progress import terminal_progress
@@ -37,6 +38,8 @@ def main() -> None:
     print(json.dumps(summary, indent=1))
     folder = Path(config.output).expanduser().resolve()
     print(f"written to {folder}, with card.md and {synthesis_report(folder).name}")
+    failed = FailedRequests.of_summary(summary)
+    failed.tell(config.engine.max_failed_share, str(folder / "rejected"))
 
 
 if __name__ == "__main__":

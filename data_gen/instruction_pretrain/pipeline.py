@@ -26,6 +26,7 @@ from data_gen.engines import (
     requests_under_way,
 )
 from data_gen.estimate import Estimate, estimate, sample_corpus, write_sample
+from data_gen.failed_requests import FailedRequests
 from data_gen.instruction_pretrain.chains import Chains, drive, generator_of
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.demonstrations import DEMONSTRATIONS
@@ -41,7 +42,7 @@ from data_gen.instruction_pretrain.records import (
 from data_gen.instruction_pretrain.rounds import Budget
 from data_gen.instruction_pretrain.template_file import TemplateSet, load_templates
 from data_gen.intake import RAW, take_in
-from data_gen.ledger import Ledger, stored_token_counts
+from data_gen.ledger import ClosedLedger, Ledger
 from data_gen.outputs import OutputFolder
 from data_gen.progress import ProgressLog
 from data_gen.runner import Progress, Status, no_progress
@@ -66,7 +67,8 @@ def run_synthesis(
     """Make the synthesis folder `config.output` and give back its summary.
 
     A finished folder of the same settings is left as it is; an unfinished one goes on where it
-    stopped. `engine` replaces the one that the config names. `on_start` is called with the folder
+    stopped, and so does one with requests that failed: those that may pass, or more than
+    `engine.max_failed_share`. `engine` replaces the one that the config names. `on_start` is called with the folder
     once it is sure that this run may write there.
 
     Raises:
@@ -80,7 +82,8 @@ def run_synthesis(
     if config.fresh:
         output.clear()
     finished = output.finished(fingerprint)
-    if finished is not None:
+    most_failed = config.engine.max_failed_share
+    if finished is not None and FailedRequests.of_summary(finished).settled(most_failed):
         return finished
     with Ledger(output.folder, fingerprint) as ledger:
         output.begin()
@@ -125,8 +128,11 @@ def estimate_synthesis(
             text_field="text",
             id_field="id",
         )
-        seconds = run_synthesis(small, progress, engine=engine)["seconds"]
-        tokens = stored_token_counts(folder)
+        summary = run_synthesis(small, progress, engine=engine)
+        failed, seconds = FailedRequests.of_summary(summary), summary["seconds"]
+        failed.tell(config.engine.max_failed_share, "the answers of the sample, which are not kept")
+        with ClosedLedger(folder) as ledger:
+            tokens = ledger.token_counts()
     return estimate(
         count,
         len(documents),
@@ -240,6 +246,7 @@ def _synthesize(
         "pairs": totals.counts["pairs"],
         "rejected_pieces": dict(totals.rejected),
         **asdict(totals.usage),
+        **totals.failed.summary(),
         "seconds": round(ledger.seconds, 3),
         "gpu_hours": round(ledger.seconds / 3600 * config.gpus, 3),
         "cost": round(ledger.seconds / 3600 * config.gpus * config.price_per_gpu_hour, 2),
