@@ -88,8 +88,8 @@ def run_blocks[U: Unit, R](
     """Bring every block of `units` to its end and write the manifests of `parts`.
 
     Finished blocks are passed over: their files are only compared with their checksums. One whose
-    files are gone or changed is made again from the ledger. `units` are read one after another; `output_of` must be a
-    pure function of the unit and its outcome.
+    files are gone or changed is made again from the ledger. `units` are read one after another;
+    `output_of` must be a pure function of the unit and its outcome.
 
     Raises:
       UserError: as run_units, and where a shard cannot be written.

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_gen.engines.base import Completion
@@ -68,8 +69,8 @@ class FailedRequests:
         """Whether the run may count as finished, with these left as they are."""
         return not self.passing and self.share <= most_share
 
-    def tell(self, most_share: float, where: str) -> None:
-        """Say on stderr how many failed and why; `where` their error texts stand.
+    def tell(self, most_share: float, texts: Path | None = None) -> None:
+        """Say on stderr how many failed and why; their error texts stand in `texts`.
 
         Raises:
           RunStopped: with TOO_MANY_FAILED, where more than `most_share` of the requests failed.
@@ -79,8 +80,10 @@ class FailedRequests:
         ((reason, count),) = self.reasons.most_common(1)
         said = (
             f"{self.failed:,} of {self.requests:,} requests failed ({self.share:.1%}), {count:,} "
-            f"of them with: {reason}. Every error text stands in {where}."
+            f"of them with: {reason}."
         )
+        if texts is not None:
+            said += f" Every error text stands in {texts}."
         if self.passing:
             said += f" {self.passing:,} may pass: the same command asks them again."
         if self.share <= most_share:
@@ -95,6 +98,6 @@ class FailedRequests:
 
 def _kind_of(text: str) -> str:
     head, colon, rest = _ATTEMPTS.sub("", text).partition(":")
-    if " " in head:  # no word such as http_429 in front
-        head, rest = _NUMBER.sub("#", head), rest
+    if " " in head:  # no word such as http_429 stands in front
+        head = _NUMBER.sub("#", head)
     return " ".join(f"{head}{colon}{_NUMBER.sub('#', rest)}".split())[:_REASON_CHARACTERS]

@@ -74,7 +74,7 @@ def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     with terminal_progress("synthesize") as progress:
         on_start = functools.partial(write_run_files, config=config)
         summary = run_synthesis(config, progress, on_start=on_start)
-    rejected = str(Path(config.output) / "rejected")
+    rejected = Path(config.output) / "rejected"
     FailedRequests.of_summary(summary).tell(config.engine.max_failed_share, rejected)
     return summary
 

@@ -39,7 +39,7 @@ def main() -> None:
     folder = Path(config.output).expanduser().resolve()
     print(f"written to {folder}, with card.md and {synthesis_report(folder).name}")
     failed = FailedRequests.of_summary(summary)
-    failed.tell(config.engine.max_failed_share, str(folder / "rejected"))
+    failed.tell(config.engine.max_failed_share, folder / "rejected")
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def run_synthesis(
 
     A finished folder of the same settings is left as it is; an unfinished one goes on where it
     stopped, and so does one with requests that failed: those that may pass, or more than
-    `engine.max_failed_share`. `engine` replaces the one that the config names. `on_start` is called with the folder
-    once it is sure that this run may write there.
+    `engine.max_failed_share`. `engine` replaces the one that the config names. `on_start` is called
+    with the folder once it is sure that this run may write there.
 
     Raises:
       UserError: bad corpus, model or settings; a folder of a run with other settings.
@@ -129,8 +129,7 @@ def estimate_synthesis(
             id_field="id",
         )
         summary = run_synthesis(small, progress, engine=engine)
-        failed, seconds = FailedRequests.of_summary(summary), summary["seconds"]
-        failed.tell(config.engine.max_failed_share, "the answers of the sample, which are not kept")
+        FailedRequests.of_summary(summary).tell(config.engine.max_failed_share)
         with ClosedLedger(folder) as ledger:
             tokens = ledger.token_counts()
     return estimate(
@@ -138,7 +137,7 @@ def estimate_synthesis(
         len(documents),
         config.fraction,
         tokens,
-        seconds,
+        summary["seconds"],
         gpus=config.gpus,
         price_per_gpu_hour=config.price_per_gpu_hour,
     )

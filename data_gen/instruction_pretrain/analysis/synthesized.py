@@ -64,9 +64,10 @@ class SynthesizedTexts:
         chosen = chosen[: round(settings["fraction"] * len(raw))]
         self._chains = Chains(raw, chosen, settings["rounds"])
         self._most_pairs: int = settings["max_pairs"]
-        if not (self.folder / LEDGER_NAME).is_file():
+        ledger = self.folder / LEDGER_NAME
+        if not ledger.is_file():
             raise UserError(
-                f"{self.folder / LEDGER_NAME} is gone: pairs are read back from the model's answers in it."
+                f"{ledger} is gone: pairs are read back from the model's answers in it."
             )
         self._compare_samples()
 
