@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data_gen.quality.decontaminate import RULES, SetCounts, contamination_table
-from data_gen.quality.stage import FilterConfig, run_filter
+from data_gen.quality.stage import FilterConfig, failed_requests, run_filter
 from ipt_jax.configuration import parse_config, run_main, write_run_files
 
 
@@ -42,7 +42,10 @@ def main() -> None:
             counts = {name: SetCounts(**found) for name, found in step["evaluations"].items()}
             print(f"\n{step['gate']}\n\n{contamination_table(counts)}\n")
     print(f"{summary['in']} in = {summary['out']} out + {summary['rejected']} rejected")
-    print(f"written to {Path(config.output).resolve()}")
+    folder = Path(config.output).expanduser().resolve()
+    print(f"written to {folder}")
+    failed = failed_requests(summary["gates"])
+    failed.tell(config.judge.engine.max_failed_share, folder / "rejected")
 
 
 if __name__ == "__main__":

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from data_gen.engines import Engine, open_engine
+from data_gen.engines import Engine, identify_engine, open_engine
+from data_gen.failed_requests import FailedRequests
+from data_gen.ledger import LEDGER_NAME, Ledger
 from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
 from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
 from data_gen.quality.gate import Gate, RecordList, Rejection
@@ -72,14 +75,21 @@ class Given:
     """The judge."""
     classifier: Classifier | None = None
     """The moderation classifier."""
+    ledger: Ledger | None = None
+    """Keeps the judge's answers; else they are kept as long as the gate is open."""
 
 
 def _open_judge(config: FilterConfig, given: Given, stack: ExitStack) -> Gate:
-    engine = given.engine
+    engine, ledger = given.engine, given.ledger
+    if ledger is None:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="judge-"))
+        ledger = stack.enter_context(Ledger(Path(folder), {}))
     if engine is None:
         engine = open_engine(config.judge.engine)
         stack.callback(engine.close)
-    return JudgeGate(config.judge, engine)
+    gate = JudgeGate(config.judge, engine, ledger)
+    stack.callback(gate.close)
+    return gate
 
 
 GATES: dict[str, Callable[[FilterConfig, Given, ExitStack], Gate]] = {
@@ -109,24 +119,34 @@ def run_filter(
     """Write the filter folder `config.output` and give back its summary, which is written last.
 
     Records come out as they went in, in order. `on_start` is called with the folder once it is
-    sure that this run may write there. The same input and config give the same bytes.
+    sure that this run may write there. The same input, config and answers of the judge give the
+    same bytes. A run with a judge keeps its answers in `ledger.sqlite`: stopped, it goes on, and so
+    does one with requests that failed, as `run_synthesis` does.
 
     Raises:
       UserError: input, a model or an evaluation set is missing or bad; the output holds files.
     """
     output = Path(config.output).expanduser()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if (
+        output.exists()
+        and (not output.is_dir() or any(output.iterdir()))
+        and not _goes_on(config, output)
+    ):
         raise UserError(
             f"`output` ({output}) is not empty: choose another folder, or delete this one yourself."
         )
     corpus = InputShards(config.input)
     with ExitStack() as stack:
         opened = given or Given()
+        if JudgeGate.name in config.gates and opened.ledger is None:
+            ledger = Ledger(output, _fingerprint(config, corpus, opened.engine))
+            opened = replace(opened, ledger=stack.enter_context(ledger))
+            (output / "summary.json").unlink(missing_ok=True)
         gates = [GATES[name](config, opened, stack) for name in config.gates]
         output.mkdir(parents=True, exist_ok=True)
         if on_start is not None:
             on_start(output)
-        rejected = stack.enter_context(_Rejected(output / "rejected"))
+        rejected = stack.enter_context(_Rejected(output / "rejected", config.gates))
         numbers, counts = _run_gates(corpus, gates, rejected, tell)
         with ShardWriter(output / "shards", config.records_per_shard) as shards:
             for some in _batches(numbers):
@@ -137,6 +157,38 @@ def run_filter(
         summary = _summary(len(corpus), len(numbers), gates, counts, rejected.lines)
     atomic_write(output / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
+
+
+def _goes_on(config: FilterConfig, output: Path) -> bool:
+    """Whether a run with a judge was stopped here, or has requests to ask again."""
+    if JudgeGate.name not in config.gates or not (output / LEDGER_NAME).is_file():
+        return False
+    try:
+        steps = json.loads((output / "summary.json").read_text(encoding="utf-8"))["gates"]
+    except FileNotFoundError:
+        return True
+    return not failed_requests(steps).settled(config.judge.engine.max_failed_share)
+
+
+def failed_requests(steps: Iterable[Mapping[str, Any]]) -> FailedRequests:
+    """Those of the judge, out of the `gates` of a summary."""
+    judge = next((step for step in steps if step["gate"] == JudgeGate.name), {})
+    return FailedRequests.of_summary(judge)
+
+
+def _fingerprint(
+    config: FilterConfig, corpus: InputShards, engine: Engine | None
+) -> dict[str, Any]:
+    """What the records that reach the judge, and its answers, depend on."""
+    settings = asdict(config)
+    del settings["output"]
+    drawn = settings["judge"].pop("engine")
+    identity = identify_engine(config.judge.engine) if engine is None else engine
+    said = {key: getattr(identity, key) for key in ("name", "version", "model", "revision")}
+    for key in ("max_tokens", "temperature", "top_k", "top_p", "context_tokens"):
+        said[key] = drawn[key]
+    engine_keys = {f"judge.engine.{key}": value for key, value in said.items()}
+    return {**settings, **engine_keys, "input": corpus.fingerprints}
 
 
 def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Rejection | None]:
@@ -158,14 +210,16 @@ def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Reje
 class _Rejected:
     """The folder `rejected/`: for each gate a file with one line a record, in input order."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, gates: Sequence[str]) -> None:
+        self._folder, self._gates = folder, gates
         self._files: dict[str, IO[str]] = {}
         self._open = ExitStack()
         self.lines = 0
 
     def __enter__(self) -> _Rejected:
         self._folder.mkdir(parents=True, exist_ok=True)
+        for gate in (READ, *self._gates):  # of a run that was stopped
+            (self._folder / f"{gate}.jsonl").unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
