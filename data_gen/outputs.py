@@ -13,6 +13,7 @@ from typing import Any
 
 from data_gen.ledger import LEDGER_NAME
 from ipt_jax.errors import UserError
+from ipt_jax.manifest import check_shards
 from ipt_jax.records import Manifest, atomic_write
 
 _OTHER_FILES = ("samples.json", "card.md", "progress.jsonl", "report.html")
@@ -87,12 +88,12 @@ class OutputFolder:
         return content
 
     def is_whole(self, part: str) -> bool:
-        """Whether a part has a manifest and every shard in it."""
+        """Whether a part has a manifest and every shard in it, with the bytes it was given."""
         try:
-            shards = Manifest.load(self.shards(part)).shards
+            check_shards(Manifest.load(self.shards(part)), verify=True)
         except UserError:
             return False
-        return all((self.shards(part) / shard.name).is_file() for shard in shards)
+        return True
 
     def begin(self) -> None:
         """Make the folder unfinished and ready to write."""

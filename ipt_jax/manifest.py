@@ -120,7 +120,7 @@ class Manifest:
                 )
                 for s in content["shards"]
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
                 f"{path} does not describe its shards as it should ({error!r}): it is damaged. "
                 "Write the shards again."
@@ -130,6 +130,14 @@ class Manifest:
                 raise UserError(
                     f"{path} names the shard {shard.name!r} outside its own folder: shards lie "
                     "beside their manifest. Write the shards again."
+                )
+            counts = {"text_bytes": shard.text_bytes, **shard.tokens}
+            # A record takes at least a byte of its file, so that a count beyond that is none.
+            if not 0 <= shard.records <= shard.bytes or min(counts.values()) < 0:
+                raise UserError(
+                    f"{path} gives the shard {shard.name} {shard.records:,} records in "
+                    f"{shard.bytes:,} bytes, {counts}: that cannot be, so it is damaged. Copy it "
+                    "again or write the shards again."
                 )
         details = content.get("details")
         return cls(Path(folder), shards, format, details if isinstance(details, dict) else {})

@@ -265,11 +265,20 @@ def test_a_finished_folder_is_left_alone_until_fresh_or_other_settings(
         run_synthesis(config_for(corpus, out, rounds=2), engine=FakeEngine())
 
 
-def test_a_folder_with_a_shard_gone_is_not_taken_for_finished(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["raw", "plain", "augmented"])
+def test_a_folder_with_a_shard_gone_or_changed_is_not_taken_for_finished(
+    corpus: Path, tmp_path: Path, part: str
+) -> None:
     out = tmp_path / "out"
     run_synthesis(config_for(corpus, out), engine=FakeEngine())
     whole = shard_bytes(out)
-    next((out / "shards" / "plain").glob("*.arrayrecord")).unlink()
+    shard = next((out / "shards" / part).glob("*.arrayrecord"))
+    if part == "plain":
+        shard.unlink()
+    else:
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
     engine = FakeEngine()
     run_synthesis(config_for(corpus, out), engine=engine)
     assert shard_bytes(out) == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -258,7 +259,55 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         Ledger(tmp_path, {})
 
 
-def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
-    (tmp_path / "ledger.sqlite").write_bytes(b"no database" * 99)
-    with pytest.raises(UserError, match=r"ledger\.sqlite cannot be used"):
-        Ledger(tmp_path, {})
+def damage(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER TABLE completions DROP COLUMN logprobs",
+        "ALTER TABLE blocks DROP COLUMN result",
+        "ALTER TABLE meta RENAME COLUMN value TO other",
+        "UPDATE meta SET value = '{' WHERE key = 'fingerprint'",
+        "",
+        "flipped",
+    ],
+)
+def test_a_damaged_ledger_is_named(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    outcomes(FakeEngine(), tmp_path)
+    if statement == "flipped":  # what of every page is no answer's text
+        data = bytearray(path.read_bytes())
+        for page in range(4096, len(data), 4096):
+            data[page : page + 12] = bytes(255 - byte for byte in data[page : page + 12])
+        path.write_bytes(data)
+    elif statement:
+        damage(path, statement)
+    else:
+        path.write_bytes(b"no database" * 99)
+    with pytest.raises(UserError, match=r"ledger\.sqlite cannot be used.*--fresh"):
+        outcomes(FakeEngine(), tmp_path)
+
+
+def test_an_answer_that_was_changed_is_asked_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, engine = tmp_path / "a" / "ledger.sqlite", FakeEngine()
+    whole = outcomes(FakeEngine(), tmp_path / "a")
+    damage(
+        path,
+        "UPDATE completions SET text = text || '!' WHERE unit = 'u5'",
+        "UPDATE completions SET text = CAST(x'ff41' AS TEXT) WHERE unit = 'u6' AND turn = 1",
+        "UPDATE completions SET prompt_tokens = 0 WHERE unit = 'u9'",
+    )
+    assert outcomes(engine, tmp_path / "a") == whole
+    assert sorted(request.id for request in engine.asked) == ["u5/0", "u6/1", "u9/0"]
+    assert "3 damaged answers" in caplog.text
+    # Answers of a version before, which had no checksum, are taken as they are.
+    damage(path, "ALTER TABLE completions DROP COLUMN checksum")
+    idle = FakeEngine()
+    assert outcomes(idle, tmp_path / "a") == whole and not idle.asked
