@@ -13,8 +13,7 @@ from typing import Any
 
 from data_gen.ledger import LEDGER_NAME
 from ipt_jax.errors import UserError
-from ipt_jax.manifest import check_shards
-from ipt_jax.records import Manifest, atomic_write
+from ipt_jax.records import RecordSource, atomic_write
 
 _OTHER_FILES = ("samples.json", "card.md", "progress.jsonl", "report.html")
 RejectLine = Callable[[str, str, str, str], None]
@@ -90,7 +89,7 @@ class OutputFolder:
     def is_whole(self, part: str) -> bool:
         """Whether a part has a manifest and every shard in it, with the bytes it was given."""
         try:
-            check_shards(Manifest.load(self.shards(part)), verify=True)
+            RecordSource(self.shards(part), verify=True)
         except UserError:
             return False
         return True

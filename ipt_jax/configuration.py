@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ipt_jax.errors import RunStopped, UserError
+from ipt_jax.interrupts import INTERRUPTED
 
 _NAMED_PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain array-record numpy torch transformers vllm "
@@ -253,7 +254,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = error.code
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -6,15 +6,18 @@ python launch/analyse.py corpus --config configs/analyse/ipt_corpus.yaml
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from ipt_jax.interrupts import importing
 
-from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis, SynthesizerAnalysis
-from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
-from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
-from data_gen.progress import terminal_progress
-from ipt_jax.configuration import parse_config, run_main, write_run_files
-from ipt_jax.evaluation.analysis_page import analysis_report
+with importing():
+    import argparse
+    from pathlib import Path
+
+    from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis, SynthesizerAnalysis
+    from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
+    from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
+    from data_gen.progress import terminal_progress
+    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.evaluation.analysis_page import analysis_report
 
 KINDS = {
     "synthesizer": (SynthesizerAnalysis, analyse_synthesizer),

@@ -1,7 +1,10 @@
 """Measure exported models: python launch/evaluate.py --config configs/evaluate/NAME.yaml."""
 
-from ipt_jax.configuration import parse_config, run_main, write_run_files
-from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models, format_table
+from ipt_jax.interrupts import importing
+
+with importing():
+    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models, format_table
 
 
 def main() -> None:

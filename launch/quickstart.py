@@ -6,30 +6,33 @@ on where it stopped and skips what is done; --fresh starts over.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from ipt_jax.interrupts import importing
 
-from data_gen.failed_requests import FailedRequests
-from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import run_synthesis
-from data_gen.progress import terminal_progress
-from ipt_jax.configuration import (
-    as_yaml,
-    clear_run_folder,
-    parse_config,
-    run_main,
-    write_run_files,
-)
-from ipt_jax.errors import UserError
-from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
-from ipt_jax.evaluation.report import quickstart_report
-from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
-from ipt_jax.stages import Stages
-from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.loop import train
+with importing():
+    import dataclasses
+    import functools
+    from dataclasses import dataclass, field
+    from pathlib import Path
+    from typing import Any
+
+    from data_gen.failed_requests import FailedRequests
+    from data_gen.instruction_pretrain.config import SynthesisConfig
+    from data_gen.instruction_pretrain.pipeline import run_synthesis
+    from data_gen.progress import terminal_progress
+    from ipt_jax.configuration import (
+        as_yaml,
+        clear_run_folder,
+        parse_config,
+        run_main,
+        write_run_files,
+    )
+    from ipt_jax.errors import UserError
+    from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
+    from ipt_jax.evaluation.report import quickstart_report
+    from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
+    from ipt_jax.stages import Stages
+    from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.loop import train
 
 
 @dataclass(frozen=True)

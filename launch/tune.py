@@ -6,24 +6,27 @@ skips what is done; --fresh starts over.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from dataclasses import dataclass, field
-from pathlib import Path
+from ipt_jax.interrupts import importing
 
-from data_gen.engines import EngineConfig, resolve_model
-from data_gen.instruction_pretrain.tuning import TuningConfig, write_tuning_data
-from ipt_jax.configuration import (
-    as_yaml,
-    clear_run_folder,
-    parse_config,
-    run_main,
-    write_run_files,
-)
-from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
-from ipt_jax.stages import Stages
-from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.loop import train
+with importing():
+    import dataclasses
+    import functools
+    from dataclasses import dataclass, field
+    from pathlib import Path
+
+    from data_gen.engines import EngineConfig, resolve_model
+    from data_gen.instruction_pretrain.tuning import TuningConfig, write_tuning_data
+    from ipt_jax.configuration import (
+        as_yaml,
+        clear_run_folder,
+        parse_config,
+        run_main,
+        write_run_files,
+    )
+    from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
+    from ipt_jax.stages import Stages
+    from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.loop import train
 
 
 @dataclass(frozen=True)

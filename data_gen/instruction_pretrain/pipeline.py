@@ -54,7 +54,7 @@ _NOT_IN_RECORDS = (
     *("input", "output", "fresh", "engine", "gpus", "price_per_gpu_hour"),
     *("dry_run", "dry_run_documents", "templates"),
 )
-_BEHAVIOUR = 2  # raised when prompts, parsing or templates change, so that no run mixes two
+_BEHAVIOUR = 3  # raised when prompts, parsing or templates change, so that no run mixes two
 
 
 def run_synthesis(
@@ -260,8 +260,9 @@ def _synthesize(
         output.folder,
         method="Instruction Pre-Training corpus",
         about=(
-            "Raw texts, part of them augmented with instruction–response pairs that a language "
-            f"model wrote about them in {config.rounds} round(s) (Cheng et al., 2024). "
+            f"{len(raw):,} raw texts, {summary['documents_augmented']:,} of them augmented with "
+            "instruction–response pairs that a language model wrote about them "
+            f"(Cheng et al., 2024; rounds: {config.rounds}). "
             "`shards/augmented` and `shards/plain` together hold every text once; `shards/raw` "
             "holds them as they came."
         ),
