@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from google.protobuf.message import DecodeError
 
+from ipt_jax.core.files import sync_folder
 from ipt_jax.errors import DamagedRecord, UserError
 from ipt_jax.example_proto import example_class
 from ipt_jax.manifest import (
@@ -24,7 +25,6 @@ from ipt_jax.manifest import (
     atomic_write,
     check_shards,
     file_sha256,
-    sync_folder,
 )
 from ipt_jax.shard_file import ShardFile, TokenCounter, shard_errors
 

@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from ipt_jax.core.files import sync_folder
 from ipt_jax.data.config import DataConfig, load_mixture
 from ipt_jax.data.damage import read_records
 from ipt_jax.data.examples import extra_tokens, tokenise
@@ -45,7 +46,6 @@ from ipt_jax.manifest import (
     check_shards,
     file_sha256,
     manifest_format,
-    sync_folder,
 )
 from ipt_jax.shards import count_records
 from ipt_jax.tokenizers import Tokenizer, load_tokenizer
