@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import fnmatch
+import functools
 import json
 import os
 import re
@@ -55,9 +55,9 @@ class _Marker:
 class RunFolder:
     """A folder that this process holds; use as a context manager, or `close` it.
 
-    Names of what a run makes are patterns below the folder, a component at a time
-    (`shards/raw/part-*.arrayrecord`); one that ends with a slash is a whole tree
-    (`checkpoints/[0-9]*/`).
+    Names of what a run makes are patterns below the folder, a component at a time: `*` stands for
+    any characters and `#` for digits (`shards/raw/part-#.arrayrecord`); one that ends with a slash
+    is a whole tree (`checkpoints/#/`).
     """
 
     def __init__(self, path: Path, lock: IO[str], marker: _Marker):
@@ -70,8 +70,8 @@ class RunFolder:
         kind: str,
         fingerprint: Mapping[str, str],
         *,
-        owns: Iterable[str],
-        folders: Iterable[str] = (),
+        owns: Sequence[str],
+        folders: Sequence[str] = (),
         fresh: bool = False,
         defaults: Mapping[str, str] | None = None,
         legacy: Callable[[Path], Mapping[str, str] | None] | None = None,
@@ -92,14 +92,17 @@ class RunFolder:
             a run of another kind or fingerprint, or holds files where this run would write.
         """
         path = Path(path).expanduser()
-        owns, folders = tuple(owns), tuple(folders)
-        marker = _read(path)
-        if marker is None and (legacy is None or legacy(path) is None):
-            _refuse_strangers(path, owns)  # before a lock file is made in someone's folder
+        if _read(path) is None and (legacy is None or legacy(path) is None):
+            _refuse_strangers(path, owns)  # before a lock file is made there
         lock = _lock(path)
         try:
-            run = cls(path, lock, _found(path, kind, fingerprint, owns, folders, legacy))
-            run._claim(kind, {**fingerprint}, owns, folders, fresh, defaults or {})
+            known, marker = defaults or {}, _read(path)
+            if marker is None and legacy is not None and (old := legacy(path)) is not None:
+                common = {k: v for k, v in {**known, **old}.items() if k in fingerprint}
+                prints = {**fingerprint, **common}
+                marker = _Marker(kind, "unfinished", prints, tuple(owns), tuple(folders))
+            run = cls(path, lock, marker or _Marker(kind, "new", {}))
+            run._claim(kind, {**fingerprint}, owns, folders, fresh, known)
         except BaseException:
             lock.close()
             raise
@@ -151,8 +154,8 @@ class RunFolder:
         self,
         kind: str,
         fingerprint: dict[str, str],
-        owns: tuple[str, ...],
-        folders: tuple[str, ...],
+        owns: Sequence[str],
+        folders: Sequence[str],
         fresh: bool,
         defaults: Mapping[str, str],
     ) -> None:
@@ -211,23 +214,6 @@ def _change(name: str, before: str | None, now: str | None) -> str:
     if all(len(value) <= _SHOWN_CHARACTERS for value in known):
         return f"{name} (then {before or 'not given'}, now {now or 'not given'})"
     return name
-
-
-def _found(
-    path: Path,
-    kind: str,
-    fingerprint: Mapping[str, str],
-    owns: tuple[str, ...],
-    folders: tuple[str, ...],
-    legacy: Callable[[Path], Mapping[str, str] | None] | None,
-) -> _Marker:
-    """The folder's marker, or one for what an earlier version left there."""
-    if (marker := _read(path)) is not None:
-        return marker
-    if legacy is None or (known := legacy(path)) is None:
-        return _Marker(kind, "new", {})
-    common = {name: value for name, value in known.items() if name in fingerprint}
-    return _Marker(kind, "unfinished", {**fingerprint, **common}, owns, folders)
 
 
 def _read(path: Path) -> _Marker | None:
@@ -366,8 +352,7 @@ def _matching(path: Path, names: Iterable[str]) -> Iterator[Path]:
 
     def fits(parts: tuple[str, ...], patterns: Iterable[tuple[str, ...]]) -> bool:
         return any(
-            len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
-            for pattern in patterns
+            len(parts) == len(pattern) and all(map(_fits, parts, pattern)) for pattern in patterns
         )
 
     def below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
@@ -386,6 +371,15 @@ def _matching(path: Path, names: Iterable[str]) -> Iterator[Path]:
                 yield Path(entry.path)
 
     yield from below(path, ())
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", ".*").replace(r"\#", "[0-9]+"), re.DOTALL)
+
+
+def _fits(part: str, pattern: str) -> bool:
+    return _expression(pattern).fullmatch(part) is not None
 
 
 def _remove(path: Path, names: Iterable[str]) -> None:

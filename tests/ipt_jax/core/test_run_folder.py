@@ -19,10 +19,15 @@ from ipt_jax.core import run_folder
 from ipt_jax.core.files import append_lines, atomic_write
 from ipt_jax.core.run_folder import FolderRefused, RunFolder, prints_of
 
-OWNS = ("config.yaml", "shards/part-*.arrayrecord", "checkpoints/[0-9]*/")
+OWNS = ("config.yaml", "shards/part-#.arrayrecord", "checkpoints/#/")
 MADE = ("config.yaml", "shards/part-00000.arrayrecord", "checkpoints/10/state/d/x")
 LEFT = ("shards/part-00001.arrayrecord.77.tmp", "config.yaml.12-34.tmp")  # by a kill
-STRANGE = ("notes.txt", "shards/part.txt", "shards/more/part-1.arrayrecord", "checkpoints/mine")
+STRANGE = (
+    "notes.txt",
+    "shards/part.txt",
+    "shards/more/part-1.arrayrecord",
+    "checkpoints/10-mine/x",
+)
 
 
 def opened(path: Path, prints: Mapping[str, str] | None = None, **changes: object) -> RunFolder:
