@@ -44,6 +44,8 @@ ALLOWED = {
     ("ipt_jax/hf/verify.py", "torch"),
     ("ipt_jax/hf/verify.py", "transformers"),
     ("ipt_jax/hf/verify.py", "peft"),
+    # Runs as a process of its own, which nothing imports.
+    ("ipt_jax/evaluation/lm_eval_process.py", "lm_eval"),
     # seqio is TensorFlow; nothing else imports this file.
     ("ipt_jax/data/seqio_registry.py", "tensorflow"),
     ("ipt_jax/data/seqio_registry.py", "seqio"),

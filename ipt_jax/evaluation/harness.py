@@ -6,7 +6,6 @@ task, so that on a CPU several models run side by side, the cores shared out bet
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,13 +15,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from ipt_jax.core.fingerprint import file_digest, folder_digest
 from ipt_jax.errors import UserError
-from ipt_jax.evaluation.results import Result, read_lm_eval, read_results, table
+from ipt_jax.evaluation.results import TRUNCATED_NAME, Result, read_lm_eval, read_results, table
 from ipt_jax.evaluation.task_files import TASKS_FOLDER, render_tasks
 from ipt_jax.records import atomic_write
 
@@ -123,7 +126,7 @@ def evaluate(
 def evaluate_models(config: EvaluationConfig) -> list[Result]:
     """Measure every model of `config` on every task and write `output/results.json`.
 
-    A model whose weights, tasks and settings are those of an earlier run is not measured again.
+    A model whose files, tasks and settings are those of an earlier run is not measured again.
 
     Returns:
       One Result for each model, task and metric, in the config's order.
@@ -134,14 +137,12 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
     """
     config.check()
     config.output.mkdir(parents=True, exist_ok=True)
-    tasks_folder = config.output / "tasks"
-    shutil.rmtree(tasks_folder, ignore_errors=True)
-    hashes = render_tasks(config.tasks, config.include_path, tasks_folder)
     side_by_side = 1
     if config.device == "cpu":
         side_by_side = min(len(config.models), len(os.sched_getaffinity(0)))
     running: set[subprocess.Popen[str]] = set()
     with (
+        TemporaryDirectory(prefix="ipt-jax-tasks-") as tasks_folder,
         Progress(
             "[progress.description]{task.description}",
             TextColumn("{task.fields[doing]}"),
@@ -149,9 +150,10 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
         ) as progress,
         ThreadPoolExecutor(side_by_side) as pool,
     ):
+        asked = asked_of(config, Path(tasks_folder))
         jobs = [
             pool.submit(
-                _evaluate_one, name, config, hashes, tasks_folder, side_by_side, progress, running
+                _evaluate_one, name, config, asked, tasks_folder, side_by_side, progress, running
             )
             for name in config.models
         ]
@@ -174,14 +176,14 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
 def _evaluate_one(
     name: str,
     config: EvaluationConfig,
-    hashes: Mapping[str, str],
-    tasks_folder: Path,
+    asked: Mapping[str, Any],
+    tasks_folder: str,
     side_by_side: int,
     progress: Progress,
     running: set[subprocess.Popen[str]],
 ) -> tuple[list[Result], dict[str, Any]]:
     folder = config.output / name
-    mark = _fingerprint(config.models[name], config, hashes)
+    mark = {"model": folder_digest(config.models[name], ("*",)), **asked}
     done = _already_measured(folder, mark)
     if done is not None and not config.fresh:
         progress.add_task(name, doing="measured before", total=1, completed=1)
@@ -189,12 +191,16 @@ def _evaluate_one(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     bar = progress.add_task(name, doing="starting lm-eval", total=None)
-    log = folder / "lm_eval.log"
+    log, written = folder / "lm_eval.log", folder / "lm_eval"
+    written.mkdir()
+    # As JSON: in lm-eval's own notation a comma ends a value, and a path may hold one.
+    model = {"pretrained": str(config.models[name].resolve()), "dtype": config.dtype}
     command = [
-        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--log_samples"),
-        *("--model_args", f"pretrained={config.models[name].resolve()},dtype={config.dtype}"),
-        *("--tasks", ",".join(config.tasks), "--include_path", str(tasks_folder.resolve())),
-        *("--output_path", str(folder / "lm_eval"), "--batch_size", str(config.batch_size)),
+        *(sys.executable, "-m", "ipt_jax.evaluation.lm_eval_process"),
+        *(str(written / TRUNCATED_NAME), "run", "--model", "counted", "--log_samples"),
+        *("--model_args", json.dumps(model)),
+        *("--tasks", ",".join(config.tasks), "--include_path", tasks_folder),
+        *("--output_path", str(written), "--batch_size", str(config.batch_size)),
         *("--device", config.device),
         *(("--limit", str(config.limit)) if config.limit else ()),
     ]
@@ -211,7 +217,7 @@ def _evaluate_one(
             f"lm-eval failed on model {name} ({config.models[name]}), tasks "
             f"{', '.join(config.tasks)}: {_reason(log)} The whole log is {log}."
         )
-    results, raw = read_lm_eval(folder / "lm_eval", name)
+    results, raw = read_lm_eval(written, name)
     atomic_write(
         folder / RESULTS_NAME,
         json.dumps({"fingerprint": mark, "table": table(results), "lm_eval": raw}, indent=1),
@@ -273,19 +279,27 @@ def _reason(log: Path) -> str:
     return said if said.endswith(".") else said + "."
 
 
-def _fingerprint(model: Path, config: EvaluationConfig, hashes: Mapping[str, str]) -> str:
-    """What a result depends on. Of the weights, sizes and times: reading 16 GB takes a minute."""
-    files = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(model.iterdir())
-        if path.is_file()
-    ]
-    settings = (config.tasks, config.limit, config.batch_size, config.dtype, config.device)
-    said = json.dumps([str(model.resolve()), files, settings, dict(hashes)])
-    return hashlib.sha256(said.encode()).hexdigest()
+def asked_of(config: EvaluationConfig, tasks_folder: Path) -> dict[str, Any]:
+    """What the results depend on beside the model; its own tasks are written to `tasks_folder`.
+
+    Raises UserError as `render_tasks`, and where lm-eval is not installed.
+    """
+    spec = find_spec("lm_eval")  # found and not imported: that takes seconds, and torch
+    if spec is None or spec.origin is None:
+        raise UserError("lm-eval is not installed: `pip install 'ipt-jax[evaluation]'`.")
+    own = render_tasks(config.tasks, config.include_path, tasks_folder)
+    keys = ("tasks", "limit", "batch_size", "dtype", "device")
+    asked = {key: getattr(config, key) for key in keys}
+    asked |= {f"tasks/{name}": digest for name, digest in own.items()}
+    if own.keys() < set(config.tasks):
+        asked["lm-eval's tasks"] = folder_digest(Path(spec.origin).parent / "tasks")
+    code = file_digest(Path(__file__).with_name("lm_eval_process.py"))
+    return {**asked, "lm-eval": version("lm-eval"), "lm_eval_process": code}
 
 
-def _already_measured(folder: Path, mark: str) -> tuple[list[Result], dict[str, Any]] | None:
+def _already_measured(
+    folder: Path, mark: Mapping[str, Any]
+) -> tuple[list[Result], dict[str, Any]] | None:
     path = folder / RESULTS_NAME
     if not path.is_file():
         return None
@@ -300,7 +314,7 @@ def format_table(results: Sequence[Result]) -> str:
     rows = [("model", "task", "metric", "value", "95% interval", "n")]
     for r in results:
         between = "" if r.low is None or r.high is None else f"{r.low:.4f} to {r.high:.4f}"
-        rows.append((r.model, r.task, r.metric, f"{r.value:.4f}", between, str(r.n)))
+        rows.append((r.model, r.task, r.metric, f"{r.value:.4f}", between, r.items))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

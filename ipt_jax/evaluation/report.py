@@ -284,12 +284,13 @@ def evaluation_section(results: Sequence[Result]) -> Section:
     rows = [
         (
             *(r.task, f"{r.metric} {'↑' if r.higher_is_better else '↓'}", r.model),
-            *(f"{r.value:.4f}", "–" if r.low is None else f"{r.low:.4f} – {r.high:.4f}", r.n),
+            *(f"{r.value:.4f}", "–" if r.low is None else f"{r.low:.4f} – {r.high:.4f}", r.items),
         )
         for r in sorted(results, key=lambda r: (r.task, r.metric))
     ]
     header = ("task", "metric", "model", "value", "95% interval", "items")
-    note = "↑ higher is better, ↓ lower is better. Intervals are over items, not over seeds."
+    note = "↑ higher is better, ↓ lower is better. Intervals are over items, not over seeds. "
+    note += "Cut: items whose context did not fit into the model's and lost its beginning."
     parts: list[Part] = [
         Paragraph(
             f"{_count(len({r.model for r in results}), 'model')} on "
