@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import yaml
 
+from ipt_jax.core.fingerprint import digest_of, file_digest, folder_digest
 from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, write_peft
@@ -26,7 +27,7 @@ from ipt_jax.models.lora import TARGETS, LoraConfig
 from ipt_jax.records import atomic_write
 from ipt_jax.tokenizer_export import allow_control_text
 from ipt_jax.tokenizers import load_tokenizer
-from ipt_jax.training.checkpoints import load_params, save_params
+from ipt_jax.training.checkpoints import load_params, newest_list, save_params
 
 # What two decoders must share for the weights of one to fit the other.
 SHAPE = (
@@ -184,6 +185,20 @@ def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "floa
     if dtype == "float32":
         return params
     return jax.tree.map(lambda p: np.asarray(p).astype(DTYPES[dtype]), params)
+
+
+def weights_digest(folder: Path) -> str:
+    """Sha256 of what `load_initial_params` reads: a folder's weights, or a run's newest save.
+
+    Raises:
+      UserError: neither, or a file that cannot be read.
+    """
+    if (folder / "config.json").exists():
+        return folder_digest(folder, ("config.json", "*.safetensors", "*.safetensors.index.json"))
+    run = _read_run(folder)
+    base = None if run.lora is None else weights_digest(_base_of(run))
+    listed = newest_list(folder / "checkpoints")
+    return digest_of([run.decoder, run.lora, base, listed and file_digest(listed)])
 
 
 def _tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -35,7 +35,7 @@ from jax.experimental import multihost_utils
 from ipt_jax.core.files import sync_folder
 from ipt_jax.errors import UserError
 from ipt_jax.models.layers import Params
-from ipt_jax.training.integrity import Damage, find_damage, has_list, write_list
+from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
 from ipt_jax.training.saved_arrays import StreamedArrays, differences, open_saved
 
 # Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
@@ -378,6 +378,12 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
             "run stopped before its first save (checkpoints.every_steps)."
         )
     return open_saved(folder / str(found) / "state")["params"], found
+
+
+def newest_list(checkpoints: Path) -> Path | None:
+    """The list of checksums of the newest save that has one: it stands for the save's content."""
+    saves = reversed(_positions(checkpoints)) if checkpoints.is_dir() else ()
+    return next((p for n in saves if (p := checkpoints / str(n) / LIST_NAME).exists()), None)
 
 
 def save_params(checkpoints: Path, params: Params) -> None:

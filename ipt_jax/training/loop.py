@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     built = build(config, mesh, len(mixture.task_names))
     placement = BatchPlacement(mesh, config.batch_rows, config.data.row_tokens)
     _check_tokenizer(config, built, mixture.tokenizer.vocab_size)
-    with open_run_folder(config, mesh) as folder:
+    with open_run_folder(config, mesh, mixture) as folder:
         return _train(config, folder, phases, mesh, mixture, built, placement)
 
 

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from ipt_jax.configuration import RUN_FILES, as_yaml, write_run_files
 from ipt_jax.core.run_folder import RunFolder, prints_of
+from ipt_jax.data.pipeline import OpenMixture
+from ipt_jax.hf.convert import weights_digest
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.processes import wait_for_all
 
@@ -45,12 +47,12 @@ FREE = (
 
 
 @contextmanager
-def open_run_folder(config: TrainConfig, mesh: Mesh) -> Iterator[Path]:
+def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> Iterator[Path]:
     """Hold the run folder, with config.yaml and environment.json in it, while the body runs.
 
     Raises:
       FolderRefused: another process trains there, or it holds a run whose config differs in more
-        than FREE.
+        than FREE, or whose data, tokenizer or first weights were others.
     """
     folder = config.run_folder.expanduser()
     if jax.process_index() > 0:
@@ -60,7 +62,7 @@ def open_run_folder(config: TrainConfig, mesh: Mesh) -> Iterator[Path]:
     with RunFolder.open(
         folder,
         KIND,
-        _fixed(yaml.safe_load(as_yaml(config))),
+        run_prints(config, mixture),
         owns=OWNS,
         folders=EXPORTS,
         fresh=config.fresh,
@@ -72,6 +74,17 @@ def open_run_folder(config: TrainConfig, mesh: Mesh) -> Iterator[Path]:
         write_run_files(folder, config, devices=devices)
         wait_for_all("run folder")
         yield folder
+
+
+def run_prints(config: TrainConfig, mixture: OpenMixture) -> dict[str, str]:
+    """What a training's result depends on, by name; what its config names by a path, by content.
+
+    Of `init_from` all weights are read, unless they are remembered.
+    """
+    prints = _fixed(yaml.safe_load(as_yaml(config))) | mixture.prints()
+    if config.init_from is not None:
+        prints["init_from/weights"] = weights_digest(config.init_from)
+    return prints
 
 
 def _before_markers(folder: Path) -> dict[str, str] | None:

@@ -5,17 +5,30 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import yaml
 
 from ipt_jax.core.run_folder import FolderRefused
+from ipt_jax.data.pipeline import DataConfig, OpenMixture, open_mixture
 from ipt_jax.models.sharding import MeshConfig, make_mesh
+from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.run_folder import open_run_folder
 from ipt_jax.training.step_lines import drop_later_lines
 
 
-def opened(config: TrainConfig) -> Path:
-    with open_run_folder(config, make_mesh(MeshConfig())) as folder:
+class NoData(OpenMixture):
+    """For trainings that never begin."""
+
+    def __init__(self) -> None:
+        pass
+
+    def prints(self) -> dict[str, str]:
+        return {}
+
+
+def opened(config: TrainConfig, mixture: OpenMixture | None = None) -> Path:
+    with open_run_folder(config, make_mesh(MeshConfig()), mixture or NoData()) as folder:
         return folder
 
 
@@ -40,6 +53,75 @@ def test_keys_newer_than_the_run_have_their_defaults(tmp_path: Path, marked: boo
         opened(packed("best_fit", False))
     assert caught.value.differs == ("data.packing",)
     opened(packed("concatenate", True))  # may change: damage shows on the way
+
+
+MIXTURE = "rates: {a: 9, b: 1}\ntasks:\n  a: {source: a.jsonl}\n  b: {source: b.jsonl}\n"
+LINES = "".join(f'{{"text": "record {n}"}}\n' for n in range(9))
+OTHER = LINES.replace("record", "other")
+VOCABULARY = {"<unk>": 0, "</s>": 1, "record": 2, "other": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs", "said"),
+    [
+        ({"mixture.yaml": MIXTURE.replace("9", "1")}, {"mixture.rates.a"}, "(then 9.0, now 1.0)"),
+        (
+            {"mixture.yaml": MIXTURE.replace("b.jsonl", "b.jsonl, loss: responses")},
+            {"tasks.b.loss"},
+            "(then all, now responses)",
+        ),
+        (
+            {
+                "mixture.yaml": MIXTURE.replace("9", "9.0").replace(
+                    "a.jsonl", "a.jsonl, max_epochs: 3"
+                )
+            },
+            None,
+            "",
+        ),
+        ({"a.jsonl": LINES[:105]}, {"sources/a"}, "sources/a"),
+        ({"a.jsonl": LINES + LINES}, {"sources/a"}, "sources/a"),
+        ({"a.jsonl": OTHER, "b.jsonl": LINES}, {"sources/a", "sources/b"}, "sources/b"),
+        ({"tokenizer.json": {**VOCABULARY, "record": 3, "other": 2}}, {"tokenizer.sha256"}, ""),
+        (
+            {"tokenizer_config.json": '{"bos_token": "<unk>", "eos_token": "other"}'},
+            {"tokenizer.eos_token", "tokenizer.eos_id"},
+            "(then 1, now 3)",
+        ),
+        ({"model.safetensors": "other weights"}, {"init_from/weights"}, "init_from/weights"),
+        ({"README.md": "of no account"}, None, ""),
+    ],
+)
+def test_what_a_path_names_counts_by_content(tmp_path: Path, changes, differs, said) -> None:
+    write(tmp_path, {"a.jsonl": LINES, "b.jsonl": OTHER, "mixture.yaml": MIXTURE})
+    write(tmp_path, {"config.json": "{}", "model.safetensors": "weights"})
+    write(tmp_path, {"tokenizer_config.json": '{"bos_token": "<unk>", "eos_token": "</s>"}'})
+    write(tmp_path, {"tokenizer.json": VOCABULARY})
+
+    def start() -> Path:
+        load_tokenizer.cache_clear()  # as in a process of its own
+        mixture, folder = str(tmp_path / "mixture.yaml"), str(tmp_path)
+        data = DataConfig(mixture=mixture, root=folder, tokenizer=folder)
+        config = TrainConfig(run_folder=tmp_path / "run", data=data, init_from=tmp_path)
+        return opened(config, open_mixture(data))
+
+    start()
+    write(tmp_path, changes)
+    if differs is None:
+        start()
+        return
+    with pytest.raises(FolderRefused) as caught:
+        start()
+    assert set(caught.value.differs) == differs and said in str(caught.value)
+
+
+def write(folder: Path, files: dict[str, str | dict[str, int]]) -> None:
+    for name, content in files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content)
+        else:
+            model = tokenizers.models.WordLevel(content, "<unk>")
+            tokenizers.Tokenizer(model).save(str(folder / name))
 
 
 def test_a_folder_with_a_config_of_someone_elses_is_no_training(tmp_path: Path) -> None:
