@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +35,7 @@ from ipt_jax.records import (
 )
 from ipt_jax.shard_file import ShardFile
 
+_SHARD = re.compile(r"part-\d{5,}\.arrayrecord(\.tmp)?")
 _SAMPLES = 8  # shown to a person, of the first block
 
 
@@ -210,8 +212,8 @@ def _write_manifest(folder: Path, results: Sequence[Mapping[str, Any]], part: st
     infos = [ShardInfo(**r["shards"][part]) for r in results if part in r["shards"]]
     folder.mkdir(parents=True, exist_ok=True)
     names = {info.name for info in infos}
-    for path in folder.glob("part-*.arrayrecord*"):
-        if path.name not in names:
+    for path in folder.iterdir():
+        if _SHARD.fullmatch(path.name) and path.name not in names:
             path.unlink()  # of an earlier run, or of one that was killed
     Manifest(folder, tuple(infos)).write(folder)
 

@@ -19,10 +19,11 @@ from typing import Any, Self
 
 from data_gen.engines.base import Completion, TokenLogprob
 from ipt_jax.errors import UserError
-from ipt_jax.folder_lock import folder_lock
 
 _LOG = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.sqlite"
+# For the marker of a run folder; earlier versions had a lock of its own.
+LEDGER_FILES = (LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", "ledger.lock")
 _COMMIT_EVERY = 16  # completions; at most so many are asked again after a kill
 _COLUMNS = "unit, turn, text, finish_reason, prompt_tokens, completion_tokens, logprobs"
 # What SQLite says where the file is whole but could not be written or opened.
@@ -58,22 +59,18 @@ def _broken(path: Path, error: Exception) -> UserError:
 class Ledger:
     """Completions by (unit, turn). A completion once stored is never asked for again.
 
-    One process at a time. An answer that does not match its checksum counts as not there.
-
-    Raises UserError where another run holds the folder, where the folder belongs to a run of
-    another config, and where the file is damaged or cannot be written.
+    One process at a time, that holds the run folder. An answer that does not match its checksum
+    counts as not there. Raises UserError where the file is damaged or cannot be written.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER_NAME
         self._uncommitted = self._damaged = 0
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(folder_lock(folder, "ledger.lock"))
-            with ledger_errors(self.path):
-                self._open(fingerprint)
-            self._lock = stack.pop_all()
+        folder.mkdir(parents=True, exist_ok=True)
+        with ledger_errors(self.path):
+            self._open()
 
-    def _open(self, fingerprint: Mapping[str, Any]) -> None:
+    def _open(self) -> None:
         self._db = sqlite3.connect(self.path)
         self._db.text_factory = _text
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -94,19 +91,6 @@ class Ledger:
         # What is missing is told now, not when the first answer has been paid for.
         self._db.execute(f"SELECT {_COLUMNS}, checksum FROM completions LIMIT 1").fetchall()
         self._db.execute("SELECT number, result FROM blocks LIMIT 1").fetchall()
-        stored = self._meta("fingerprint")
-        if stored is None:
-            self._set_meta("fingerprint", json.dumps(dict(fingerprint), sort_keys=True))
-            self._db.commit()
-            return
-        before, now = self._json(stored), json.loads(json.dumps(dict(fingerprint)))
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if changed:
-            self._db.close()
-            raise UserError(
-                f"{self.path.parent} belongs to a run with other settings ({', '.join(changed)} "
-                "changed): start over with --fresh, or choose another `output` folder."
-            )
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +106,6 @@ class Ledger:
             self.commit()
         finally:
             self._db.close()
-            self._lock.close()
             if self._damaged:
                 _LOG.warning("%s: %d damaged answers were passed over", self.path, self._damaged)
 

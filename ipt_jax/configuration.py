@@ -22,7 +22,6 @@ from ipt_jax.core.files import atomic_write
 from ipt_jax.errors import RunStopped, UserError
 from ipt_jax.interrupts import INTERRUPTED
 
-RUN_FILES = ("config.yaml", "environment.json")  # of every run; see write_run_files
 # What a person can mend, and how; any other OSError is a fault of ours and keeps its traceback.
 _NOT_THERE = (
     "what should be there is not (a volume that went, a file in a folder's place): see to it"

@@ -31,6 +31,7 @@ from ipt_jax.shard_file import ShardFile, TokenCounter, shard_errors
 __all__ = [
     "DEFAULT_OPTIONS",
     "MANIFEST_NAME",
+    "SHARD_FILES",
     "Manifest",
     "Record",
     "RecordSource",
@@ -56,6 +57,8 @@ def shard_name(number: int) -> str:
 
 # What a new set of shards replaces: shards and the indexes kept beside them.
 _OURS = re.compile(r"part-\d{5,}\.arrayrecord|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy")
+SHARD_FILES = ("part-#.arrayrecord", MANIFEST_NAME, "lengths-*.npy", "rows-*.npy")
+"""Names of what a folder of shards holds, for the marker of a run folder."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,8 @@ class ShardWriter:
 
     def _remove_temporary(self) -> None:
         for path in self.folder.glob("part-*.arrayrecord.tmp"):
-            path.unlink(missing_ok=True)
+            if _OURS.fullmatch(path.stem):
+                path.unlink(missing_ok=True)
 
 
 class RecordSource:

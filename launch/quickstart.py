@@ -21,7 +21,6 @@ with importing():
     from data_gen.progress import terminal_progress
     from ipt_jax.configuration import (
         as_yaml,
-        clear_run_folder,
         parse_config,
         run_main,
         write_run_files,
@@ -33,6 +32,8 @@ with importing():
     from ipt_jax.stages import Stages
     from ipt_jax.training.config import TrainConfig
     from ipt_jax.training.loop import train
+
+FOLDERS = ("synthesis", "train_*", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,8 @@ def main() -> None:
             default="configs/quickstart.yaml",
         )
     )
-    if config.fresh:
-        clear_run_folder(config.folder)
-    print(f"report: {run(config).resolve()}")
+    with Stages.hold(config.folder, "quickstart", FOLDERS, fresh=config.fresh):
+        print(f"report: {run(config).resolve()}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ with importing():
     from data_gen.instruction_pretrain.tuning import TuningConfig, write_tuning_data
     from ipt_jax.configuration import (
         as_yaml,
-        clear_run_folder,
         parse_config,
         run_main,
         write_run_files,
@@ -27,6 +26,8 @@ with importing():
     from ipt_jax.stages import Stages
     from ipt_jax.training.config import TrainConfig
     from ipt_jax.training.loop import train
+
+FOLDERS = ("ipt_tuning", "train", "adapter", "export")
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,8 @@ def run(config: TuneConfig) -> Path:
 
 def main() -> None:
     config = parse_config(TuneConfig, None, prog="launch/tune.py", description=__doc__ or "")
-    if config.fresh:
-        clear_run_folder(config.folder)
-    print(f"tuned: {run(config).resolve()}")
+    with Stages.hold(config.folder, "tuning", FOLDERS, fresh=config.fresh):
+        print(f"tuned: {run(config).resolve()}")
 
 
 if __name__ == "__main__":

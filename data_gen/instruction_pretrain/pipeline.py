@@ -79,13 +79,28 @@ def run_synthesis(
     templates = load_templates(config.templates)
     fingerprint = _fingerprint(config, identity, corpus_sha256(files), templates.sha256)
     output = OutputFolder(Path(config.output), (RAW, PLAIN, AUGMENTED))
-    if config.fresh:
-        output.clear()
-    finished = output.finished(fingerprint)
-    most_failed = config.engine.max_failed_share
-    if finished is not None and FailedRequests.of_summary(finished).settled(most_failed):
-        return finished
-    with Ledger(output.folder, fingerprint) as ledger:
+    with output.hold(METHOD, fingerprint, fresh=config.fresh) as run:
+        finished = output.finished()
+        most_failed = config.engine.max_failed_share
+        if finished is not None and FailedRequests.of_summary(finished).settled(most_failed):
+            return finished
+        run.begin()
+        summary = _run(config, output, engine, identity, templates, progress, on_start)
+        output.finish(summary, fingerprint)
+        run.finish()
+    return summary
+
+
+def _run(
+    config: SynthesisConfig,
+    output: OutputFolder,
+    engine: Engine | None,
+    identity: Mapping[str, str],
+    templates: TemplateSet,
+    progress: Progress,
+    on_start: Callable[[Path], None] | None,
+) -> dict[str, Any]:
+    with Ledger(output.folder) as ledger:
         output.begin()
         if on_start is not None:
             on_start(output.folder)
@@ -101,7 +116,6 @@ def run_synthesis(
         finally:
             if engine is None:
                 opened.close()
-        output.finish(summary, fingerprint)
     return summary
 
 

@@ -27,6 +27,7 @@ from ipt_jax.core.files import atomic_write
 from ipt_jax.errors import UserError
 
 MARKER_NAME, LOCK_NAME = "run.json", "run.lock"
+RUN_FILES = ("config.yaml", "environment.json")  # how it ran; of nearly every kind of run
 FORMAT = "ipt-jax-run/1"
 Reason = Literal["locked", "no_locks", "not_a_folder", "another_kind", "differs", "not_ours"]
 State = Literal["new", "unfinished", "finished", "clearing"]
@@ -72,7 +73,7 @@ class RunFolder:
         *,
         owns: Sequence[str],
         folders: Sequence[str] = (),
-        fresh: bool = False,
+        fresh: bool | None = False,
         defaults: Mapping[str, str] | None = None,
         legacy: Callable[[Path], Mapping[str, str] | None] | None = None,
     ) -> RunFolder:
@@ -82,7 +83,8 @@ class RunFolder:
           fingerprint: What the run's files depend on, by name: a refusal names what differs.
           owns: Names of what the run makes there.
           folders: Names of run folders within it, with markers of their own, that `fresh` clears.
-          fresh: Delete what an earlier run of this kind made; everything else stays.
+          fresh: Delete what an earlier run of this kind made; everything else stays. None: the
+            command has no such option.
           defaults: Values of names that runs made before those names did not write down.
           legacy: The fingerprint of a run made before there were markers (its names are compared
             as far as both have them); None where the folder holds none.
@@ -113,6 +115,11 @@ class RunFolder:
         """Whether a run of this very fingerprint came to its end here."""
         return self._marker.state == "finished"
 
+    @property
+    def owns(self) -> tuple[str, ...]:
+        """Names of what the run makes."""
+        return self._marker.owns
+
     def begin(self) -> None:
         """The folder is no longer finished: call it before the first file is written."""
         if self.finished:
@@ -134,11 +141,11 @@ class RunFolder:
             self._write(replace(self._marker, owns=self._marker.owns + added))
 
     def remove(self, *names: str) -> None:
-        """Delete what the run made under those of its names that are given; all, where none is."""
-        unknown = set(names) - set(self._marker.owns)
+        """Delete what the run made under those of its names that are given."""
+        unknown = set(names) - set(self.owns)
         if unknown:
             raise ValueError(f"the marker does not list {sorted(unknown)}")
-        _remove(self.path, names or self._marker.owns)
+        _remove(self.path, names)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -156,7 +163,7 @@ class RunFolder:
         fingerprint: dict[str, str],
         owns: Sequence[str],
         folders: Sequence[str],
-        fresh: bool,
+        fresh: bool | None,
         defaults: Mapping[str, str],
     ) -> None:
         marker = self._marker
@@ -177,8 +184,8 @@ class RunFolder:
             raise FolderRefused(
                 self.path,
                 "differs",
-                f"holds a run that was made from something else: {what}. Choose another folder, "
-                "or give --fresh to delete what that run made.",
+                f"holds a run that was made from something else: {what}. Choose another folder"
+                + (", or give --fresh to delete what that run made." if fresh is not None else "."),
                 differs,
             )
         added = tuple(name for name in owns if name not in marker.owns)

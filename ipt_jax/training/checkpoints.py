@@ -47,6 +47,11 @@ CHUNK_BYTES = 64 * 2**20
 # Random float32 mantissas shrink by 8 % for 2.5 times the processor time.
 _AS_IS: dict[str, Any] = {"use_compression": False}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAVES = (
+    *("#/", "#.committing*/", "#.deleting/", "#.*orbax-checkpoint-tmp*/"),
+    *(f"{aside}/#{end}/" for aside in ("damaged", "superseded") for end in ("", "-*")),
+)
+"""Names of what lies in `checkpoints/`, for the marker of a run folder."""
 _LEFT_BEHIND = re.compile(r"(\d+)\.(committing|deleting|.*orbax-checkpoint-tmp.*)")
 # What Orbax, tensorstore and json raise for files that are not what they should be.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)

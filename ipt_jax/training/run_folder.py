@@ -11,10 +11,11 @@ import jax
 import yaml
 from jax.sharding import Mesh
 
-from ipt_jax.configuration import RUN_FILES, as_yaml, write_run_files
-from ipt_jax.core.run_folder import RunFolder, prints_of
+from ipt_jax.configuration import as_yaml, write_run_files
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.data.pipeline import OpenMixture
 from ipt_jax.hf.convert import weights_digest
+from ipt_jax.training.checkpoints import SAVES
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.processes import wait_for_all
 
@@ -23,8 +24,7 @@ OWNS = (
     *RUN_FILES,
     *("metrics.jsonl", "skipped.jsonl", "summary.json", "damaged/#.jsonl", "heartbeats/#.json"),
     *("tensorboard/events.out.tfevents.*", "profile/plugins/", "wandb/", "wandb_run_id.txt"),
-    *("checkpoints/#/", "checkpoints/#.committing*/", "checkpoints/#.deleting/"),
-    *(f"checkpoints/{aside}/#{end}/" for aside in ("damaged", "superseded") for end in ("", "-*")),
+    *(f"checkpoints/{name}" for name in SAVES),
 )
 EXPORTS = ("export", "adapter")  # of launch/convert.py, in folders of their own
 # What may change between two starts of the same training: where and how it runs, and what is

@@ -49,7 +49,7 @@ def output_of(done: Done[Number, list[str]]) -> UnitOutput:
 
 
 def run(folder: Path, engine: FakeEngine, units: list[Number] = UNITS) -> BlockTotals:
-    with Ledger(folder, {}) as ledger:
+    with Ledger(folder) as ledger:
         output = OutputFolder(folder, ("even", "odd"))
         output.begin()
         return run_blocks(
@@ -99,7 +99,7 @@ def test_a_run_that_stopped_ends_with_the_bytes_of_one_that_did_not(
     whole = run(tmp_path / "whole", FakeEngine())
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", DyingEngine(answers))
-    with Ledger(tmp_path / "a", {}) as ledger:
+    with Ledger(tmp_path / "a") as ledger:
         done = {f"u{n}" for block in ledger.blocks() for n in range(block * 6, block * 6 + 6)}
     looked_up: list[str] = []
     get = Ledger.get

@@ -38,7 +38,7 @@ UNITS = [Number(f"u{number}", number % 4) for number in range(40)]
 
 
 def outcomes(engine: FakeEngine, folder: Path, **options: int) -> list[tuple[str, list[str]]]:
-    with Ledger(folder, {"a": 1}) as ledger:
+    with Ledger(folder) as ledger:
         found = run_units(UNITS, process, engine, ledger, **options)  # type: ignore[arg-type]
         return [(done.unit.id, done.outcome) for done in found]
 
@@ -126,7 +126,7 @@ class Breaking(FakeEngine):
 
 def test_a_poison_is_found_alone_and_the_others_go_on(tmp_path: Path) -> None:
     engine = Breaking("u7/1", "u22/0")
-    with Ledger(tmp_path / "a", {"a": 1}) as ledger:
+    with Ledger(tmp_path / "a") as ledger:
         found = {done.unit.id: done for done in run_units(UNITS, process, engine, ledger)}
     assert list(found) == [unit.id for unit in UNITS]
     whole = dict(outcomes(FakeEngine(), tmp_path / "b"))
@@ -175,7 +175,7 @@ def failing(unit: Number) -> Generator[Request, Completion, list[str]]:
 
 def test_a_unit_whose_work_raises_does_not_end_the_run(tmp_path: Path) -> None:
     seen: list[Status] = []
-    with Ledger(tmp_path, {}) as ledger:
+    with Ledger(tmp_path) as ledger:
         found = run_units(UNITS, failing, FakeEngine(), ledger, progress=seen.append)
         failed = {d.unit.id: d.outcome for d in found if isinstance(d.outcome, Failure)}
     expected = {"u0", "u8", *(f"u{n}" for n in range(3, 40, 4))}
@@ -188,7 +188,7 @@ def test_many_failures_in_a_row_end_the_run(tmp_path: Path) -> None:
         raise KeyError("text")
         yield
 
-    with Ledger(tmp_path, {}) as ledger, pytest.raises(UserError, match="20 units failed one aft"):
+    with Ledger(tmp_path) as ledger, pytest.raises(UserError, match="20 units failed one aft"):
         list(run_units(UNITS, broken, FakeEngine(), ledger))
 
 
@@ -226,7 +226,7 @@ def test_logprobs_are_replayed(tmp_path: Path) -> None:
         return completion.logprobs
 
     def found(engine: FakeEngine) -> list[object]:
-        with Ledger(tmp_path, {}) as ledger:
+        with Ledger(tmp_path) as ledger:
             return [done.outcome for done in run_units(UNITS[:3], scores, engine, ledger)]
 
     first, idle = found(Scoring()), FakeEngine()
@@ -238,25 +238,11 @@ def test_progress_counts_replayed_turns_too(tmp_path: Path) -> None:
     turns = sum(unit.turns for unit in UNITS)
     for again in (False, True):
         seen: list[Status] = []
-        with Ledger(tmp_path, {}) as ledger:
+        with Ledger(tmp_path) as ledger:
             list(run_units(UNITS, process, FakeEngine(), ledger, progress=seen.append))
         assert seen[-1].usage.completions == turns
         assert seen[-1].units_done == len(UNITS)
         assert seen[-1].fresh.completions == (0 if again else turns)
-
-
-def test_a_ledger_of_other_settings_names_what_changed(tmp_path: Path) -> None:
-    with Ledger(tmp_path, {"seed": 1, "rounds": 2}):
-        pass
-    with pytest.raises(UserError, match=r"\(seed changed\).*--fresh"):
-        Ledger(tmp_path, {"seed": 2, "rounds": 2})
-    with Ledger(tmp_path, {"seed": 1, "rounds": 2}):
-        pass  # the refused one let go of the lock
-
-
-def test_one_run_at_a_time(tmp_path: Path) -> None:
-    with Ledger(tmp_path, {}), pytest.raises(UserError, match="another run"):
-        Ledger(tmp_path, {})
 
 
 def damage(path: Path, *statements: str) -> None:
@@ -272,7 +258,7 @@ def damage(path: Path, *statements: str) -> None:
         "ALTER TABLE completions DROP COLUMN logprobs",
         "ALTER TABLE blocks DROP COLUMN result",
         "ALTER TABLE meta RENAME COLUMN value TO other",
-        "UPDATE meta SET value = '{' WHERE key = 'fingerprint'",
+        "UPDATE meta SET value = '{' WHERE key = 'seconds'",
         "",
         "flipped",
     ],

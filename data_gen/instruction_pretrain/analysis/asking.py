@@ -89,7 +89,7 @@ class Model:
         # A folder for each model and setting: another model never finds the answers of this one.
         place = folder / "answers" / digest
         place.mkdir(parents=True, exist_ok=True)
-        self._ledger_of = lambda: Ledger(place, fingerprint)
+        self._ledger_of = lambda: Ledger(place)
 
     @property
     def engine(self) -> Engine:

@@ -165,7 +165,7 @@ class Judge:
 def judged(
     folder: Path, judge: Judge, records: list[Record], config: JudgeConfig | None = None
 ) -> tuple[list[Rejection | None], dict[str, Any]]:
-    with Ledger(folder, {}) as ledger:
+    with Ledger(folder) as ledger:
         gate = JudgeGate(config or JudgeConfig(), judge, ledger)
         try:
             return check_records(records, [gate]), gate.summary()

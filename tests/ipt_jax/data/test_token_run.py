@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from ipt_jax.configuration import parse_config
+from ipt_jax.core.run_folder import FolderRefused, RunFolder
 from ipt_jax.data import token_run
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.examples import read_examples
@@ -28,7 +29,6 @@ from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 from ipt_jax.data.token_shards import TokenSource
 from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.folder_lock import folder_lock
 from ipt_jax.manifest import file_sha256
 from ipt_jax.records import Record, RecordSource, ShardWriter
 from ipt_jax.tokenizers import load_tokenizer
@@ -251,8 +251,10 @@ def replace_source(made: Path, folder: Path) -> Any:
 def test_two_runs_do_not_write_to_one_folder(folder: Path, tmp_path: Path) -> None:
     mixture = {"root": str(folder), "tasks": {"qa": {"source": "raw"}}}
     config = TokenizeConfig(tmp_path, DataConfig(mixture))
-    with folder_lock(tmp_path), pytest.raises(UserError, match="another run is writing to"):
-        tokenize(config)
+    with RunFolder.open(tmp_path, "tokens", {}, owns=()):
+        with pytest.raises(FolderRefused) as caught:
+            tokenize(config)
+    assert caught.value.reason == "locked"
     assert [task.records for task in tokenize(config)] == [120]
 
 
