@@ -16,8 +16,7 @@ def main() -> None:
         "results.json with 95% confidence intervals.",
     )
     config.check()
-    write_run_files(config.output, config)
-    results = evaluate_models(config)
+    results = evaluate_models(config, lambda folder: write_run_files(folder, config))
     print(format_table(results))
     print(f"wrote {config.output / 'results.json'}")
 

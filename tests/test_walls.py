@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "ipt_jax/core": {"ipt_jax.core", "ipt_jax.errors"},
     "data_gen": {
         *("ipt_jax.core", "ipt_jax.errors", "ipt_jax.example_proto", "ipt_jax.records"),
-        *("data_gen", "ipt_jax.folder_lock", "ipt_jax.shard_file", "ipt_jax.tokenizers"),
+        *("data_gen", "ipt_jax.shard_file", "ipt_jax.tokenizers"),
     },
 }
 # Exceptions, each with its reason.

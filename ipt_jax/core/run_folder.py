@@ -73,6 +73,7 @@ class RunFolder:
         *,
         owns: Sequence[str],
         folders: Sequence[str] = (),
+        alone: bool = False,
         fresh: bool | None = False,
         defaults: Mapping[str, str] | None = None,
         legacy: Callable[[Path], Mapping[str, str] | None] | None = None,
@@ -83,6 +84,7 @@ class RunFolder:
           fingerprint: What the run's files depend on, by name: a refusal names what differs.
           owns: Names of what the run makes there.
           folders: Names of run folders within it, with markers of their own, that `fresh` clears.
+          alone: Refuse a folder without a marker that holds anything at all.
           fresh: Delete what an earlier run of this kind made; everything else stays. None: the
             command has no such option.
           defaults: Values of names that runs made before those names did not write down.
@@ -95,7 +97,8 @@ class RunFolder:
         """
         path = Path(path).expanduser()
         if _read(path) is None and (legacy is None or legacy(path) is None):
-            _refuse_strangers(path, owns)  # before a lock file is made there
+            # Before a lock file is made there.
+            _refuse_strangers(path, ("*", "*/") if alone else owns)
         lock = _lock(path)
         try:
             known, marker = defaults or {}, _read(path)
@@ -339,6 +342,8 @@ def _refuse_strangers(path: Path, names: Sequence[str]) -> None:
     for found in _matching(path, names):
         files = [found] if not found.is_dir() or found.is_symlink() else _files(found)
         for file in files:
+            if file == path / LOCK_NAME:  # of a start that was killed before it wrote the marker
+                continue
             raise FolderRefused(
                 path,
                 "not_ours",

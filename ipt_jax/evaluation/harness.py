@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ipt_jax.core.fingerprint import file_digest, folder_digest
+from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME, RUN_FILES, RunFolder
 from ipt_jax.errors import UserError
 from ipt_jax.evaluation.results import TRUNCATED_NAME, Result, read_lm_eval, read_results, table
 from ipt_jax.evaluation.task_files import TASKS_FOLDER, render_tasks
@@ -31,7 +31,8 @@ from ipt_jax.records import atomic_write
 
 SAMPLE_TASKS = ("sample_continuation", "sample_perplexity")
 RESULTS_NAME = "results.json"
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_FILES = (*RUN_FILES, RESULTS_NAME, MARKER_NAME, LOCK_NAME)
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _PROGRESS = re.compile(r"(\w[\w ]*):\s+\d+%\|[^|]*\| (\d+)/(\d+) ")
 
 
@@ -71,12 +72,19 @@ class EvaluationConfig:
                 "models is empty: name at least one exported folder, `--models.NAME FOLDER`."
             )
         for name, folder in self.models.items():
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(name) or name in _FILES:
                 raise UserError(
                     f"models.{name}: a name may hold letters, digits, dots, dashes and "
-                    "underscores; it becomes a folder's name."
+                    "underscores, and begins with no dot; it becomes a folder's name, so it is "
+                    f"none of {', '.join(_FILES)} either."
                 )
             _check_model(folder)
+            output, model = self.output.expanduser().resolve(), folder.resolve()
+            if output == model or output in model.parents or model in output.parents:
+                raise UserError(
+                    f"output={self.output}: the model {name} ({folder}) lies there, or it lies in "
+                    "the model; name a folder of the evaluation's own."
+                )
         if not self.tasks:
             raise UserError(f"tasks is empty: name some, for example {', '.join(SAMPLE_TASKS)}.")
         for key in ("batch_size", "limit"):
@@ -123,10 +131,13 @@ def evaluate(
     return evaluate_models(config)
 
 
-def evaluate_models(config: EvaluationConfig) -> list[Result]:
+def evaluate_models(
+    config: EvaluationConfig, on_start: Callable[[Path], None] = lambda folder: None
+) -> list[Result]:
     """Measure every model of `config` on every task and write `output/results.json`.
 
     A model whose files, tasks and settings are those of an earlier run is not measured again.
+    `on_start` is called with the folder once it is sure that this run may write there.
 
     Returns:
       One Result for each model, task and metric, in the config's order.
@@ -136,7 +147,34 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
         the message names model, tasks and log.
     """
     config.check()
-    config.output.mkdir(parents=True, exist_ok=True)
+    owns = (*RUN_FILES, RESULTS_NAME, *(name for model in config.models for name in _owns(model)))
+    with RunFolder.open(
+        config.output, "evaluation", {}, owns=owns, fresh=None, legacy=_before_markers
+    ) as run:
+        run.begin()
+        on_start(run.path)
+        results = _evaluate_models(config, run)
+        run.finish()
+    return results
+
+
+def _owns(model: str) -> tuple[str, ...]:
+    """What is written of a model; its results come last, so that they go first."""
+    written = (f"lm_eval/{name}" for name in ("*/results_*.json", "*/samples_*.jsonl"))
+    names = (RESULTS_NAME, "lm_eval.log", "cache/", f"lm_eval/{TRUNCATED_NAME}", *written)
+    return tuple(f"{model}/{name}" for name in names)
+
+
+def _before_markers(output: Path) -> dict[str, str] | None:
+    """Whether an earlier version measured here; each model's results say what they are of."""
+    try:
+        found = json.loads((output / RESULTS_NAME).read_text(encoding="utf-8"))
+        return {} if {"table", "lm_eval"} <= found.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _evaluate_models(config: EvaluationConfig, run: RunFolder) -> list[Result]:
     side_by_side = 1
     if config.device == "cpu":
         side_by_side = min(len(config.models), len(os.sched_getaffinity(0)))
@@ -153,7 +191,8 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
         asked = asked_of(config, Path(tasks_folder))
         jobs = [
             pool.submit(
-                _evaluate_one, name, config, asked, tasks_folder, side_by_side, progress, running
+                *(_evaluate_one, name, config, run, asked, tasks_folder),
+                *(side_by_side, progress, running),
             )
             for name in config.models
         ]
@@ -167,7 +206,7 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
     results = [result for one, _ in measured for result in one]
     own = {name: raw for name, (_, raw) in zip(config.models, measured, strict=True)}
     atomic_write(
-        config.output / RESULTS_NAME,
+        run.path / RESULTS_NAME,
         json.dumps({"table": table(results), "lm_eval": own}, indent=1),
     )
     return results
@@ -176,23 +215,23 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
 def _evaluate_one(
     name: str,
     config: EvaluationConfig,
+    run: RunFolder,
     asked: Mapping[str, Any],
     tasks_folder: str,
     side_by_side: int,
     progress: Progress,
     running: set[subprocess.Popen[str]],
 ) -> tuple[list[Result], dict[str, Any]]:
-    folder = config.output / name
+    folder = run.path / name
     mark = {"model": folder_digest(config.models[name], ("*",)), **asked}
     done = _already_measured(folder, mark)
     if done is not None and not config.fresh:
         progress.add_task(name, doing="measured before", total=1, completed=1)
         return done
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    run.remove(*_owns(name))
     bar = progress.add_task(name, doing="starting lm-eval", total=None)
     log, written = folder / "lm_eval.log", folder / "lm_eval"
-    written.mkdir()
+    written.mkdir(parents=True, exist_ok=True)
     # As JSON: in lm-eval's own notation a comma ends a value, and a path may hold one.
     model = {"pretrained": str(config.models[name].resolve()), "dtype": config.dtype}
     command = [
@@ -211,7 +250,7 @@ def _evaluate_one(
         lambda text: progress.update(bar, doing=text),
         running,
     )
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    run.remove(f"{name}/cache/")
     if code != 0:
         raise UserError(
             f"lm-eval failed on model {name} ({config.models[name]}), tasks "

@@ -81,7 +81,9 @@ def unfinished(folder: Path, marker: str, check: Callable[[Path], None] | None) 
     Raises:
       FolderRefused: another process writes to `folder`, or files of someone else are in the way.
     """
-    with RunFolder.open(folder, "export", {}, owns=(_WORKING, marker), fresh=None) as run:
+    with RunFolder.open(
+        folder, "export", {}, owns=(_WORKING, marker), alone=True, fresh=None
+    ) as run:
         working = run.path / _WORKING
         run.remove(_WORKING)
         working.mkdir()

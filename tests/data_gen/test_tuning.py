@@ -21,6 +21,7 @@ from data_gen.instruction_pretrain.tuning import (
     sequences,
     write_tuning_data,
 )
+from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, RecordSource
 from ipt_jax.tokenizers import load_tokenizer
@@ -208,12 +209,10 @@ def test_a_finished_folder_is_kept_and_another_is_not_overwritten(
 ) -> None:
     before = (Path(config.output) / "shards" / "manifest.json").read_bytes()
     assert write_tuning_data(config) == summary
-    with pytest.raises(UserError, match="other settings.*--fresh"):
+    with pytest.raises(FolderRefused) as caught:
         write_tuning_data(replace(config, sequence_tokens=300))
+    assert caught.value.differs == ("sequence_tokens",)
     assert (Path(config.output) / "shards" / "manifest.json").read_bytes() == before
-    (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(UserError, match="no tuning data"):
-        write_tuning_data(replace(config, output=str(tmp_path), fresh=True))
     assert (tmp_path / "mine.txt").read_text() == "keep me"
 
 

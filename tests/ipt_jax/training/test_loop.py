@@ -84,7 +84,7 @@ def test_stopped_and_run_again_gives_the_same_figures(shards, finished, tmp_path
 def test_export_of_a_run_is_verified_against_transformers(finished):
     done = script("convert.py", "to-hf", "--run", finished, "--verify", "true")
     assert done.returncode == 0, done.stderr
-    result = json.loads((finished / "verification.json").read_text())
+    result = json.loads((finished / "export" / "verification.json").read_text())
     assert 0 < result["maximum_absolute_logit_difference"] <= 1e-4
     assert (finished / "export" / "model.safetensors").exists()
 
