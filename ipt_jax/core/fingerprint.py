@@ -48,16 +48,21 @@ def file_digest(path: str | Path) -> str:
     return sha256
 
 
-def folder_digest(folder: str | Path, patterns: Iterable[str] = ("**/*",)) -> str:
+def folder_digest(
+    folder: str | Path, patterns: Iterable[str] = ("**/*",), without: str | Path | None = None
+) -> str:
     """Sha256 over names and contents of a folder's files, of those that a pattern matches.
 
-    Hidden files and folders and Python's caches do not count. Raises UserError naming a file that
-    cannot be read, or the folder where it is none.
+    Hidden files and folders, Python's caches and what lies below `without` do not count. Raises
+    UserError naming a file that cannot be read, or the folder where it is none.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; mend the path, or put the folder there.")
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    if without is not None:
+        apart = Path(without).resolve()
+        found = {path for path in found if apart not in path.resolve().parents}
     names = sorted(path.relative_to(folder) for path in found)
     seen = [n for n in names if not any(p[0] == "." or p == "__pycache__" for p in n.parts)]
     return digest_of({name.as_posix(): file_digest(folder / name) for name in seen})

@@ -71,13 +71,13 @@ class OpenMixture:
 
         Sources, files and tokenizers may move or be renamed; limits (`max_epochs`) may be raised.
         """
-        mixture, tokenizer = self.mixture, self.tokenizer
-        rates = mixture.rates  # 9 and 9.0 are the same
+        mixture, rates = self.mixture, self.mixture.rates  # of which 9 and 9.0 are the same
         settings: dict[str, Any] = {
             "mixture.by": mixture.by,
             "mixture.rates": rates if isinstance(rates, str) else _floats(rates),
             "mixture.stages": [(s.from_step, _floats(s.rates)) for s in mixture.stages],
             "tasks": list(self.task_names),
+            "tokenizer": self.tokenizer.prints(),
         }
         for task, source in zip(mixture.tasks, self.sources, strict=True):
             values = asdict(task)
@@ -85,8 +85,6 @@ class OpenMixture:
                 del values[key]
             settings[f"tasks.{task.name}"] = values
             settings[f"sources/{task.name}"] = source and source.fingerprint
-        for key in ("sha256", "vocab_size", "bos_id", "eos_id", "bos_token", "eos_token"):
-            settings[f"tokenizer.{key}"] = getattr(tokenizer, key)
         return prints_of(settings)
 
     def leave_out(self, task: int, index: int) -> None:

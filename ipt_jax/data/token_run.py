@@ -194,6 +194,8 @@ def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Job:
     details = TokenDetails.of(task, tokenizer, source.fingerprint).as_dict()
     # Names and paths may change; what decides over the bytes may not.
     decisive = {k: v for k, v in details.items() if k not in ("task", "source", "tokenizer")}
+    if task.id_key is not None:  # ids stand in the shards
+        decisive["id_key"] = task.id_key
     text = json.dumps([decisive, len(source), config.records_per_shard, OPTIONS], sort_keys=True)
     details["key"] = hashlib.sha256(text.encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
@@ -383,7 +385,7 @@ def _publish(job: _Job) -> Manifest:
     damaged = int((counts < 0).sum())
     details = {**job.details, "damaged": damaged}
     manifest = Manifest(job.folder, tuple(shards), TOKENS_FORMAT, details)
-    index = lengths_name(manifest.fingerprint, job.tokenizer.sha256)
+    index = lengths_name(manifest.fingerprint, job.tokenizer)
     for old in job.folder.iterdir():
         if old.name not in {*names, index} and _REPLACED.fullmatch(old.name):
             old.unlink()

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -327,8 +328,12 @@ def test_other_inputs_do_not_go_on_in_the_same_folder(
     (task,) = tokenize(config)
     tasks = {**content["tasks"], "raw": {"source": "raw", "eos": False}}
     other = replace(config, data=DataConfig({**content, "tasks": tasks}))
-    for changed in (other, replace(config, records_per_shard=60)):
-        with pytest.raises(UserError, match=r"out/raw holds shards that were made from other"):
+    qa = replace(config, tasks=["qa"])
+    tokenize(qa)
+    tasks = {**tasks, "qa": {**tasks["qa"], "id_key": "instruction"}}
+    named = replace(qa, data=DataConfig({**content, "tasks": tasks}))
+    for changed in (other, replace(config, records_per_shard=60), named):
+        with pytest.raises(UserError, match=r"out/(raw|qa) holds shards that were made from other"):
             tokenize(changed)
     (again,) = tokenize(replace(other, fresh=True))
     assert again.tokens == task.tokens - 120
@@ -369,6 +374,11 @@ def test_ids_of_another_vocabulary_are_refused(
         folder.mkdir()
     data = tokenizer._path.read_bytes()  # type: ignore[attr-defined]
     (same / "tokenizer.model").write_bytes(data)
+    shutil.copytree(made, tmp_path / "made")
+    manifest = tmp_path / "made" / "raw" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"eos_id": 2', '"eos_id": 7'))
+    with pytest.raises(UserError, match=r"made with `eos_id: 7`, but .* now has 2"):
+        open_source(replace_source(made, tmp_path / "made" / "raw"))
     # An unknown field at the end of the proto: read by the library, another checksum.
     (other / "tokenizer.model").write_bytes(data + b"\xf8\x3f\x01")
     config = DataConfig(str(made / "mixture.yaml"), tokenizer=str(same), row_tokens=64)
