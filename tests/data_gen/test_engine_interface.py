@@ -23,6 +23,7 @@ from data_gen.engines import (
     open_engine,
     requests_under_way,
 )
+from data_gen.engines.model_folder import folder_revision
 from data_gen.engines.transformers import TransformersEngine
 from ipt_jax.configuration import parse_config
 from ipt_jax.errors import UserError
