@@ -17,7 +17,7 @@ with importing():
 
     from data_gen.failed_requests import FailedRequests
     from data_gen.instruction_pretrain.config import SynthesisConfig
-    from data_gen.instruction_pretrain.pipeline import run_synthesis
+    from data_gen.instruction_pretrain.pipeline import run_synthesis, synthesis_prints
     from data_gen.progress import terminal_progress
     from ipt_jax.configuration import (
         as_yaml,
@@ -25,6 +25,7 @@ with importing():
         run_main,
         write_run_files,
     )
+    from ipt_jax.data.pipeline import open_mixture
     from ipt_jax.errors import UserError
     from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
     from ipt_jax.evaluation.report import quickstart_report
@@ -32,6 +33,7 @@ with importing():
     from ipt_jax.stages import Stages
     from ipt_jax.training.config import TrainConfig
     from ipt_jax.training.loop import train
+    from ipt_jax.training.run_folder import run_prints
 
 FOLDERS = ("synthesis", "train_*", "evaluation")
 
@@ -90,7 +92,7 @@ def run(config: QuickstartConfig) -> Path:
     synthesis = folder / "synthesis"
     summary = stages.run(
         "synthesis",
-        {"config": as_yaml(config.synthesis)},
+        {"config": as_yaml(config.synthesis), "content": synthesis_prints(config.synthesis)},
         [synthesis / "summary.json"],
         lambda: synthesize(config.synthesis),
     )
@@ -105,9 +107,10 @@ def run(config: QuickstartConfig) -> Path:
                 config.training.data, mixture=mixture, root=str(synthesis / "shards")
             ),
         )
+        content = run_prints(training, open_mixture(training.data))
         trained = stages.run(
             f"training on {name}",
-            {"config": as_yaml(training), "synthesis": summary},
+            {"config": as_yaml(training), "synthesis": summary, "content": content},
             [runs[name] / "summary.json"],
             functools.partial(train, training),
         )

@@ -71,7 +71,8 @@ def run_random_pairs(
     giver = np.empty(len(places), np.int64)
     giver[circle] = np.roll(circle, 1)
     settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    prints = {"synthesis": source.fingerprint, "templates": templates.sha256}
+    prints = {"synthesis": source.fingerprint, "raw": raw.fingerprint}
+    prints["templates"] = templates.sha256
     with RunFolder.open(
         config.output, METHOD, prints_of(settings) | prints, owns=_OWNS, fresh=config.fresh
     ) as run:

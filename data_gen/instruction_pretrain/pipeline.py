@@ -166,6 +166,15 @@ def _identity(engine: Engine) -> dict[str, str]:
     }
 
 
+def synthesis_prints(config: SynthesisConfig) -> dict[str, Any]:
+    """What a synthesis folder is made from, by name: corpus, templates and model by content.
+
+    Raises UserError as `run_synthesis`.
+    """
+    corpus, templates = corpus_sha256(find_files(config.input)), load_templates(config.templates)
+    return _fingerprint(config, asdict(identify_engine(config.engine)), corpus, templates.sha256)
+
+
 def _fingerprint(
     config: SynthesisConfig, identity: Mapping[str, str], corpus: str, templates: str
 ) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from data_gen.instruction_pretrain.format import (
 )
 from data_gen.instruction_pretrain.patterns import in_pattern, other_patterns
 from data_gen.instruction_pretrain.templates import render_training_text
+from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError, nearest
 from ipt_jax.records import SHARD_FILES, Record, ShardWriter, atomic_write
@@ -177,7 +178,7 @@ def write_tuning_data(config: TuningConfig) -> dict[str, Any]:
     with RunFolder.open(
         config.output,
         METHOD,
-        prints_of(_settings(config)),
+        tuning_prints(config),
         owns=_OWNS,
         fresh=config.fresh,
         legacy=_before_markers,
@@ -391,6 +392,18 @@ def _settings(config: TuningConfig) -> dict[str, Any]:
     for key in ("output", "root", "fresh"):
         del settings[key]
     return json.loads(json.dumps(settings))
+
+
+def tuning_prints(config: TuningConfig) -> dict[str, str]:
+    """What tuning data are made from, by name: data sets and tokenizer by content.
+
+    Raises UserError where a data set or the tokenizer is not there.
+    """
+    prints = {**_settings(config), "tokenizer": load_tokenizer(config.tokenizer).prints()}
+    for source in (*config.sources, *config.unseen):
+        folder = local_folder(source.folder, config.root)
+        prints[f"data sets/{source.dataset}"] = folder_digest(folder, without=config.output)
+    return prints_of(prints)
 
 
 def _finished(output: Path) -> dict[str, Any] | None:

@@ -24,9 +24,11 @@ from data_gen.quality.inputs import InputShards, Survivors
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
+from ipt_jax.core.fingerprint import file_digest, path_digest
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError, nearest
 from ipt_jax.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
+from ipt_jax.tokenizers import load_tokenizer
 
 READ = "read"  # the gate's name of what could not be read
 _BATCH = 256  # records read and checked at a time
@@ -199,7 +201,22 @@ def _fingerprint(
         for key in ("max_tokens", "temperature", "top_k", "top_p", "context_tokens"):
             said[key] = drawn[key]
         settings |= {f"judge.engine.{key}": value for key, value in said.items()}
-    return {**settings, "input": corpus.fingerprints}
+    return {**settings, **_named_files(config), "input": corpus.fingerprints}
+
+
+def _named_files(config: FilterConfig) -> dict[str, Any]:
+    """What the gates read beside the records, by content. Raises UserError for what is missing."""
+    found: dict[str, Any] = {}
+    if {"substring", "coverage", "ngram"} & set(config.gates):
+        for number, file in enumerate(config.decontaminate.evaluations, 1):
+            found[f"evaluations/{number}/{file.name}"] = file_digest(Path(file.path).expanduser())
+    if "moderation" in config.gates:
+        for key in ("rules", "model"):
+            path = getattr(config.moderation, key)
+            found[f"moderation/{key}"] = path and path_digest(Path(path).expanduser())
+    if "rules" in config.gates and config.rules.tokenizer:
+        found["rules/tokenizer"] = load_tokenizer(config.rules.tokenizer).prints()
+    return found
 
 
 def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Rejection | None]:

@@ -58,7 +58,7 @@ def folder_digest(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; mend the path, or put the folder there.")
+        raise UserError(f"there is no folder {folder}: correct the path, or put it there.")
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     if without is not None:
         apart = Path(without).resolve()
