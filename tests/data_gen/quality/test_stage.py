@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +19,11 @@ from data_gen.engines import Completion, Request
 from data_gen.quality.decontaminate import DecontaminateConfig
 from data_gen.quality.evaluations import EvaluationFile
 from data_gen.quality.gate import Gate, Rejection
-from data_gen.quality.moderation import ModerationConfig
+from data_gen.quality.moderation import DEFAULT_RULES, ModerationConfig
 from data_gen.quality.rules import RulesConfig
 from data_gen.quality.stage import GATES, FilterConfig, Given, check_records, run_filter
 from ipt_jax.configuration import parse_config
+from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, RecordSource, ShardWriter
 
@@ -157,6 +159,26 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, first: Path) -> Non
         for folder in (tmp_path / "out", tmp_path / "again")
     ]
     assert len(files[0]) > 8 and files[0] == files[1]
+
+
+def test_a_finished_folder_is_of_the_files_that_its_gates_read(tmp_path: Path, first: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    shutil.copy(DEFAULT_RULES, rules)
+    config = settings(tmp_path, [first], moderation=ModerationConfig(str(rules)))
+    done = run_filter(config)
+    shutil.move(rules, tmp_path / "moved.yaml")
+    shutil.copy(tmp_path / "moved.yaml", rules)
+    assert run_filter(config) == done
+    for path, name in {
+        rules: "moderation/rules",
+        tmp_path / "evaluation.jsonl": "evaluations/1/eval",
+    }.items():
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        with pytest.raises(FolderRefused) as caught:
+            run_filter(config)
+        assert caught.value.differs == (name,)
+        path.write_bytes(before)
 
 
 def test_gates_meet_records_in_the_order_given(tmp_path: Path, first: Path) -> None:
