@@ -131,7 +131,9 @@ def _before_markers(folder: Path) -> dict[str, str] | None:
     path = folder / LEDGER_NAME
     if not path.is_file():
         return None
-    address = f"{path.resolve().as_uri()}?mode=ro"
+    # A ledger that was closed has no log beside it; looking at it then makes none either.
+    how = "mode=ro" if path.with_name(f"{LEDGER_NAME}-wal").exists() else "immutable=1"
+    address = f"{path.resolve().as_uri()}?{how}"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
             rows = database.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchall()

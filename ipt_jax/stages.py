@@ -76,4 +76,9 @@ class Stages:
 
 def _before_markers(folder: Path) -> dict[str, str] | None:
     """Whether an earlier version ran its stages here."""
-    return {} if all((folder / name).is_file() for name in (*RUN_FILES, _NAME)) else None
+    try:
+        done = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+        ours = all({"inputs", "result", "seconds"} <= stage.keys() for stage in done.values())
+    except (OSError, ValueError, AttributeError):
+        return None
+    return {} if ours else None

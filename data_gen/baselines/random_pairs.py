@@ -76,8 +76,9 @@ def run_random_pairs(
     with RunFolder.open(
         config.output, METHOD, prints_of(settings) | prints, owns=_OWNS, fresh=config.fresh
     ) as run:
-        if run.finished:
+        if run.finished and (run.path / "summary.json").is_file():
             return json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+        run.begin()
         on_start(run.path)
         _write(config, run.path, source, raw, places, giver, templates)
         summary = {

@@ -91,7 +91,7 @@ class RunningServer:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         # The key goes by the environment: arguments are seen by every user of the machine.
         environment = {**os.environ, **({"VLLM_API_KEY": key} if key else {})}
-        with open(log_file, "wb") as log:
+        with open(log_file, "ab") as log:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -24,6 +24,7 @@ from data_gen.quality.inputs import InputShards, Survivors
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
+from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, path_digest
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError, nearest
@@ -251,9 +252,10 @@ class _Rejected:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for gate, file in self._files.items():
+            with naming(self._folder / f"{gate}.jsonl"):
+                file.flush()
+                os.fsync(file.fileno())
         self._open.close()
 
     def write(self, gate: str, name: str, where: str, verdict: Rejection) -> None:
@@ -268,7 +270,8 @@ class _Rejected:
             "detail": verdict.detail,
             "where": where,
         }
-        self._files[gate].write(json.dumps(line, ensure_ascii=False) + "\n")
+        with naming(self._folder / f"{gate}.jsonl"):
+            self._files[gate].write(json.dumps(line, ensure_ascii=False) + "\n")
         self.lines += 1
 
 

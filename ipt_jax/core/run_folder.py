@@ -182,7 +182,9 @@ class RunFolder:
         before = {**{k: v for k, v in defaults.items() if k in fingerprint}, **marker.fingerprint}
         names = before.keys() | fingerprint.keys()
         differs = sorted(name for name in names if before.get(name) != fingerprint.get(name))
-        if marker.state != "new" and differs:
+        # A run that ended before it made anything is no one's.
+        made = [name for name in marker.owns if name not in RUN_FILES]
+        if marker.state != "new" and differs and any(_matching(self.path, made)):
             what = ", ".join(_change(n, before.get(n), fingerprint.get(n)) for n in differs)
             raise FolderRefused(
                 self.path,
@@ -193,7 +195,7 @@ class RunFolder:
             )
         added = tuple(name for name in owns if name not in marker.owns)
         _refuse_strangers(self.path, added)
-        state = "unfinished" if marker.state == "new" else marker.state
+        state = "unfinished" if marker.state == "new" or differs else marker.state
         more = tuple(name for name in folders if name not in marker.folders)
         self._write(_Marker(kind, state, fingerprint, marker.owns + added, marker.folders + more))
 
@@ -293,9 +295,8 @@ def _lock(path: Path) -> IO[str]:
         file.close()
     _HELD.add(file)
     with contextlib.suppress(OSError):  # only told to who is refused; a full disk may be cleared
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 
@@ -325,7 +326,7 @@ def _clear(path: Path, marker: _Marker) -> None:
 def _inner(path: Path, marker: _Marker) -> Iterator[tuple[Path, _Marker]]:
     for name in marker.folders:
         for folder in sorted(path.glob(name)):
-            if folder.is_symlink() or not folder.is_dir() or not any(folder.iterdir()):
+            if not folder.is_dir() or not any(folder.iterdir()):
                 continue
             if (found := _read(folder)) is None:
                 raise FolderRefused(
@@ -356,7 +357,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (Path(at) / name for at, _, files in os.walk(folder) for name in files)
 
 
-def _matching(path: Path, names: Iterable[str]) -> Iterator[Path]:
+def _matching(path: Path, names: Sequence[str]) -> Iterator[Path]:
     """Files, links and whole trees below `path` with these names; temporary ones of theirs too."""
     whole = [tuple(name.split("/")[:-1]) for name in names if name.endswith("/")]
     single = [tuple(name.split("/")) for name in names if not name.endswith("/")]
@@ -374,7 +375,8 @@ def _matching(path: Path, names: Iterable[str]) -> Iterator[Path]:
             return
         for entry in entries:
             parts = (*above, entry.name)
-            if entry.is_dir(follow_symlinks=False):
+            # Through links too: `checkpoints` may be one to a larger disk.
+            if entry.is_dir():
                 if fits(parts, whole):
                     yield Path(entry.path)
                 elif fits(parts, deep):

@@ -137,9 +137,12 @@ def tokenize(
 
 def _before_markers(output: Path) -> dict[str, str] | None:
     """Whether an earlier version tokenised to this folder."""
-    tasks = (path.parent for path in output.glob(f"*/{MANIFEST_NAME}"))
-    ours = any(manifest_format(folder) == TOKENS_FORMAT for folder in tasks)
-    return {} if ours or any(output.glob("*/part-*.json")) else None
+    tasks = [path.parent for path in output.glob(f"*/{MANIFEST_NAME}")]
+    try:
+        ours = any(manifest_format(folder) == TOKENS_FORMAT for folder in tasks)
+    except UserError:
+        return None
+    return {} if ours or (not tasks and any(output.glob("*/part-*.json"))) else None
 
 
 def _tokenize(

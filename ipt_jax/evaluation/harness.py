@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, folder_digest
 from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME, RUN_FILES, RunFolder
 from ipt_jax.errors import UserError
@@ -288,6 +289,7 @@ def _run(
     running: set[subprocess.Popen[str]],
 ) -> int:
     with (
+        naming(log),
         log.open("w", encoding="utf-8") as file,
         subprocess.Popen(
             command,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from ipt_jax.core.files import sync_folder
+from ipt_jax.core.files import naming, sync_folder
 from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, tensor_shapes, to_hugging_face
@@ -213,4 +213,5 @@ def _plan(size_bytes: dict[str, int], shard_bytes: int) -> list[list[str]]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Indented, in the order of the keys."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with naming(path):
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

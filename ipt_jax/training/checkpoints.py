@@ -226,6 +226,8 @@ class Checkpoints:
             # First out of sight: a run that is killed now leaves nothing half deleted behind.
             os.rename(self.folder / str(position), self.folder / f"{position}.deleting")
         for leaving in self.folder.glob("*.deleting"):
+            if not leaving.stem.isdecimal():
+                continue  # someone else's
             shutil.rmtree(leaving, ignore_errors=True)  # what stays is tried again next time
 
     def _list_and_rename(self, folder: Path) -> None:

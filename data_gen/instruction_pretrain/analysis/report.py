@@ -34,8 +34,13 @@ def hold_analysis(output: str | Path, kind: str) -> RunFolder:
     """
 
     def before_markers(folder: Path) -> dict[str, str] | None:
-        ours = (folder / RESULTS_NAME).is_file() and (folder / TABLES_NAME).is_file()
-        return {} if ours or any(folder.glob(f"answers/*/{LEDGER_NAME}")) else None
+        if any(folder.glob(f"answers/*/{LEDGER_NAME}")):
+            return {}
+        try:
+            found = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+            return {} if {"measured", "tables", "absent"} <= found.keys() else None
+        except (OSError, ValueError, AttributeError):
+            return None
 
     run = RunFolder.open(output, kind, {}, owns=_OWNS, legacy=before_markers)
     run.begin()

@@ -193,19 +193,14 @@ def test_gates_meet_records_in_the_order_given(tmp_path: Path, first: Path) -> N
     }
 
 
-def test_an_output_that_holds_files_is_refused(tmp_path: Path, first: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="is not empty: choose another folder"):
-        run_filter(settings(tmp_path, [first]))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    # What is wrong with the settings shows before anything is made.
-    config = settings(tmp_path, [first], "new", decontaminate=DecontaminateConfig())
-    with pytest.raises(UserError, match="name at least one in `evaluations`"):
-        run_filter(config)
+def test_wrong_settings_make_nothing(tmp_path: Path, first: Path) -> None:
     with pytest.raises(UserError, match="no finished record shards"):
-        run_filter(settings(tmp_path, [tmp_path / "nowhere"], "new"))
-    assert not (tmp_path / "new").exists()
+        run_filter(settings(tmp_path, [tmp_path / "nowhere"]))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="name at least one in `evaluations`"):
+        run_filter(settings(tmp_path, [first], decontaminate=DecontaminateConfig()))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "run.lock"}
+    run_filter(settings(tmp_path, [first]))  # they do not hold up the right ones
 
 
 def test_nothing_in_gives_nothing_out(tmp_path: Path) -> None:
@@ -318,7 +313,13 @@ def test_the_launch_script(tmp_path: Path, first: Path, root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "300 in = 296 out + 4 rejected" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("config.yaml", "environment.json", "rejected", "shards", "summary.json"),
+        *(
+            "config.yaml",
+            "environment.json",
+            "rejected",
+            "run.json",
+            "run.lock",
+            "shards",
+            "summary.json",
+        ),
     }
-    again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 2 and "is not empty" in again.stderr

@@ -164,6 +164,29 @@ def test_a_folder_made_before_there_were_markers(tmp_path: Path) -> None:
     assert set(content(tmp_path)) == {*STRANGE, "run.json", "run.lock"}
 
 
+def test_what_lies_on_another_disk_is_cleared_through_the_link(tmp_path: Path) -> None:
+    for name in ("run/checkpoints", "run/inner"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    with opened(tmp_path / "run", folders=("inner",)):
+        put(tmp_path / "run", *MADE, "checkpoints/notes.txt")
+        with opened(tmp_path / "run" / "inner"):
+            put(tmp_path / "run" / "inner", *MADE)
+    opened(tmp_path / "run", fresh=True, folders=("inner",)).close()
+    assert set(content(tmp_path / "disk")) == {"run/checkpoints/notes.txt"}
+
+
+def test_a_run_that_made_nothing_is_no_ones(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        put(tmp_path, "config.yaml", "notes.txt")
+        run.finish()
+    with opened(tmp_path, {"seed": "2"}) as run:
+        assert not run.finished
+        put(tmp_path, *MADE)
+    assert refused(tmp_path, "differs").differs == ("seed",)
+
+
 def test_a_clearing_that_was_interrupted_is_ended_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,15 +208,15 @@ def test_a_lock_ends_with_its_process_and_is_not_left_to_a_fork(tmp_path: Path) 
     code = (
         "import os, sys, time; from ipt_jax.core.run_folder import RunFolder\n"
         f"run = RunFolder.open({str(tmp_path)!r}, 'test', {{'seed': '1'}}, owns={OWNS!r})\n"
-        "child = os.fork()\n"
-        "if child == 0: time.sleep(600)\n"
-        "print(child, flush=True); time.sleep(600)"
+        "if os.fork() == 0: print(os.getpid(), flush=True)\n"
+        "time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as one:
         assert one.stdout is not None
         child = int(one.stdout.readline())
         assert f"process {one.pid} on " in str(refused(tmp_path, "locked"))
         one.kill()
+        one.wait()
     try:
         opened(tmp_path).close()
     finally:

@@ -15,6 +15,7 @@ from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.run_folder import open_run_folder
 from ipt_jax.training.step_lines import drop_later_lines
+from tests.run_folders import content
 
 
 class NoData(OpenMixture):
@@ -29,6 +30,7 @@ class NoData(OpenMixture):
 
 def opened(config: TrainConfig, mixture: OpenMixture | None = None) -> Path:
     with open_run_folder(config, make_mesh(MeshConfig()), mixture or NoData()) as folder:
+        (folder / "metrics.jsonl").touch()  # a run that made nothing yet is no one's
         return folder
 
 
@@ -116,12 +118,23 @@ def test_what_a_path_names_counts_by_content(tmp_path: Path, changes, differs, s
 
 
 def write(folder: Path, files: dict[str, str | dict[str, int]]) -> None:
-    for name, content in files.items():
-        if isinstance(content, str):
-            (folder / name).write_text(content)
+    for name, text in files.items():
+        if isinstance(text, str):
+            (folder / name).write_text(text)
         else:
-            model = tokenizers.models.WordLevel(content, "<unk>")
+            model = tokenizers.models.WordLevel(text, "<unk>")
             tokenizers.Tokenizer(model).save(str(folder / name))
+
+
+def test_a_second_training_is_refused_before_it_changes_anything(tmp_path: Path) -> None:
+    config, mesh = TrainConfig(run_folder=tmp_path / "run"), make_mesh(MeshConfig())
+    with open_run_folder(config, mesh, NoData()) as folder:
+        (folder / "metrics.jsonl").write_text("{}")
+        before = content(folder)
+        for fresh in (False, True):
+            with pytest.raises(FolderRefused) as caught:
+                opened(dataclasses.replace(config, fresh=fresh))
+            assert caught.value.reason == "locked" and content(folder) == before
 
 
 def test_a_folder_with_a_config_of_someone_elses_is_no_training(tmp_path: Path) -> None:
