@@ -2,12 +2,15 @@
 
 A block is so many consecutive units. Of each part (`augmented`, …) it has a shard of its own,
 numbered as the block is, and a file of what was rejected. All are written under temporary names,
-synced, renamed, and only then is the block finished in the ledger.
+synced, renamed, and only then is the block finished in the ledger. One with requests that the
+engine could not answer is written too, but not finished: the next run asks for them again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,20 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines.base import Completion, Engine, Request
+from data_gen.failed_requests import FailedRequests
 from data_gen.ledger import Ledger
 from data_gen.outputs import OutputFolder, RejectedPiece
 from data_gen.runner import Done, Progress, Unit, Usage, no_progress, run_units
 from ipt_jax.records import (
     DEFAULT_OPTIONS,
+    MANIFEST_NAME,
     Manifest,
     Record,
     ShardInfo,
     atomic_write,
+    file_sha256,
     serialize,
     shard_name,
 )
 from ipt_jax.shard_file import ShardFile
 
+_SHARD = re.compile(r"part-\d{5,}\.arrayrecord(\.tmp)?")
 _SAMPLES = 8  # shown to a person, of the first block
 
 
@@ -62,6 +69,8 @@ class BlockTotals:
     """The first records."""
     usage: Usage
     """Of all units."""
+    failed: FailedRequests
+    """Requests without an answer."""
 
 
 def run_blocks[U: Unit, R](
@@ -80,9 +89,9 @@ def run_blocks[U: Unit, R](
 ) -> BlockTotals:
     """Bring every block of `units` to its end and write the manifests of `parts`.
 
-    Finished blocks are passed over: nothing of them is read but their results. One whose files are
-    gone is made again from the ledger. `units` are read one after another; `output_of` must be a
-    pure function of the unit and its outcome.
+    Finished blocks are passed over: their files are only compared with their checksums. One whose
+    files are gone or changed is made again from the ledger. `units` are read one after another;
+    `output_of` must be a pure function of the unit and its outcome.
 
     Raises:
       UserError: as run_units, and where a shard cannot be written.
@@ -90,6 +99,9 @@ def run_blocks[U: Unit, R](
     count = -(-len(units) // units_per_block)
     finished = _finished(ledger, folder, count)
     todo = [number for number in range(count) if number not in finished]
+    for part in parts if todo else ():  # no reader takes the folder for whole meanwhile
+        (folder.shards(part) / MANIFEST_NAME).unlink(missing_ok=True)
+    failed = FailedRequests()
 
     def members(number: int) -> range:
         first = number * units_per_block
@@ -108,31 +120,34 @@ def run_blocks[U: Unit, R](
     )
     with contextlib.closing(ended):
         for number in todo:
+            before = failed.failed
             with _Block(folder, number) as block:
                 for _ in members(number):
                     done = next(ended)
+                    failed.add(done.errors)
                     output = output_of(done)
                     rejected.update(piece.reason for piece in output.rejected)
                     block.add(output, done.usage)
                 finished[number] = block.publish()
-            ledger.finish_block(number, finished[number])
+            if failed.failed == before:
+                ledger.finish_block(number, finished[number])
         for done in ended:
             raise RuntimeError(f"the unit {done.unit.id} ended though it was not begun")
     ordered = [finished[number] for number in range(count)]
     for part in parts:
         _write_manifest(folder.shards(part), ordered, part)
-    return _totals(ordered)
+    return _totals(ordered, failed)
 
 
 def _finished(ledger: Ledger, folder: OutputFolder, count: int) -> dict[int, dict[str, Any]]:
-    """Results of the blocks whose files are still there."""
+    """Results of the blocks whose files are still as they were written."""
     found = {}
     for number, result in ledger.blocks().items():
-        files = [(folder.rejected_pieces(number), result["rejected_bytes"])]
+        files = [(folder.rejected_pieces(number), result.get("rejected_sha256"))]
         for part, info in result["shards"].items():
-            files.append((folder.shards(part) / info["name"], info["bytes"]))
-        sizes = [path.stat().st_size if path.is_file() else None for path, _ in files]
-        if number < count and sizes == [size for _, size in files]:
+            files.append((folder.shards(part) / info["name"], info["sha256"]))
+        whole = all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in files)
+        if number < count and whole:
             found[number] = result
         else:
             ledger.forget_block(number)
@@ -184,7 +199,7 @@ class _Block:
             shard.publish()
         return {
             "shards": {part: asdict(info) for part, info in infos.items()},
-            "rejected_bytes": len(rejected),
+            "rejected_sha256": hashlib.sha256(rejected).hexdigest(),
             "counts": dict(self._counts),
             "rejected": dict(self._reasons),
             "unused": self._unused,
@@ -197,14 +212,14 @@ def _write_manifest(folder: Path, results: Sequence[Mapping[str, Any]], part: st
     infos = [ShardInfo(**r["shards"][part]) for r in results if part in r["shards"]]
     folder.mkdir(parents=True, exist_ok=True)
     names = {info.name for info in infos}
-    for path in folder.glob("part-*.arrayrecord*"):
-        if path.name not in names:
+    for path in folder.iterdir():
+        if _SHARD.fullmatch(path.name) and path.name not in names:
             path.unlink()  # of an earlier run, or of one that was killed
     Manifest(folder, tuple(infos)).write(folder)
 
 
-def _totals(results: Sequence[Mapping[str, Any]]) -> BlockTotals:
-    totals = BlockTotals(Counter(), Counter(), {}, [], Usage())
+def _totals(results: Sequence[Mapping[str, Any]], failed: FailedRequests) -> BlockTotals:
+    totals = BlockTotals(Counter(), Counter(), {}, [], Usage(), failed)
     usage = Usage()
     for result in results:
         totals.counts.update(result["counts"])
@@ -212,4 +227,5 @@ def _totals(results: Sequence[Mapping[str, Any]]) -> BlockTotals:
         totals.unused.update(result["unused"])
         totals.samples.extend(result["samples"])
         usage += Usage(**result["usage"])
-    return BlockTotals(totals.counts, totals.rejected, totals.unused, totals.samples, usage)
+    failed.requests = usage.completions
+    return replace(totals, usage=usage)

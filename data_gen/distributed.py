@@ -20,9 +20,11 @@ from data_gen.engines.base import Completion, Engine, Prompt, Request
 from data_gen.engines.config import RayConfig
 from data_gen.engines.isolation import isolated
 from data_gen.engines.streaming import Feed
+from data_gen.engines.waiting import WaitNotice
 from ipt_jax.errors import UserError
 
 _WAIT_SECONDS = 0.05  # between two looks at a source that had nothing ready
+_LOOK_SECONDS = 1.0  # between two looks at actors that load
 _HANDED_AT_ONCE = 64  # requests in one call of an actor
 
 
@@ -133,7 +135,7 @@ class RayEngine:
         """See Engine. Requests go to the actor that has the fewest."""
         self._call += 1
         feed, again = Feed(requests), deque[Request]()
-        worked = time.monotonic()
+        worked, notice = time.monotonic(), WaitNotice()
         try:
             while True:
                 self._hand_out(feed, again)
@@ -143,7 +145,10 @@ class RayEngine:
                     return
                 elif again and time.monotonic() - worked > self._config.start_seconds:
                     raise self._nowhere()
-                yield from self._take(again)
+                for completion in self._take(again):
+                    notice.restart()
+                    yield completion
+                notice.look(self._waits_for_answers)
         finally:
             for remote in self._remotes:
                 remote.asked.clear()  # what still comes of this call is passed over
@@ -180,15 +185,41 @@ class RayEngine:
         return _Remote(actor, stream, actor.context_tokens.remote())
 
     def _first_answer(self) -> int:
-        loaded = [remote.loaded for remote in self._remotes]
-        ready, _ = self._ray.wait(loaded, num_returns=1, timeout=self._config.start_seconds)
-        if not ready:
-            raise self._nowhere()
-        try:
-            return self._ray.get(ready[0])
-        except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"a Ray actor could not open its engine: {reason}") from error
+        until, notice = time.monotonic() + self._config.start_seconds, WaitNotice()
+        while (left := until - time.monotonic()) > 0:
+            waiting = {remote.loaded: remote for remote in self._remotes}
+            ready, _ = self._ray.wait(list(waiting), timeout=min(left, _LOOK_SECONDS))
+            if not ready:
+                notice.look(self._waits_for)
+                continue
+            try:
+                return self._ray.get(ready[0])
+            except self._ray.exceptions.RayActorError as error:
+                if error.actor_init_failed:  # it would fail anywhere
+                    raise self._cannot_open(error) from error
+                self._replace(waiting[ready[0]], deque())  # killed, or its node is gone
+            except self._ray.exceptions.RayError as error:
+                raise self._cannot_open(error) from error
+        raise self._nowhere()
+
+    def _waits_for(self, seconds: float) -> str:
+        return (
+            f"waiting since {seconds:.0f} s for the first of {self._config.actors} Ray actors to "
+            f"load its engine, at most {self._config.start_seconds:g} s "
+            "(`engine.ray.start_seconds`); `ray status` shows what the cluster has."
+        )
+
+    def _waits_for_answers(self, seconds: float) -> str:
+        asked = [len(remote.asked) for remote in self._remotes]
+        ready = sum(remote.ready for remote in self._remotes)
+        return (
+            f"no Ray actor has answered anything for {seconds:.0f} s: {sum(asked):,} requests are "
+            f"with {ready} of {len(asked)} actors that have loaded, {self._lost} were lost."
+        )
+
+    def _cannot_open(self, error: Exception) -> UserError:
+        reason = str(error).strip().splitlines()[-1]
+        return UserError(f"a Ray actor could not open its engine: {reason}")
 
     def _nowhere(self) -> UserError:
         return UserError(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
@@ -17,35 +19,60 @@ from typing import Any, Self
 
 from data_gen.engines.base import Completion, TokenLogprob
 from ipt_jax.errors import UserError
-from ipt_jax.folder_lock import folder_lock
 
+_LOG = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.sqlite"
+# For the marker of a run folder; earlier versions had a lock of its own.
+LEDGER_FILES = (LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-shm", "ledger.lock")
 _COMMIT_EVERY = 16  # completions; at most so many are asked again after a kill
+_COLUMNS = "unit, turn, text, finish_reason, prompt_tokens, completion_tokens, logprobs"
+# What SQLite says where the file is whole but could not be written or opened.
+_NOT_DAMAGE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY} | {
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+}
+
+
+@contextlib.contextmanager
+def ledger_errors(path: Path) -> Iterator[None]:
+    """Whatever SQLite raises as a UserError that names the file and says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in _NOT_DAMAGE:
+        return UserError(
+            f"{path} cannot be written ({error}): free disk space or give yourself the right to "
+            "write there, then run the same command again; nothing that was stored is lost."
+        )
+    return UserError(
+        f"{path} cannot be used ({error}): it is damaged, or another program made it. Put a copy "
+        f"of it back, or save what can be read (`sqlite3 {path.name} .recover`), or start over "
+        "with --fresh, which asks for everything anew."
+    )
 
 
 class Ledger:
     """Completions by (unit, turn). A completion once stored is never asked for again.
 
-    One process at a time. Raises UserError where another run holds the folder, where the folder
-    belongs to a run of another config, and where the file is damaged.
+    One process at a time, that holds the run folder. An answer that does not match its checksum
+    counts as not there. Raises UserError where the file is damaged or cannot be written.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER_NAME
-        self._uncommitted = 0
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(folder_lock(folder, "ledger.lock"))
-            try:
-                self._open(fingerprint)
-            except sqlite3.DatabaseError as error:
-                raise UserError(
-                    f"{self.path} cannot be used ({error}): the file is damaged or the disk is "
-                    "full. Free space and run again, or start over with --fresh."
-                ) from error
-            self._lock = stack.pop_all()
+        self._uncommitted = self._damaged = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with ledger_errors(self.path):
+            self._open()
 
-    def _open(self, fingerprint: Mapping[str, Any]) -> None:
+    def _open(self) -> None:
         self._db = sqlite3.connect(self.path)
+        self._db.text_factory = _text
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last commits
         self._db.executescript(
@@ -53,24 +80,17 @@ class Ledger:
             CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
             CREATE TABLE IF NOT EXISTS completions (
               unit TEXT, turn INTEGER, text TEXT, finish_reason TEXT, prompt_tokens INTEGER,
-              completion_tokens INTEGER, logprobs TEXT, PRIMARY KEY (unit, turn)
+              completion_tokens INTEGER, logprobs TEXT, checksum INTEGER, PRIMARY KEY (unit, turn)
             ) WITHOUT ROWID;
             CREATE TABLE IF NOT EXISTS blocks (number INTEGER PRIMARY KEY, result TEXT);
             """
         )
-        stored = self._meta("fingerprint")
-        if stored is None:
-            self._set_meta("fingerprint", json.dumps(dict(fingerprint), sort_keys=True))
-            self._db.commit()
-            return
-        before, now = json.loads(stored), json.loads(json.dumps(dict(fingerprint)))
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if changed:
-            self._db.close()
-            raise UserError(
-                f"{self.path.parent} belongs to a run with other settings ({', '.join(changed)} "
-                "changed): start over with --fresh, or choose another `output` folder."
-            )
+        columns = [row[1] for row in self._db.execute("PRAGMA table_info(completions)")]
+        if "checksum" not in columns:  # of a version before; its answers are taken as they are
+            self._db.execute("ALTER TABLE completions ADD COLUMN checksum INTEGER")
+        # What is missing is told now, not when the first answer has been paid for.
+        self._db.execute(f"SELECT {_COLUMNS}, checksum FROM completions LIMIT 1").fetchall()
+        self._db.execute("SELECT number, result FROM blocks LIMIT 1").fetchall()
 
     def __enter__(self) -> Self:
         return self
@@ -86,30 +106,32 @@ class Ledger:
             self.commit()
         finally:
             self._db.close()
-            self._lock.close()
+            if self._damaged:
+                _LOG.warning("%s: %d damaged answers were passed over", self.path, self._damaged)
 
     def get(self, unit: str, turn: int) -> Completion | None:
         """The completion stored for this turn."""
-        row = self._db.execute(
-            "SELECT text, finish_reason, prompt_tokens, completion_tokens, logprobs "
-            "FROM completions WHERE unit = ? AND turn = ?",
-            (unit, turn),
-        ).fetchone()
-        if row is None:
-            return None
-        *plain, logprobs = row
-        found = None if logprobs is None else tuple(map(_logprob, json.loads(logprobs)))
-        return Completion(f"{unit}/{turn}", *plain, logprobs=found)
+        sql = f"SELECT {_COLUMNS}, checksum FROM completions WHERE unit = ? AND turn = ?"
+        for row in self._execute(sql, (unit, turn)):
+            completion = _completion(row)
+            self._damaged += completion is None
+            return completion
+        return None
 
     def put(self, unit: str, turn: int, completion: Completion) -> None:
-        """Store a completion; durable after the next commit, at most 16 later."""
+        """Store a completion; durable after the next commit, at most 16 later.
+
+        Later turns of the unit are forgotten: they answered what followed on another completion.
+        """
         c = completion
-        self._db.execute(
-            "INSERT INTO completions VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(unit, turn, c.text, c.finish_reason, c.prompt_tokens, c.completion_tokens),
-                None if c.logprobs is None else json.dumps([astuple(one) for one in c.logprobs]),
-            ),
+        row = (
+            *(unit, turn, c.text, c.finish_reason, c.prompt_tokens, c.completion_tokens),
+            None if c.logprobs is None else json.dumps([astuple(one) for one in c.logprobs]),
+        )
+        self._execute("DELETE FROM completions WHERE unit = ? AND turn >= ?", (unit, turn))
+        self._execute(
+            f"INSERT INTO completions ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, _checksum(row)),
         )
         self._uncommitted += 1
         if self._uncommitted >= _COMMIT_EVERY:
@@ -117,13 +139,8 @@ class Ledger:
 
     def commit(self) -> None:
         """Make everything stored durable."""
-        try:
+        with ledger_errors(self.path):
             self._db.commit()
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error}): free disk space, then run the same "
-                "command again; nothing that was stored is lost."
-            ) from error
         self._uncommitted = 0
 
     def add_seconds(self, seconds: float) -> None:
@@ -134,28 +151,34 @@ class Ledger:
     @property
     def seconds(self) -> float:
         """Time that all runs together spent generating."""
-        return float(self._meta("seconds") or 0.0)
+        return float(self._json(self._meta("seconds") or "0"))
 
     def blocks(self) -> dict[int, dict[str, Any]]:
         """The results of the blocks whose output is whole, by number."""
-        rows = self._db.execute("SELECT number, result FROM blocks ORDER BY number")
-        return {number: json.loads(result) for number, result in rows}
+        found = {}
+        for number, result in self._execute("SELECT number, result FROM blocks ORDER BY number"):
+            text = _unsealed(result)
+            if text is None:
+                self.forget_block(number)
+            else:
+                found[number] = json.loads(text)
+        return found
 
     def finish_block(self, number: int, result: Mapping[str, Any]) -> None:
         """A block's output is on the disk: a later run passes over it."""
-        text = json.dumps(dict(result), ensure_ascii=False)
-        self._db.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?)", (number, text))
+        text = _sealed(json.dumps(dict(result), ensure_ascii=False))
+        self._execute("INSERT OR REPLACE INTO blocks VALUES (?, ?)", (number, text))
         self.commit()
 
     def forget_block(self, number: int) -> None:
         """Its output is gone; it is made again from the completions."""
-        self._db.execute("DELETE FROM blocks WHERE number = ?", (number,))
+        self._execute("DELETE FROM blocks WHERE number = ?", (number,))
         self.commit()
 
     def note(self, key: str) -> Any:
         """What `set_note` stored under `key`; None where nothing."""
         found = self._meta(f"note {key}")
-        return None if found is None else json.loads(found)
+        return None if found is None else self._json(found)
 
     def set_note(self, key: str, value: Any) -> None:
         """Keep something that JSON can hold."""
@@ -163,11 +186,50 @@ class Ledger:
         self.commit()
 
     def _meta(self, key: str) -> str | None:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        rows = self._execute("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
 
     def _set_meta(self, key: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _json(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise _broken(self.path, error) from error
+
+    def _execute(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise _broken(self.path, error) from error
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")  # bytes that are no UTF-8 fail the checksum, not the read
+
+
+def _checksum(row: Sequence[Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())
+
+
+def _sealed(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x} {text}"
+
+
+def _unsealed(text: str) -> str | None:
+    inner = text[9:]
+    return inner if text == _sealed(inner) else None
+
+
+def _completion(row: Sequence[Any]) -> Completion | None:
+    """What a row of _COLUMNS and checksum holds; None where that was changed on the disk."""
+    *stored, checksum = row
+    if checksum is not None and checksum != _checksum(stored):
+        return None
+    unit, turn, *plain, logprobs = stored
+    found = None if logprobs is None else tuple(map(_logprob, json.loads(logprobs)))
+    return Completion(f"{unit}/{turn}", *plain, logprobs=found)
 
 
 def _logprob(stored: Sequence[Any]) -> TokenLogprob:
@@ -175,9 +237,37 @@ def _logprob(stored: Sequence[Any]) -> TokenLogprob:
     return TokenLogprob(token, logprob, tuple((text, value) for text, value in likeliest))
 
 
-def stored_token_counts(folder: Path) -> list[tuple[int, int]]:
-    """Prompt and completion tokens of every completion in a folder's ledger, which is closed."""
-    with contextlib.closing(sqlite3.connect(folder / LEDGER_NAME)) as database:
-        return database.execute(
-            "SELECT prompt_tokens, completion_tokens FROM completions"
-        ).fetchall()
+class ClosedLedger:
+    """The ledger of a run that has ended, only read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError, here and below, where the file is missing or damaged."""
+        self.path = folder / LEDGER_NAME
+        with ledger_errors(self.path):
+            address = f"{self.path.resolve().as_uri()}?mode=ro"
+            self._db = sqlite3.connect(address, uri=True)
+            self._db.text_factory = _text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def of_unit(self, unit: str) -> list[tuple[int, Completion]]:
+        """Turns and completions of a unit, in order."""
+        found = []
+        for row in self._rows("SELECT * FROM completions WHERE unit = ? ORDER BY turn", unit):
+            completion = _completion(row if len(row) == 8 else (*row, None))
+            if completion is None:
+                raise _broken(self.path, ValueError(f"the answer to {unit}/{row[1]} was changed"))
+            found.append((row[1], completion))
+        return found
+
+    def token_counts(self) -> list[tuple[int, int]]:
+        """Prompt and completion tokens of every completion."""
+        return self._rows("SELECT prompt_tokens, completion_tokens FROM completions")
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with ledger_errors(self.path):
+            return self._db.execute(sql, values).fetchall()

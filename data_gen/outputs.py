@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.ledger import LEDGER_NAME
+from data_gen.ledger import LEDGER_FILES, LEDGER_NAME
+from ipt_jax.core.files import atomic_write, naming
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError
-from ipt_jax.records import Manifest, atomic_write
+from ipt_jax.records import SHARD_FILES, RecordSource
 
-_OTHER_FILES = ("samples.json", "card.md", "progress.jsonl", "report.html")
+_OWNS = (
+    *(*RUN_FILES, *LEDGER_FILES, "summary.json", "samples.json", "card.md", "progress.jsonl"),
+    *("report.html", "rejected/documents.jsonl", "rejected/pieces-#.jsonl"),
+)
 RejectLine = Callable[[str, str, str, str], None]
 
 
@@ -55,44 +61,39 @@ class OutputFolder:
         """File of what was not used of a block's generations."""
         return self.folder / "rejected" / f"pieces-{block:05d}.jsonl"
 
-    def clear(self) -> None:
-        """Delete what a run left here, and nothing else.
+    def hold(
+        self, kind: str, fingerprint: Mapping[str, Any], *, fresh: bool, owns: Sequence[str] = ()
+    ) -> RunFolder:
+        """The folder for a run of `kind`; `owns`: files that it writes beside those of every run.
 
-        Raises UserError where the folder holds files but none of a synthesis run.
+        Raises FolderRefused as RunFolder.open.
         """
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return
-        if not (self.folder / LEDGER_NAME).exists():
-            raise UserError(
-                f"{self.folder} holds files but no {LEDGER_NAME}: --fresh deletes only what a "
-                "synthesis run left. Choose another `output` or empty the folder yourself."
-            )
-        self._summary.unlink(missing_ok=True)
-        for name in ("shards", "rejected"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        files = (self.folder / name for name in _OTHER_FILES)
-        for path in (*self.folder.glob(f"{LEDGER_NAME}*"), *files):
-            path.unlink(missing_ok=True)
+        shards = (f"shards/{part}/{name}" for part in self._parts for name in SHARD_FILES)
+        return RunFolder.open(
+            self.folder,
+            kind,
+            prints_of(fingerprint),
+            owns=(*_OWNS, *shards, *owns),
+            fresh=fresh,
+            legacy=_before_markers,
+        )
 
-    def finished(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The summary, where a run of the same settings ended here and its shards are there."""
+    def finished(self) -> dict[str, Any] | None:
+        """The summary, where the run that is held ended and its shards are there."""
         try:
             content = json.loads(self._summary.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        if content.pop("fingerprint", None) != json.loads(json.dumps(dict(fingerprint))):
-            return None  # the ledger tells the user what differs
-        if not all(map(self.is_whole, self._parts)):
-            return None
-        return content
+        content.pop("fingerprint", None)
+        return content if all(map(self.is_whole, self._parts)) else None
 
     def is_whole(self, part: str) -> bool:
-        """Whether a part has a manifest and every shard in it."""
+        """Whether a part has a manifest and every shard in it, with the bytes it was given."""
         try:
-            shards = Manifest.load(self.shards(part)).shards
+            RecordSource(self.shards(part), verify=True)
         except UserError:
             return False
-        return all((self.shards(part) / shard.name).is_file() for shard in shards)
+        return True
 
     def begin(self) -> None:
         """Make the folder unfinished and ready to write."""
@@ -114,7 +115,7 @@ class OutputFolder:
         """Take (id, where, reason, detail) lines; the file appears when the block ends well."""
         path = self.folder / "rejected" / "documents.jsonl"
         temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
 
             def write(*piece: str) -> None:
                 file.write(RejectedPiece(*piece).line())
@@ -123,3 +124,19 @@ class OutputFolder:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def _before_markers(folder: Path) -> dict[str, str] | None:
+    """The fingerprint in the ledger of a run that an earlier version began; None without one."""
+    path = folder / LEDGER_NAME
+    if not path.is_file():
+        return None
+    # A ledger that was closed has no log beside it; looking at it then makes none either.
+    how = "mode=ro" if path.with_name(f"{LEDGER_NAME}-wal").exists() else "immutable=1"
+    address = f"{path.resolve().as_uri()}?{how}"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
+            rows = database.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchall()
+        return prints_of(json.loads(rows[0][0])) if rows else None
+    except (sqlite3.Error, ValueError, AttributeError):
+        return None

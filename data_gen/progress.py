@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from data_gen.runner import Status
+from ipt_jax.core.files import append_lines
 
 LOG_NAME = "progress.jsonl"
 _SHOW_SECONDS = 0.1  # thousands of completions a second need not all be drawn
@@ -61,6 +62,8 @@ def describe(status: Status, gpus: int = 0, price_per_gpu_hour: float = 0.0) -> 
     if status.rejected:
         reason, count = max(status.rejected.items(), key=lambda item: item[1])
         said.append(f"{sum(status.rejected.values()):,} rejected ({count:,} {reason})")
+    if status.requests_failed:
+        said.append(f"{status.requests_failed:,} requests failed")
     if gpus:
         hours = status.seconds / 3600 * gpus
         said.append(f"{hours:,.2f} GPU hours")
@@ -103,8 +106,7 @@ class ProgressLog:
         # asdict would make nonsense of a Counter.
         plain = replace(status, rejected=dict(status.rejected))
         line = {**asdict(plain), "at": round(time.time(), 3)}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(self._path, json.dumps(line) + "\n")
 
     def __enter__(self) -> Self:
         return self

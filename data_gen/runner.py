@@ -54,6 +54,8 @@ class Status:
     """Units that ended, replayed ones included."""
     units_failed: int = 0
     """Those whose work raised an error."""
+    requests_failed: int = 0
+    """Requests that the engine could not answer, in this process."""
     turns_expected: int | None = None
     """Completions there will be at most, where the caller knows."""
     usage: Usage = field(default_factory=Usage)
@@ -99,6 +101,8 @@ class Done[U, R]:
     unit: U
     outcome: R | Failure
     usage: Usage
+    errors: tuple[Completion, ...] = ()
+    """What the engine could not answer; not stored, so that a later run asks again."""
 
 
 @dataclass
@@ -110,6 +114,7 @@ class _Flight[U, R]:
     turn: int = 0
     retries: int = 0
     usage: Usage = field(default_factory=Usage)
+    errors: list[Completion] = field(default_factory=list)
     done: bool = False
     outcome: R | Failure | None = None
 
@@ -261,6 +266,9 @@ class _Run[U: Unit, R]:
                 flight.retries += 1
                 self._ready.append((flight, request))
                 return
+            flight.errors.append(completion)
+            failed = self.status.requests_failed + 1
+            self.status = replace(self.status, requests_failed=failed)
         else:
             self._ledger.put(flight.unit.id, flight.turn, completion)
         flight.retries = 0
@@ -289,7 +297,7 @@ class _Run[U: Unit, R]:
         while self._order and self._order[0].done:
             flight = self._order.popleft()
             self.status = replace(self.status, units_done=self.status.units_done + 1)
-            yield Done(flight.unit, flight.outcome, flight.usage)  # type: ignore[arg-type]
+            yield Done(flight.unit, flight.outcome, flight.usage, tuple(flight.errors))  # type: ignore[arg-type]
 
     def _tell(self) -> None:
         self._progress(replace(self.status, seconds=time.monotonic() - self._begun))

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,8 +18,31 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from ipt_jax.core.files import atomic_write
 from ipt_jax.errors import RunStopped, UserError
+from ipt_jax.interrupts import INTERRUPTED
 
+# What a person can mend, and how; any other OSError is a fault of ours and keeps its traceback.
+_NOT_THERE = (
+    "what should be there is not (a volume that went, a file in a folder's place): see to it"
+)
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space, or put the output on another disk",
+    errno.EDQUOT: "your disk quota is used up: free some space, or write elsewhere",
+    errno.EFBIG: "files may not grow so large there: raise the limit, or write elsewhere",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "no permission to write there: change it, or choose another folder",
+    ),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENODEV, errno.ENXIO),
+        _NOT_THERE,
+    ),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),
+        "the volume does not answer: see that it is mounted and sound",
+    ),
+}
 _NAMED_PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain array-record numpy torch transformers vllm "
     "llguidance lm-eval sentencepiece tokenizers rensa py3langid resiliparse ray aiohttp"
@@ -188,7 +210,7 @@ def as_yaml(config: Any) -> str:
 def write_run_files(folder: Path, config: Any, *, devices: Sequence[str] = ()) -> None:
     """Write `config.yaml` and `environment.json` (commit, versions, devices) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+    atomic_write(folder / "config.yaml", as_yaml(config))
     versions = {}
     for name in _NAMED_PACKAGES:
         try:
@@ -205,23 +227,7 @@ def write_run_files(folder: Path, config: Any, *, devices: Sequence[str] = ()) -
         "devices": list(devices),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-
-
-def clear_run_folder(folder: Path) -> None:
-    """Delete a folder that `write_run_files` made; one that is not there is fine.
-
-    Raises:
-      UserError: the folder holds something and no config.yaml, so it is no run's.
-    """
-    if not folder.exists():
-        return
-    if any(folder.iterdir()) and not (folder / "config.yaml").exists():
-        raise UserError(
-            f"{folder}: not empty and no run of ours (no config.yaml), so it is not deleted; "
-            "choose another folder."
-        )
-    shutil.rmtree(folder)
+    atomic_write(folder / "environment.json", json.dumps(environment, indent=1))
 
 
 def _git(*arguments: str) -> str | None:
@@ -253,17 +259,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = error.code
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None or (error.filename is None and advice is _NOT_THERE):
             raise
-        advice = {
-            errno.ENOSPC: "the disk is full: free some space, or put the output on another disk",
-            errno.EDQUOT: "your disk quota is used up: free some space, or write elsewhere",
-        }.get(error.errno, "no permission to write there: change it, or choose another folder")
-        code = _complain(
-            f"{error.filename or 'output'}: {advice}; then run the same command again."
-        )
+        where = error.filename or "output"
+        code = _complain(f"{where}: {advice}; then run the same command again.")
     sys.exit(code)
 
 

@@ -1,15 +1,14 @@
-"""What a folder of record shards holds, and files written whole or not at all."""
+"""What a folder of record shards holds."""
 
 import hashlib
 import json
 import logging
-import os
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.files import atomic_write
 from ipt_jax.errors import UserError
 from ipt_jax.shards import ShardReader
 
@@ -17,34 +16,6 @@ _LOG = logging.getLogger(__name__)
 FORMAT = "ipt-jax-records/1"
 TOKENS_FORMAT = "ipt-jax-tokens/1"
 MANIFEST_NAME = "manifest.json"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write ``data`` so that ``path`` is either as before or whole: temporary, fsync, rename.
-
-    Raises OSError (disk full, no permission) and then leaves no temporary file.
-    """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "wb") as out:
-            out.write(data.encode() if isinstance(data, str) else data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -120,7 +91,7 @@ class Manifest:
                 )
                 for s in content["shards"]
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
                 f"{path} does not describe its shards as it should ({error!r}): it is damaged. "
                 "Write the shards again."
@@ -130,6 +101,14 @@ class Manifest:
                 raise UserError(
                     f"{path} names the shard {shard.name!r} outside its own folder: shards lie "
                     "beside their manifest. Write the shards again."
+                )
+            counts = {"text_bytes": shard.text_bytes, **shard.tokens}
+            # A record takes at least a byte of its file, so that a count beyond that is none.
+            if not 0 <= shard.records <= shard.bytes or min(counts.values()) < 0:
+                raise UserError(
+                    f"{path} gives the shard {shard.name} {shard.records:,} records in "
+                    f"{shard.bytes:,} bytes, {counts}: that cannot be, so it is damaged. Copy it "
+                    "again or write the shards again."
                 )
         details = content.get("details")
         return cls(Path(folder), shards, format, details if isinstance(details, dict) else {})

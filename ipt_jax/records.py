@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from google.protobuf.message import DecodeError
 
+from ipt_jax.core.files import sync_folder
 from ipt_jax.errors import DamagedRecord, UserError
 from ipt_jax.example_proto import example_class
 from ipt_jax.manifest import (
@@ -24,13 +25,13 @@ from ipt_jax.manifest import (
     atomic_write,
     check_shards,
     file_sha256,
-    sync_folder,
 )
 from ipt_jax.shard_file import ShardFile, TokenCounter, shard_errors
 
 __all__ = [
     "DEFAULT_OPTIONS",
     "MANIFEST_NAME",
+    "SHARD_FILES",
     "Manifest",
     "Record",
     "RecordSource",
@@ -56,6 +57,8 @@ def shard_name(number: int) -> str:
 
 # What a new set of shards replaces: shards and the indexes kept beside them.
 _OURS = re.compile(r"part-\d{5,}\.arrayrecord|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy")
+SHARD_FILES = ("part-#.arrayrecord", MANIFEST_NAME, "lengths-*.npy", "rows-*.npy")
+"""Names of what a folder of shards holds, for the marker of a run folder."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,8 @@ class ShardWriter:
 
     def _remove_temporary(self) -> None:
         for path in self.folder.glob("part-*.arrayrecord.tmp"):
-            path.unlink(missing_ok=True)
+            if _OURS.fullmatch(path.stem):
+                path.unlink(missing_ok=True)
 
 
 class RecordSource:

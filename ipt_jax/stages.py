@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.files import atomic_write
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder
 from ipt_jax.errors import UserError
-from ipt_jax.records import atomic_write
+
+_NAME = "stages.json"
 
 
 class Stages:
@@ -20,7 +23,7 @@ class Stages:
     """
 
     def __init__(self, folder: Path):
-        self._path = folder / "stages.json"
+        self._path = folder / _NAME
         self._done: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             try:
@@ -30,6 +33,17 @@ class Stages:
                     f"{self._path}: not valid JSON ({error}); delete it, and every stage is "
                     "checked anew."
                 ) from error
+
+    @staticmethod
+    def hold(folder: Path, kind: str, folders: Sequence[str], *, fresh: bool) -> RunFolder:
+        """The folder of a job of `kind`; `folders`: those of its stages within it.
+
+        What a stage may go on with, its own folder says. Raises FolderRefused as RunFolder.open.
+        """
+        owns = (*RUN_FILES, _NAME, "report.html")
+        return RunFolder.open(
+            folder, kind, {}, owns=owns, folders=folders, fresh=fresh, legacy=_before_markers
+        )
 
     def run(
         self,
@@ -58,3 +72,13 @@ class Stages:
     def seconds(self) -> dict[str, float]:
         """How long each finished stage took when it last ran."""
         return {name: done["seconds"] for name, done in self._done.items()}
+
+
+def _before_markers(folder: Path) -> dict[str, str] | None:
+    """Whether an earlier version ran its stages here."""
+    try:
+        done = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+        ours = all({"inputs", "result", "seconds"} <= stage.keys() for stage in done.values())
+    except (OSError, ValueError, AttributeError):
+        return None
+    return {} if ours else None

@@ -6,15 +6,18 @@ python launch/analyse.py corpus --config configs/analyse/ipt_corpus.yaml
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from ipt_jax.interrupts import importing
 
-from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis, SynthesizerAnalysis
-from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
-from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
-from data_gen.progress import terminal_progress
-from ipt_jax.configuration import parse_config, run_main, write_run_files
-from ipt_jax.evaluation.analysis_page import analysis_report
+with importing():
+    import argparse
+
+    from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis, SynthesizerAnalysis
+    from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
+    from data_gen.instruction_pretrain.analysis.report import hold_analysis
+    from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
+    from data_gen.progress import terminal_progress
+    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.evaluation.analysis_page import analysis_report
 
 KINDS = {
     "synthesizer": (SynthesizerAnalysis, analyse_synthesizer),
@@ -36,12 +39,14 @@ def main() -> None:
     config = parse_config(
         cls, given.keys, prog=f"{parser.prog} {given.kind}", description=parser.description or ""
     )
-    report = analyse(
-        config, bars=terminal_progress, on_start=lambda folder: write_run_files(folder, config)
-    )
-    print(report.markdown())
-    folder = Path(config.output).expanduser().resolve()
-    print(f"written to {folder}, with tables.md and {analysis_report(folder).name}")
+    with hold_analysis(config.output, f"{given.kind}_analysis") as run:
+        report = analyse(
+            config, bars=terminal_progress, on_start=lambda folder: write_run_files(folder, config)
+        )
+        run.finish()
+        print(report.markdown())
+        folder = run.path.resolve()
+        print(f"written to {folder}, with tables.md and {analysis_report(folder).name}")
 
 
 if __name__ == "__main__":

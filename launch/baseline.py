@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
+from ipt_jax.interrupts import importing
 
-from data_gen.baselines.config import ReadingComprehensionConfig
-from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
-from data_gen.baselines.stage import run_reading_comprehension
-from data_gen.progress import terminal_progress
-from ipt_jax.configuration import parse_config, run_main, write_run_files
-from ipt_jax.errors import UserError, nearest
+with importing():
+    import json
+    import sys
+    from pathlib import Path
+    from typing import Any
+
+    from data_gen.baselines.config import ReadingComprehensionConfig
+    from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
+    from data_gen.baselines.stage import run_reading_comprehension
+    from data_gen.progress import terminal_progress
+    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.errors import UserError, nearest
 
 USAGE = """usage: launch/baseline.py {reading_comprehension,random_pairs} [--help] [--key value ...]
 

@@ -1,15 +1,18 @@
 """Convert weights: launch/convert.py to-hf --run RUN [--verify] | from-hf --folder FOLDER."""
 
-import sys
+from ipt_jax.interrupts import importing
 
-from ipt_jax.configuration import parse_config, run_main
-from ipt_jax.errors import UserError
-from ipt_jax.hf.convert import (
-    FromHuggingFaceConfig,
-    ToHuggingFaceConfig,
-    from_hugging_face_folder,
-    to_hugging_face_folder,
-)
+with importing():
+    import sys
+
+    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.errors import UserError
+    from ipt_jax.hf.convert import (
+        FromHuggingFaceConfig,
+        ToHuggingFaceConfig,
+        from_hugging_face_folder,
+        to_hugging_face_folder,
+    )
 
 USAGE = """usage: launch/convert.py {to-hf,from-hf} [--help] [--key value ...]
 

@@ -1,7 +1,10 @@
 """Measure exported models: python launch/evaluate.py --config configs/evaluate/NAME.yaml."""
 
-from ipt_jax.configuration import parse_config, run_main, write_run_files
-from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models, format_table
+from ipt_jax.interrupts import importing
+
+with importing():
+    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models, format_table
 
 
 def main() -> None:
@@ -13,8 +16,7 @@ def main() -> None:
         "results.json with 95% confidence intervals.",
     )
     config.check()
-    write_run_files(config.output, config)
-    results = evaluate_models(config)
+    results = evaluate_models(config, lambda folder: write_run_files(folder, config))
     print(format_table(results))
     print(f"wrote {config.output / 'results.json'}")
 

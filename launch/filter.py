@@ -5,16 +5,19 @@ python launch/filter.py --config configs/quality/raw_corpus.yaml
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
+from ipt_jax.interrupts import importing
 
-from rich.console import Console
-from rich.progress import Progress
+with importing():
+    import json
+    import sys
+    from pathlib import Path
 
-from data_gen.quality.decontaminate import RULES, SetCounts, contamination_table
-from data_gen.quality.stage import FilterConfig, run_filter
-from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from data_gen.quality.decontaminate import RULES, SetCounts, contamination_table
+    from data_gen.quality.stage import FilterConfig, failed_requests, run_filter
+    from ipt_jax.configuration import parse_config, run_main, write_run_files
 
 
 def main() -> None:
@@ -42,7 +45,10 @@ def main() -> None:
             counts = {name: SetCounts(**found) for name, found in step["evaluations"].items()}
             print(f"\n{step['gate']}\n\n{contamination_table(counts)}\n")
     print(f"{summary['in']} in = {summary['out']} out + {summary['rejected']} rejected")
-    print(f"written to {Path(config.output).resolve()}")
+    folder = Path(config.output).expanduser().resolve()
+    print(f"written to {folder}")
+    failed = failed_requests(summary["gates"])
+    failed.tell(config.judge.engine.max_failed_share, folder / "rejected")
 
 
 if __name__ == "__main__":

@@ -6,29 +6,36 @@ on where it stopped and skips what is done; --fresh starts over.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from ipt_jax.interrupts import importing
 
-from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import run_synthesis
-from data_gen.progress import terminal_progress
-from ipt_jax.configuration import (
-    as_yaml,
-    clear_run_folder,
-    parse_config,
-    run_main,
-    write_run_files,
-)
-from ipt_jax.errors import UserError
-from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
-from ipt_jax.evaluation.report import quickstart_report
-from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
-from ipt_jax.stages import Stages
-from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.loop import train
+with importing():
+    import dataclasses
+    import functools
+    from dataclasses import dataclass, field
+    from pathlib import Path
+    from typing import Any
+
+    from data_gen.failed_requests import FailedRequests
+    from data_gen.instruction_pretrain.config import SynthesisConfig
+    from data_gen.instruction_pretrain.pipeline import run_synthesis, synthesis_prints
+    from data_gen.progress import terminal_progress
+    from ipt_jax.configuration import (
+        as_yaml,
+        parse_config,
+        run_main,
+        write_run_files,
+    )
+    from ipt_jax.data.pipeline import open_mixture
+    from ipt_jax.errors import UserError
+    from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
+    from ipt_jax.evaluation.report import quickstart_report
+    from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
+    from ipt_jax.stages import Stages
+    from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.loop import train
+    from ipt_jax.training.run_folder import run_prints
+
+FOLDERS = ("synthesis", "train_*", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,10 @@ def scaled(config: QuickstartConfig) -> QuickstartConfig:
 def synthesize(config: SynthesisConfig) -> dict[str, Any]:
     with terminal_progress("synthesize") as progress:
         on_start = functools.partial(write_run_files, config=config)
-        return run_synthesis(config, progress, on_start=on_start)
+        summary = run_synthesis(config, progress, on_start=on_start)
+    rejected = Path(config.output) / "rejected"
+    FailedRequests.of_summary(summary).tell(config.engine.max_failed_share, rejected)
+    return summary
 
 
 def run(config: QuickstartConfig) -> Path:
@@ -82,7 +92,7 @@ def run(config: QuickstartConfig) -> Path:
     synthesis = folder / "synthesis"
     summary = stages.run(
         "synthesis",
-        {"config": as_yaml(config.synthesis)},
+        {"config": as_yaml(config.synthesis), "content": synthesis_prints(config.synthesis)},
         [synthesis / "summary.json"],
         lambda: synthesize(config.synthesis),
     )
@@ -97,9 +107,10 @@ def run(config: QuickstartConfig) -> Path:
                 config.training.data, mixture=mixture, root=str(synthesis / "shards")
             ),
         )
+        content = run_prints(training, open_mixture(training.data))
         trained = stages.run(
             f"training on {name}",
-            {"config": as_yaml(training), "synthesis": summary},
+            {"config": as_yaml(training), "synthesis": summary, "content": content},
             [runs[name] / "summary.json"],
             functools.partial(train, training),
         )
@@ -140,9 +151,8 @@ def main() -> None:
             default="configs/quickstart.yaml",
         )
     )
-    if config.fresh:
-        clear_run_folder(config.folder)
-    print(f"report: {run(config).resolve()}")
+    with Stages.hold(config.folder, "quickstart", FOLDERS, fresh=config.fresh):
+        print(f"report: {run(config).resolve()}")
 
 
 if __name__ == "__main__":

@@ -5,16 +5,20 @@ python launch/synthesize.py --config configs/synthesize/quickstart.yaml
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
+from ipt_jax.interrupts import importing
 
-from data_gen.estimate import print_estimate
-from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
-from data_gen.progress import terminal_progress
-from ipt_jax.configuration import parse_config, run_main, write_run_files
-from ipt_jax.evaluation.synthesis_page import synthesis_report
+with importing():
+    import json
+    import sys
+    from pathlib import Path
+
+    from data_gen.estimate import print_estimate
+    from data_gen.failed_requests import FailedRequests
+    from data_gen.instruction_pretrain.config import SynthesisConfig
+    from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
+    from data_gen.progress import terminal_progress
+    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.evaluation.synthesis_page import synthesis_report
 
 
 def main() -> None:
@@ -37,6 +41,8 @@ def main() -> None:
     print(json.dumps(summary, indent=1))
     folder = Path(config.output).expanduser().resolve()
     print(f"written to {folder}, with card.md and {synthesis_report(folder).name}")
+    failed = FailedRequests.of_summary(summary)
+    failed.tell(config.engine.max_failed_share, folder / "rejected")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Train a model: python launch/train.py --config configs/train/NAME.yaml [--key value …]."""
 
-from ipt_jax.configuration import parse_config, run_main
-from ipt_jax.training.compilation import enable_compilation_cache
-from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.host_memory import keep_freed_memory
-from ipt_jax.training.loop import train
-from ipt_jax.training.plan import describe, make_plan, use_virtual_devices
-from ipt_jax.training.processes import connect, leaving_at_once
-from ipt_jax.training.xla_flags import apply_gpu_flags
+from ipt_jax.interrupts import importing
+
+with importing():
+    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.training.compilation import enable_compilation_cache
+    from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.host_memory import keep_freed_memory
+    from ipt_jax.training.loop import train
+    from ipt_jax.training.plan import describe, make_plan, use_virtual_devices
+    from ipt_jax.training.processes import connect, leaving_at_once
+    from ipt_jax.training.xla_flags import apply_gpu_flags
 
 
 def main() -> None:

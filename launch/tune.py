@@ -6,24 +6,30 @@ skips what is done; --fresh starts over.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from dataclasses import dataclass, field
-from pathlib import Path
+from ipt_jax.interrupts import importing
 
-from data_gen.engines import EngineConfig, resolve_model
-from data_gen.instruction_pretrain.tuning import TuningConfig, write_tuning_data
-from ipt_jax.configuration import (
-    as_yaml,
-    clear_run_folder,
-    parse_config,
-    run_main,
-    write_run_files,
-)
-from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
-from ipt_jax.stages import Stages
-from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.loop import train
+with importing():
+    import dataclasses
+    import functools
+    from dataclasses import dataclass, field
+    from pathlib import Path
+
+    from data_gen.engines import EngineConfig, resolve_model
+    from data_gen.instruction_pretrain.tuning import TuningConfig, tuning_prints, write_tuning_data
+    from ipt_jax.configuration import (
+        as_yaml,
+        parse_config,
+        run_main,
+        write_run_files,
+    )
+    from ipt_jax.data.pipeline import open_mixture
+    from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
+    from ipt_jax.stages import Stages
+    from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.loop import train
+    from ipt_jax.training.run_folder import run_prints
+
+FOLDERS = ("ipt_tuning", "train", "adapter", "export")
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def run(config: TuneConfig) -> Path:
     stages = Stages(folder)
     data = stages.run(
         "sequences",
-        {"config": as_yaml(tuning)},
+        {"config": as_yaml(tuning), "content": tuning_prints(tuning)},
         [Path(tuning.output) / "summary.json"],
         functools.partial(write_tuning_data, tuning),
     )
@@ -71,9 +77,10 @@ def run(config: TuneConfig) -> Path:
         init_from=base,
         data=dataclasses.replace(config.training.data, root=str(folder), tokenizer=str(base)),
     )
-    stages.run(
+    content = run_prints(training, open_mixture(training.data))
+    trained = stages.run(
         "training",
-        {"config": as_yaml(training), "data": data},
+        {"config": as_yaml(training), "data": data, "content": content},
         [training.run_folder / "summary.json"],
         functools.partial(train, training),
     )
@@ -88,7 +95,7 @@ def run(config: TuneConfig) -> Path:
     )
     stages.run(
         "export",
-        {"config": as_yaml(export)},
+        {"config": as_yaml(export), "trained": trained},
         [folder / ("adapter/adapter_config.json" if peft else "export/config.json")],
         lambda: str(to_hugging_face_folder(export)[0]),
     )
@@ -97,9 +104,8 @@ def run(config: TuneConfig) -> Path:
 
 def main() -> None:
     config = parse_config(TuneConfig, None, prog="launch/tune.py", description=__doc__ or "")
-    if config.fresh:
-        clear_run_folder(config.folder)
-    print(f"tuned: {run(config).resolve()}")
+    with Stages.hold(config.folder, "tuning", FOLDERS, fresh=config.fresh):
+        print(f"tuned: {run(config).resolve()}")
 
 
 if __name__ == "__main__":

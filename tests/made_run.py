@@ -23,6 +23,7 @@ SYNTHESIS = {
     "plain_reasons": {"no_pair_kept": 30, "longer_than_the_context": 8},
     "rejected_documents": {"undecodable": 3},
     "pairs": 903,
+    "completions": 281,
     "rejected_pieces": {"empty_answer": 21, "answer_repeats_question": 57, "unfinished": 9},
     "prompt_tokens": 190_233,
     "completion_tokens": 61_022,

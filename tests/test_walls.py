@@ -25,9 +25,18 @@ FORBIDDEN = {
         "ipt_jax.evaluation",
     },
     "ipt_jax/evaluation": JAX | {"ipt_jax.training", "ipt_jax.models", "ipt_jax.hf"},
+    "ipt_jax/core": JAX,
     "data_gen": JAX | OUTSIDE | {"tensorflow"},
     "launch": OUTSIDE,
     "tools": OUTSIDE,
+}
+# Folder -> all that it may import of our own packages.
+MAY_IMPORT = {
+    "ipt_jax/core": {"ipt_jax.core", "ipt_jax.errors"},
+    "data_gen": {
+        *("ipt_jax.core", "ipt_jax.errors", "ipt_jax.example_proto", "ipt_jax.records"),
+        *("data_gen", "ipt_jax.shard_file", "ipt_jax.tokenizers"),
+    },
 }
 # Exceptions, each with its reason.
 ALLOWED = {
@@ -35,17 +44,11 @@ ALLOWED = {
     ("ipt_jax/hf/verify.py", "torch"),
     ("ipt_jax/hf/verify.py", "transformers"),
     ("ipt_jax/hf/verify.py", "peft"),
+    # Runs as a process of its own, which nothing imports.
+    ("ipt_jax/evaluation/lm_eval_process.py", "lm_eval"),
     # seqio is TensorFlow; nothing else imports this file.
     ("ipt_jax/data/seqio_registry.py", "tensorflow"),
     ("ipt_jax/data/seqio_registry.py", "seqio"),
-}
-DATA_GEN_MAY_IMPORT = {
-    "ipt_jax.errors",
-    "ipt_jax.example_proto",
-    "ipt_jax.folder_lock",
-    "ipt_jax.records",
-    "ipt_jax.shard_file",
-    "ipt_jax.tokenizers",
 }
 
 
@@ -92,13 +95,13 @@ def test_no_wall_is_crossed(folder: str) -> None:
     assert crossings(folder, FORBIDDEN[folder]) == []
 
 
-def test_data_gen_takes_three_modules_of_ipt_jax() -> None:
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_only_these_rooms_of_ours_are_used(folder: str) -> None:
     found = []
-    for path in files("data_gen"):
+    for path in files(folder):
         for line, module in imports(path.read_text(encoding="utf-8"), package_of(path)):
-            if within(module, "ipt_jax") and not any(
-                within(module, m) for m in DATA_GEN_MAY_IMPORT
-            ):
+            ours = any(within(module, package) for package in ("ipt_jax", "data_gen", *OUTSIDE))
+            if ours and not any(within(module, room) for room in MAY_IMPORT[folder]):
                 found.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert found == []
 
@@ -118,6 +121,7 @@ def test_imports_are_read_as_python_reads_them() -> None:
     ("modules", "absent"),
     [
         ("ipt_jax.errors, ipt_jax.records, ipt_jax.tokenizers", {"jax", "torch", "tensorflow"}),
+        ("ipt_jax.core.files, ipt_jax.core.run_folder", {"jax", "torch", "numpy"}),
         ("data_gen", {"jax", "tensorflow"}),
         ("ipt_jax.evaluation.harness, ipt_jax.evaluation.report", {"jax", "torch", "tensorflow"}),
         (

@@ -70,7 +70,7 @@ def output_of(done: Done[Work, tuple[int, str]]) -> UnitOutput:
 
 def under_runner(engine: Engine, works: list[Work]) -> int:
     """Everything that a run does; completion tokens."""
-    with tempfile.TemporaryDirectory() as name, Ledger(Path(name), {}) as ledger:
+    with tempfile.TemporaryDirectory() as name, Ledger(Path(name)) as ledger:
         folder = OutputFolder(Path(name), ("augmented",))
         folder.begin()
         totals = run_blocks(

@@ -7,8 +7,8 @@ from what their form does; this makes such a corpus to pre-train on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ import numpy as np
 
 from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.format import Shot, parse_pairs
-from data_gen.instruction_pretrain.template_file import load_templates
+from data_gen.instruction_pretrain.template_file import TemplateSet, load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource, ShardWriter, atomic_write
+from ipt_jax.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
 
 METHOD = "random_pairs"
 _READ = 256
+_FREE = ("synthesis", "output", "templates", "fresh")  # or in the fingerprint by content
+_OWNS = (*RUN_FILES, "summary.json", *(f"shards/augmented/{name}" for name in SHARD_FILES))
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class RandomPairsConfig:
     """Which pairs go to which text, and the draws of templates."""
     records_per_shard: int = 4096
     """Records in one shard."""
+    fresh: bool = False
+    """Delete what an earlier run of random pairs made in `output` and start over."""
 
 
 def run_random_pairs(
@@ -55,7 +60,6 @@ def run_random_pairs(
     templates = load_templates(config.templates)
     shards_of = Path(config.synthesis).expanduser() / "shards"
     source, raw = RecordSource(shards_of / "augmented"), RecordSource(shards_of / "raw")
-    row_of = {record.id: row for row, record in _records(raw)}
     places = [(i, n) for i, record in _records(source) for n in range(len(_pairs_of(record)))]
     if len(places) < 2:
         raise UserError(
@@ -66,8 +70,41 @@ def run_random_pairs(
     # Neighbours on the circle are never the same text.
     giver = np.empty(len(places), np.int64)
     giver[circle] = np.roll(circle, 1)
-    output = Path(config.output).expanduser()
-    on_start(output)
+    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    prints = {"synthesis": source.fingerprint, "raw": raw.fingerprint}
+    prints["templates"] = templates.sha256
+    with RunFolder.open(
+        config.output, METHOD, prints_of(settings) | prints, owns=_OWNS, fresh=config.fresh
+    ) as run:
+        if run.finished and (run.path / "summary.json").is_file():
+            return json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+        run.begin()
+        on_start(run.path)
+        _write(config, run.path, source, raw, places, giver, templates)
+        summary = {
+            "method": METHOD,
+            "records": len(source),
+            "texts": len(places),
+            "synthesis": source.fingerprint,
+            "templates_sha256": templates.sha256,
+            "seed": config.seed,
+        }
+        atomic_write(run.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+        run.finish()
+    return summary
+
+
+def _write(
+    config: RandomPairsConfig,
+    output: Path,
+    source: RecordSource,
+    raw: RecordSource,
+    places: Sequence[tuple[int, int]],
+    giver: np.ndarray,
+    templates: TemplateSet,
+) -> None:
+    """The shards: the pairs of the text at `places[giver[i]]` go to the one at `places[i]`."""
+    row_of = {record.id: row for row, record in _records(raw)}
     taken = 0
     with ShardWriter(output / "shards" / "augmented", config.records_per_shard) as shards:
         for _, record in _records(source):
@@ -100,16 +137,6 @@ def run_random_pairs(
                     },
                 )
             )
-    summary = {
-        "method": METHOD,
-        "records": len(source),
-        "texts": len(places),
-        "synthesis": source.manifest.fingerprint,
-        "templates_sha256": templates.sha256,
-        "seed": config.seed,
-    }
-    atomic_write(output / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return summary
 
 
 def _records(source: RecordSource) -> Iterator[tuple[int, Record]]:

@@ -52,17 +52,18 @@ def run_reading_comprehension(
     given = _read_vocabulary(config)
     fingerprint = _fingerprint(config, wordings, given, corpus_sha256(files))
     output = OutputFolder(Path(config.output), (RAW, PLAIN, AUGMENTED))
-    if config.fresh:
-        output.clear()
-    finished = output.finished(fingerprint)
-    if finished is not None:
-        return finished
-    with Ledger(output.folder, fingerprint) as ledger:
-        output.begin()
-        if on_start is not None:
-            on_start(output.folder)
-        summary = _run(config, output, ledger, wordings, given, progress)
-        output.finish(summary, fingerprint)
+    with output.hold(METHOD, fingerprint, fresh=config.fresh, owns=(VOCABULARY_NAME,)) as run:
+        finished = output.finished()
+        if finished is not None:
+            return finished
+        run.begin()
+        with Ledger(output.folder) as ledger:
+            output.begin()
+            if on_start is not None:
+                on_start(output.folder)
+            summary = _run(config, output, ledger, wordings, given, progress)
+            output.finish(summary, fingerprint)
+        run.finish()
     return summary
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.hugging_face import hub_commit
+from ipt_jax.core.fingerprint import file_digest
 from ipt_jax.records import MANIFEST_NAME
 
 # What filesystems call a checksum or version of the content, best first; then times of change.
@@ -74,8 +75,7 @@ def _names_below(file: CorpusFile) -> list[str]:
 
 def _one(file: CorpusFile, path: str) -> bytes:
     if file.filesystem is None:
-        with open(path, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").digest()
+        return bytes.fromhex(file_digest(path))
     told = _told(file.filesystem.info(path))
     if told is not None:
         return told

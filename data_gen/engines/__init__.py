@@ -236,3 +236,7 @@ def _check(config: EngineConfig) -> None:
     for key, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"`engine.{key}` is {value}: it must be at least {bound}.")
+    if not 0 <= config.max_failed_share <= 1:
+        raise UserError(
+            f"`engine.max_failed_share` is {config.max_failed_share}: it must be between 0 and 1."
+        )

@@ -142,6 +142,8 @@ class EngineConfig:
     """Draw among the likeliest tokens that hold this probability together."""
     constrain: bool = False
     """Force completions into the pair format; for models not tuned to write it."""
+    max_failed_share: float = 0.01
+    """Part of the requests that may fail; past it the run ends with exit code 4."""
     transformers: TransformersConfig = field(default_factory=TransformersConfig)
     """Only for `transformers`."""
     vllm: VllmConfig = field(default_factory=VllmConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,9 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.errors import UserError
-
-_EDGE_BYTES = 1 << 20
 
 
 def check_model_folder(folder: Path) -> None:
@@ -40,22 +38,9 @@ def check_model_folder(folder: Path) -> None:
 
 
 def folder_revision(folder: Path) -> str:
-    """Twelve hexadecimal digits of config, tokenizer, and size and both ends of each weight file.
-
-    Weights are not read whole: that would take a minute for 7B parameters at every start.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer.model"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size_bytes = path.stat().st_size
-        digest.update(json.dumps([path.name, size_bytes]).encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(_EDGE_BYTES))
-            file.seek(max(0, size_bytes - _EDGE_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()[:12]
+    """Twelve hexadecimal digits of all that is read as the model: weights, config, tokenizer, chat
+    template. Both ends of a file would not do: a merged adapter changes only its middle."""
+    return folder_digest(folder, ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"))[:12]
 
 
 def weight_files(folder: Path) -> list[Path]:

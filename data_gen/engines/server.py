@@ -22,10 +22,12 @@ from data_gen.engines.server_client import (
     allow_connections,
 )
 from data_gen.engines.streaming import LoopThread
+from data_gen.engines.waiting import WaitNotice
 from ipt_jax.errors import UserError
 
 _ACCESS_CHECK_SECONDS = 30.0
 _COUNT_ATTEMPTS = 4
+_LOOK_SECONDS = 1.0  # between two looks at how long nothing was answered
 
 
 @dataclass
@@ -77,6 +79,7 @@ class ServerEngine:
         self._under_way = 0
         self._last_answer, self._last_access_check = self._clock(), float("-inf")
         self._probing = asyncio.Lock()
+        self._notice, self._last_failure = WaitNotice(self._clock), ""
         self.limit = ConcurrencyLimit(
             settings.start_concurrency,
             settings.max_concurrency,
@@ -132,7 +135,11 @@ class ServerEngine:
         Raises UserError where the server is gone, or takes the key or the model no longer.
         """
         window = 2 * self.settings.max_concurrency
-        return self._thread.stream(requests, self._answer, window)
+        watch = asyncio.run_coroutine_threadsafe(self._watch(), self._thread.loop)
+        try:
+            yield from self._thread.stream(requests, self._answer, window)
+        finally:
+            watch.cancel()
 
     def close(self) -> None:
         """Close the connections."""
@@ -140,9 +147,27 @@ class ServerEngine:
             self._thread.call(self._client.close())
         self._thread.close()
 
+    async def _watch(self) -> None:
+        """Say what is waited for while requests are under way and nothing is answered."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._under_way:
+                self._notice.look(self._waits_for)
+
+    def _waits_for(self, seconds: float) -> str:
+        settings, retried = self.settings, self.stats.retried.total()
+        last = f", the last time for {self._last_failure}" if self._last_failure else ""
+        return (
+            f"the server at {self._client.address} has completed nothing for {seconds:.0f} s: "
+            f"{self.limit.active:,} requests are with it, {retried:,} were sent again{last}. One "
+            f"is given up after {settings.max_attempts} attempts of at most "
+            f"{settings.total_seconds:g} s (`engine.server.max_attempts`, `total_seconds`)."
+        )
+
     async def _answer(self, request: Request) -> Completion:
         if self._under_way == 0:  # silence while nothing was asked says nothing
             self._last_answer = self._clock()
+            self._notice.restart()
         self._under_way += 1
         try:
             return await self._ask_until_answered(request)
@@ -167,6 +192,7 @@ class ServerEngine:
                 result = await self._ask_once(request, body)
                 if isinstance(result, Completion):
                     self._last_answer = self._clock()
+                    self._notice.restart()
                     self.limit.answered(begun, max(0, result.completion_tokens))
                     return self._finish(request, replace(result, attempts=sent))
                 if result.busy:
@@ -189,6 +215,7 @@ class ServerEngine:
                 text = f"{self._say(result)} (attempts: {sent})"
                 return Completion(request.id, text, "error", 0, 0, error_kind=kind, attempts=sent)
             self.stats.retried[result.reason] += 1
+            self._last_failure = self._say(result)
             await asyncio.sleep(self._delay(max(1, counted), result))
 
     async def _ask_once(self, request: Request, body: bytes) -> Completion | Failure:
@@ -311,15 +338,22 @@ def version_of(description: ServerDescription) -> str:
 async def _describe(client: ServerClient, wait_seconds: float) -> ServerDescription:
     await client.open()
     clock = asyncio.get_running_loop().time
-    until = clock() + wait_seconds
+    until, notice = clock() + wait_seconds, WaitNotice(clock)
     while True:
         try:
             return await client.describe()
         except ServerSilent as silent:
+            said = client.clean(str(silent))
+            notice.look(
+                lambda seconds, said=said: (
+                    f"waiting for the server at {client.address} since {seconds:.0f} s ({said}), "
+                    f"at most {wait_seconds:g} s (`engine.server.wait_seconds`)."
+                )
+            )
             if clock() >= until:
                 raise UserError(
                     f"the server at {client.address} does not answer "
-                    f"({client.clean(str(silent))}; waited {wait_seconds:g} s): start it "
+                    f"({said}; waited {wait_seconds:g} s): start it "
                     "(`python launch/serve.py` starts vLLM's), mend `engine.server.url`, or raise "
                     "`engine.server.wait_seconds`."
                 ) from None

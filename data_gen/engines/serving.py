@@ -22,6 +22,7 @@ from data_gen.engines import EngineConfig, VllmConfig, resolve_model
 from data_gen.engines.config import ServerConfig
 from data_gen.engines.server_client import read_key
 from data_gen.engines.vllm import check_vllm, engine_arguments
+from data_gen.engines.waiting import WaitNotice
 from ipt_jax.errors import UserError
 
 _LOOK_SECONDS = 0.5
@@ -90,7 +91,7 @@ class RunningServer:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         # The key goes by the environment: arguments are seen by every user of the machine.
         environment = {**os.environ, **({"VLLM_API_KEY": key} if key else {})}
-        with open(log_file, "wb") as log:
+        with open(log_file, "ab") as log:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -139,8 +140,14 @@ class RunningServer:
             os.killpg(self.process.pid, number)
 
     def _wait(self, start_seconds: float) -> None:
-        until = time.monotonic() + start_seconds
+        until, notice = time.monotonic() + start_seconds, WaitNotice()
         while True:
+            notice.look(
+                lambda seconds: (
+                    f"waiting since {seconds:.0f} s for the server to answer at {self.url}, at "
+                    f"most {start_seconds:g} s (`start_seconds`); its log is {self.log_file}."
+                )
+            )
             code = self.process.poll()
             if code is not None:
                 raise self._died(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ QUESTION, ANSWER, END = "<QUE>", "<ANS>", "</END>"
 BOS, EOS = "<s> ", "</s>"
 OPTIONS_HEAD = "\nOptions:\n"
 STEPS = "\nLet's think step by step."
+# What no text is made of, but tab, line feed and carriage return.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 CONCLUSION = "\nTherefore, the answer is "
 
 
@@ -76,7 +79,7 @@ class Rejected:
 
     reason: str
     """`no_question`, `no_answer`, `several_answers`, `empty_question`, `empty_answer`,
-    `duplicate_question`, `unfinished`, `surplus`."""
+    `control_character`, `duplicate_question`, `unfinished`, `surplus`."""
     piece: str
     """The piece as generated."""
 
@@ -143,6 +146,8 @@ def parse_pairs(
             reason = "empty_question"
         elif not answers[0]:
             reason = "empty_answer"
+        elif _CONTROL.search(bare + answers[0]):
+            reason = "control_character"
         elif unique_questions and bare.lower() in seen:
             reason = "duplicate_question"
         elif max_pairs is not None and len(pairs) >= max_pairs:

@@ -26,6 +26,7 @@ from data_gen.engines import (
     requests_under_way,
 )
 from data_gen.estimate import Estimate, estimate, sample_corpus, write_sample
+from data_gen.failed_requests import FailedRequests
 from data_gen.instruction_pretrain.chains import Chains, drive, generator_of
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.demonstrations import DEMONSTRATIONS
@@ -41,7 +42,7 @@ from data_gen.instruction_pretrain.records import (
 from data_gen.instruction_pretrain.rounds import Budget
 from data_gen.instruction_pretrain.template_file import TemplateSet, load_templates
 from data_gen.intake import RAW, take_in
-from data_gen.ledger import Ledger, stored_token_counts
+from data_gen.ledger import ClosedLedger, Ledger
 from data_gen.outputs import OutputFolder
 from data_gen.progress import ProgressLog
 from data_gen.runner import Progress, Status, no_progress
@@ -53,7 +54,7 @@ _NOT_IN_RECORDS = (
     *("input", "output", "fresh", "engine", "gpus", "price_per_gpu_hour"),
     *("dry_run", "dry_run_documents", "templates"),
 )
-_BEHAVIOUR = 2  # raised when prompts, parsing or templates change, so that no run mixes two
+_BEHAVIOUR = 3  # raised when prompts, parsing or templates change, so that no run mixes two
 
 
 def run_synthesis(
@@ -66,8 +67,9 @@ def run_synthesis(
     """Make the synthesis folder `config.output` and give back its summary.
 
     A finished folder of the same settings is left as it is; an unfinished one goes on where it
-    stopped. `engine` replaces the one that the config names. `on_start` is called with the folder
-    once it is sure that this run may write there.
+    stopped, and so does one with requests that failed: those that may pass, or more than
+    `engine.max_failed_share`. `engine` replaces the one that the config names. `on_start` is called
+    with the folder once it is sure that this run may write there.
 
     Raises:
       UserError: bad corpus, model or settings; a folder of a run with other settings.
@@ -77,12 +79,28 @@ def run_synthesis(
     templates = load_templates(config.templates)
     fingerprint = _fingerprint(config, identity, corpus_sha256(files), templates.sha256)
     output = OutputFolder(Path(config.output), (RAW, PLAIN, AUGMENTED))
-    if config.fresh:
-        output.clear()
-    finished = output.finished(fingerprint)
-    if finished is not None:
-        return finished
-    with Ledger(output.folder, fingerprint) as ledger:
+    with output.hold(METHOD, fingerprint, fresh=config.fresh) as run:
+        finished = output.finished()
+        most_failed = config.engine.max_failed_share
+        if finished is not None and FailedRequests.of_summary(finished).settled(most_failed):
+            return finished
+        run.begin()
+        summary = _run(config, output, engine, identity, templates, progress, on_start)
+        output.finish(summary, fingerprint)
+        run.finish()
+    return summary
+
+
+def _run(
+    config: SynthesisConfig,
+    output: OutputFolder,
+    engine: Engine | None,
+    identity: Mapping[str, str],
+    templates: TemplateSet,
+    progress: Progress,
+    on_start: Callable[[Path], None] | None,
+) -> dict[str, Any]:
+    with Ledger(output.folder) as ledger:
         output.begin()
         if on_start is not None:
             on_start(output.folder)
@@ -98,7 +116,6 @@ def run_synthesis(
         finally:
             if engine is None:
                 opened.close()
-        output.finish(summary, fingerprint)
     return summary
 
 
@@ -125,14 +142,16 @@ def estimate_synthesis(
             text_field="text",
             id_field="id",
         )
-        seconds = run_synthesis(small, progress, engine=engine)["seconds"]
-        tokens = stored_token_counts(folder)
+        summary = run_synthesis(small, progress, engine=engine)
+        FailedRequests.of_summary(summary).tell(config.engine.max_failed_share)
+        with ClosedLedger(folder) as ledger:
+            tokens = ledger.token_counts()
     return estimate(
         count,
         len(documents),
         config.fraction,
         tokens,
-        seconds,
+        summary["seconds"],
         gpus=config.gpus,
         price_per_gpu_hour=config.price_per_gpu_hour,
     )
@@ -145,6 +164,15 @@ def _identity(engine: Engine) -> dict[str, str]:
         "model": engine.model,
         "revision": engine.revision,
     }
+
+
+def synthesis_prints(config: SynthesisConfig) -> dict[str, Any]:
+    """What a synthesis folder is made from, by name: corpus, templates and model by content.
+
+    Raises UserError as `run_synthesis`.
+    """
+    corpus, templates = corpus_sha256(find_files(config.input)), load_templates(config.templates)
+    return _fingerprint(config, asdict(identify_engine(config.engine)), corpus, templates.sha256)
 
 
 def _fingerprint(
@@ -240,6 +268,7 @@ def _synthesize(
         "pairs": totals.counts["pairs"],
         "rejected_pieces": dict(totals.rejected),
         **asdict(totals.usage),
+        **totals.failed.summary(),
         "seconds": round(ledger.seconds, 3),
         "gpu_hours": round(ledger.seconds / 3600 * config.gpus, 3),
         "cost": round(ledger.seconds / 3600 * config.gpus * config.price_per_gpu_hour, 2),
@@ -254,8 +283,9 @@ def _synthesize(
         output.folder,
         method="Instruction Pre-Training corpus",
         about=(
-            "Raw texts, part of them augmented with instruction–response pairs that a language "
-            f"model wrote about them in {config.rounds} round(s) (Cheng et al., 2024). "
+            f"{len(raw):,} raw texts, {summary['documents_augmented']:,} of them augmented with "
+            "instruction–response pairs that a language model wrote about them "
+            f"(Cheng et al., 2024; rounds: {config.rounds}). "
             "`shards/augmented` and `shards/plain` together hold every text once; `shards/raw` "
             "holds them as they came."
         ),

@@ -71,9 +71,12 @@ def output_of(done: Done[Chain, ChainOutcome], provenance: Provenance) -> UnitOu
             reason = "cut_at_max_tokens" if cut and piece.reason == "unfinished" else piece.reason
             where = f"{chain.id}/{turn.index}"
             rejected.append(RejectedPiece(document.id, where, reason, piece.piece))
+        error = outcome.errors.get(turn.index)
+        if error is not None:
+            where = f"{chain.id}/{turn.index}"
+            rejected.append(RejectedPiece(document.id, where, "engine_error", error))
         if not turn.parsed.pairs:
-            error = turn.index in outcome.errors
-            unused[document.id] = "engine_error" if error else "no_pairs"
+            unused[document.id] = "no_pairs" if error is None else "engine_error"
     made = [
         _augmented(chain, number, members, provenance)
         for number, members in enumerate(collections(outcome.turns))

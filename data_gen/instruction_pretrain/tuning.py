@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,12 +25,18 @@ from data_gen.instruction_pretrain.format import (
 )
 from data_gen.instruction_pretrain.patterns import in_pattern, other_patterns
 from data_gen.instruction_pretrain.templates import render_training_text
+from ipt_jax.core.fingerprint import folder_digest
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError, nearest
-from ipt_jax.records import Record, ShardWriter, atomic_write
+from ipt_jax.records import SHARD_FILES, Record, ShardWriter, atomic_write
 from ipt_jax.tokenizers import Tokenizer, load_tokenizer
 
 METHOD = "instruction_pretrain_tuning"
 HELD_OUT_FILE = "held_out.jsonl"
+_OWNS = (
+    *(*RUN_FILES, HELD_OUT_FILE, "summary.json", *(f"rejected/{name}.jsonl" for name in DATASETS)),
+    *(f"{part}/{name}" for part in ("shards", "templated") for name in SHARD_FILES),
+)
 
 
 @dataclass(frozen=True)
@@ -170,11 +175,23 @@ def write_tuning_data(config: TuningConfig) -> dict[str, Any]:
     """
     if not config.sources and not config.unseen:
         raise UserError("`sources` is empty: name at least one data set and its folder.")
-    output = Path(config.output).expanduser()
-    if (done := _finished(config, output)) is not None:
-        return done
-    shutil.rmtree(output, ignore_errors=True)
-    (output / "rejected").mkdir(parents=True)
+    with RunFolder.open(
+        config.output,
+        METHOD,
+        tuning_prints(config),
+        owns=_OWNS,
+        fresh=config.fresh,
+        legacy=_before_markers,
+    ) as run:
+        if (done := _finished(run.path)) is not None:
+            return done
+        summary = _write(config, run.path)
+        run.finish()
+    return summary
+
+
+def _write(config: TuningConfig, output: Path) -> dict[str, Any]:
+    (output / "rejected").mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(config.tokenizer)
     held_out: list[str] = []
     counts: dict[str, Any] = {}
@@ -377,19 +394,32 @@ def _settings(config: TuningConfig) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _finished(config: TuningConfig, output: Path) -> dict[str, Any] | None:
-    """The summary of a finished run of the same settings."""
-    summary = output / "summary.json"
-    if not output.exists() or not any(output.iterdir()):
+def tuning_prints(config: TuningConfig) -> dict[str, str]:
+    """What tuning data are made from, by name: data sets and tokenizer by content.
+
+    Raises UserError where a data set or the tokenizer is not there.
+    """
+    prints = {**_settings(config), "tokenizer": load_tokenizer(config.tokenizer).prints()}
+    for source in (*config.sources, *config.unseen):
+        folder = local_folder(source.folder, config.root)
+        prints[f"data sets/{source.dataset}"] = folder_digest(folder, without=config.output)
+    return prints_of(prints)
+
+
+def _finished(output: Path) -> dict[str, Any] | None:
+    """The summary of a run that came to its end, with the settings it had."""
+    try:
+        content = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    if not summary.is_file() and not (output / "rejected").is_dir():
-        raise UserError(f"{output} holds files but no tuning data: choose another `output`.")
-    if config.fresh or not summary.is_file():
-        return None
-    content = json.loads(summary.read_text(encoding="utf-8"))
-    if content.pop("settings", None) != _settings(config):
-        raise UserError(
-            f"{output} holds tuning data made with other settings: give another `output`, or "
-            "--fresh to replace it."
-        )
+    content.pop("settings", None)
     return content
+
+
+def _before_markers(output: Path) -> dict[str, str] | None:
+    """The fingerprint of tuning data that an earlier version finished; None without any."""
+    try:
+        content = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+        return prints_of(content["settings"]) if content["method"] == METHOD else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -22,6 +22,11 @@ class InputShards:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of each folder: the same for the same records."""
+        return [source.fingerprint for source in self._sources]
+
     def _place(self, number: int) -> tuple[RecordSource, int]:
         source = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._sources[source], int(number - self._starts[source])

@@ -11,8 +11,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from data_gen.engines import (
@@ -23,8 +23,12 @@ from data_gen.engines import (
     Prompt,
     Request,
     Sampling,
+    requests_under_way,
 )
-from data_gen.quality.gate import Gate, Rejection
+from data_gen.failed_requests import FailedRequests
+from data_gen.ledger import Ledger
+from data_gen.quality.gate import Corpus, Gate, Rejection
+from data_gen.runner import Done, Failure, run_units
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record
 
@@ -59,6 +63,7 @@ _LINE = re.compile(
 )
 _ANY = re.compile(rf"(?<![\w.])(?P<value>{_NUMBER})(?![\w%])")
 _KEYS = ("score", "rating", "grade", "verdict")
+_READ_AHEAD = 256  # records
 _JSON_VALUE = re.compile(rf"({_NUMBER})(?:\s*(?:/|out\s+of)\s*(\d+))?")
 
 
@@ -91,7 +96,7 @@ class Verdict:
     """1 to 5; None where the reply gives no clear one."""
     problem: str = ""
     """Without score: `no_score`, `ambiguous`, `not_whole`, `out_of_range`, `other_scale`, `cut`,
-    `engine_error`, `no_reply`."""
+    `engine_error`."""
     reply: str = field(default="", compare=False)
     """What the judge wrote."""
 
@@ -173,8 +178,20 @@ def _scores(found: Any) -> Iterator[tuple[float, str | None]]:
                 yield float(match[1]), match[2]
 
 
-def judge_records(records: Sequence[Record], engine: Engine, config: JudgeConfig) -> list[Verdict]:
-    """A verdict on each record, in order; the engine is asked for all of them at once."""
+@dataclass(frozen=True)
+class _Question:
+    """What is asked about one record."""
+
+    id: str
+    """Its place among the records, and what is asked: neither alone tells questions apart."""
+    request: Request
+
+
+def _asked(prompt: str, config: JudgeConfig) -> Prompt:
+    return (Message("user", prompt),) if config.chat else prompt
+
+
+def _question(place: int, record: Record, config: JudgeConfig) -> _Question:
     drawn = config.engine
     sampling = Sampling(
         max_tokens=drawn.max_tokens,
@@ -182,26 +199,20 @@ def judge_records(records: Sequence[Record], engine: Engine, config: JudgeConfig
         top_k=drawn.top_k,
         top_p=drawn.top_p,
     )
-    requests = [
-        Request(
-            id=str(number),
-            prompt=_asked(build_prompt(record), config),
-            sampling=sampling,
-            seed=_seed(config.seed, record.id),
-        )
-        for number, record in enumerate(records)
-    ]
-    verdicts = [Verdict(None, "no_reply")] * len(records)
-    for completion in engine.generate(requests):
-        verdicts[int(completion.request_id)] = _read(completion)
-    return verdicts
+    prompt, seed = build_prompt(record), _seed(config.seed, record.id)
+    content = json.dumps([prompt, config.chat, asdict(sampling), seed], sort_keys=True)
+    name = f"{place:08d}#{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    return _Question(name, Request(name, _asked(prompt, config), sampling, seed))
 
 
-def _asked(prompt: str, config: JudgeConfig) -> Prompt:
-    return (Message("user", prompt),) if config.chat else prompt
+def _ask(question: _Question) -> Generator[Request, Completion, Completion]:
+    completion = yield question.request
+    return completion
 
 
-def _read(completion: Completion) -> Verdict:
+def _read(completion: Completion | Failure) -> Verdict:
+    if isinstance(completion, Failure):
+        return Verdict(None, completion.reason, completion.detail)
     if completion.finish_reason == "error":
         return Verdict(None, "engine_error", completion.text)
     verdict = parse_verdict(completion.text, cut=completion.finish_reason == "length")
@@ -214,20 +225,49 @@ def _seed(run_seed: int, name: str) -> int:
 
 
 class JudgeGate(Gate):
-    """Lets records pass that the judge gives `keep_at_least` or more."""
+    """Lets records pass that the judge gives `keep_at_least` or more.
+
+    All records are asked about in one stream, ahead of those that are checked; what was answered
+    stands in the ledger and is not asked again.
+    """
 
     name = "judge"
+    needs_corpus = True
 
-    def __init__(self, config: JudgeConfig, engine: Engine) -> None:
-        self._config, self._engine = config, engine
+    def __init__(self, config: JudgeConfig, engine: Engine, ledger: Ledger) -> None:
+        self._config, self._engine, self._ledger = config, engine, ledger
         self._scores: Counter[int] = Counter()
+        self._failed = FailedRequests()
+        self._answers: Generator[Done[_Question, Completion]] | None = None
+
+    def prepare(self, corpus: Corpus) -> None:
+        self._answers = run_units(
+            self._questions(corpus),
+            _ask,
+            self._engine,
+            self._ledger,
+            units_in_flight=2 * requests_under_way(self._config.engine),
+        )
+
+    def _questions(self, corpus: Corpus) -> Iterator[_Question]:
+        for first in range(0, len(corpus), _READ_AHEAD):
+            places = range(first, min(first + _READ_AHEAD, len(corpus)))
+            for place, record in zip(places, corpus.read(places), strict=True):
+                yield _question(place, record, self._config)
 
     def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+        assert self._answers is not None, "checked before it was prepared"
         verdicts: list[Rejection | None] = []
-        for verdict in judge_records(records, self._engine, self._config):
+        for _ in records:
+            done = next(self._answers)
+            self._failed.requests += 1
+            self._failed.add(done.errors)
+            verdict = _read(done.outcome)
             if verdict.score is None:
-                detail = f"no score that counts in {verdict.reply[-300:]!r}"
-                verdicts.append(Rejection(verdict.problem, detail))
+                said = verdict.reply
+                if not done.errors:
+                    said = f"no score that counts in {said[-300:]!r}"
+                verdicts.append(Rejection(verdict.problem, said))
                 continue
             self._scores[verdict.score] += 1
             low = verdict.score < self._config.keep_at_least
@@ -235,4 +275,10 @@ class JudgeGate(Gate):
         return verdicts
 
     def summary(self) -> dict[str, Any]:
-        return {"scores": {str(score): self._scores[score] for score in sorted(self._scores)}}
+        scores = {str(score): self._scores[score] for score in sorted(self._scores)}
+        asked = {"completions": self._failed.requests, **self._failed.summary()}
+        return {"scores": scores, **asked}
+
+    def close(self) -> None:
+        if self._answers is not None:
+            self._answers.close()

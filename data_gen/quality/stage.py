@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from data_gen.engines import Engine, open_engine
+from data_gen.engines import Engine, identify_engine, open_engine
+from data_gen.failed_requests import FailedRequests
+from data_gen.ledger import LEDGER_FILES, Ledger
 from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
 from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
 from data_gen.quality.gate import Gate, RecordList, Rejection
@@ -21,8 +24,12 @@ from data_gen.quality.inputs import InputShards, Survivors
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
+from ipt_jax.core.files import naming
+from ipt_jax.core.fingerprint import file_digest, path_digest
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError, nearest
-from ipt_jax.records import Record, ShardWriter, atomic_write
+from ipt_jax.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
+from ipt_jax.tokenizers import load_tokenizer
 
 READ = "read"  # the gate's name of what could not be read
 _BATCH = 256  # records read and checked at a time
@@ -35,7 +42,7 @@ class FilterConfig:
     input: list[str] = field(default_factory=list)
     """Folders of record shards, in order."""
     output: str = "runs/filtered"
-    """New or empty folder: `shards/`, `rejected/`, `details/`, `summary.json`."""
+    """Folder: `shards/`, `rejected/`, `details/`, `summary.json`."""
     gates: list[str] = field(default_factory=list)
     """Gates in the order in which records meet them, each at most once: `rules`, `exact_text`,
     `first_sentences`, `near_duplicates`, `substring`, `coverage`, `ngram`, `moderation`,
@@ -52,6 +59,8 @@ class FilterConfig:
     """Of `judge`."""
     records_per_shard: int = 4096
     """Records in one shard of the output."""
+    fresh: bool = False
+    """Delete what an earlier run made in `output` and start over."""
 
     def __post_init__(self) -> None:
         if not self.gates:
@@ -72,14 +81,21 @@ class Given:
     """The judge."""
     classifier: Classifier | None = None
     """The moderation classifier."""
+    ledger: Ledger | None = None
+    """Keeps the judge's answers; else they are kept as long as the gate is open."""
 
 
 def _open_judge(config: FilterConfig, given: Given, stack: ExitStack) -> Gate:
-    engine = given.engine
+    engine, ledger = given.engine, given.ledger
+    if ledger is None:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="judge-"))
+        ledger = stack.enter_context(Ledger(Path(folder)))
     if engine is None:
         engine = open_engine(config.judge.engine)
         stack.callback(engine.close)
-    return JudgeGate(config.judge, engine)
+    gate = JudgeGate(config.judge, engine, ledger)
+    stack.callback(gate.close)
+    return gate
 
 
 GATES: dict[str, Callable[[FilterConfig, Given, ExitStack], Gate]] = {
@@ -95,6 +111,10 @@ GATES: dict[str, Callable[[FilterConfig, Given, ExitStack], Gate]] = {
 }
 
 
+_OWNS = (
+    *(*RUN_FILES, *LEDGER_FILES, "summary.json", *(f"shards/{name}" for name in SHARD_FILES)),
+    *(f"{folder}/{gate}.jsonl" for folder in ("rejected", "details") for gate in (READ, *GATES)),
+)
 Tell = Callable[[str, int, int], None]
 """Is told of a pass over the records: its gates, how many records are done, and of how many."""
 
@@ -109,24 +129,37 @@ def run_filter(
     """Write the filter folder `config.output` and give back its summary, which is written last.
 
     Records come out as they went in, in order. `on_start` is called with the folder once it is
-    sure that this run may write there. The same input and config give the same bytes.
+    sure that this run may write there. The same input, config and answers of the judge give the
+    same bytes. A run with a judge keeps its answers in `ledger.sqlite`: stopped, it goes on, and so
+    does one with requests that failed, as `run_synthesis` does. A finished folder of the same
+    input and config is left as it is.
 
     Raises:
-      UserError: input, a model or an evaluation set is missing or bad; the output holds files.
+      UserError: input, a model or an evaluation set is missing or bad; a folder of another run.
     """
-    output = Path(config.output).expanduser()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(
-            f"`output` ({output}) is not empty: choose another folder, or delete this one yourself."
-        )
-    corpus = InputShards(config.input)
-    with ExitStack() as stack:
-        opened = given or Given()
-        gates = [GATES[name](config, opened, stack) for name in config.gates]
-        output.mkdir(parents=True, exist_ok=True)
+    corpus, opened = InputShards(config.input), given or Given()
+    prints = prints_of(_fingerprint(config, corpus, opened.engine))
+    with RunFolder.open(config.output, "filter", prints, owns=_OWNS, fresh=config.fresh) as run:
+        if (done := _finished(config, run)) is not None:
+            return done
+        run.begin()
         if on_start is not None:
-            on_start(output)
-        rejected = stack.enter_context(_Rejected(output / "rejected"))
+            on_start(run.path)
+        summary = _run(config, corpus, opened, run.path, tell)
+        text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+        atomic_write(run.path / "summary.json", text)
+        run.finish()
+    return summary
+
+
+def _run(
+    config: FilterConfig, corpus: InputShards, opened: Given, output: Path, tell: Tell
+) -> dict[str, Any]:
+    with ExitStack() as stack:
+        if JudgeGate.name in config.gates and opened.ledger is None:
+            opened = replace(opened, ledger=stack.enter_context(Ledger(output)))
+        gates = [GATES[name](config, opened, stack) for name in config.gates]
+        rejected = stack.enter_context(_Rejected(output / "rejected", config.gates))
         numbers, counts = _run_gates(corpus, gates, rejected, tell)
         with ShardWriter(output / "shards", config.records_per_shard) as shards:
             for some in _batches(numbers):
@@ -134,9 +167,57 @@ def run_filter(
                     shards.write(record)
         for gate in gates:
             _write_lines(output / "details" / f"{gate.name}.jsonl", gate.details())
-        summary = _summary(len(corpus), len(numbers), gates, counts, rejected.lines)
-    atomic_write(output / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    return summary
+        return _summary(len(corpus), len(numbers), gates, counts, rejected.lines)
+
+
+def _finished(config: FilterConfig, run: RunFolder) -> dict[str, Any] | None:
+    """The summary, where the run ended, with its shards and no request to be asked again."""
+    if not run.finished:
+        return None
+    try:
+        RecordSource(run.path / "shards", verify=False)
+        summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+    except (UserError, FileNotFoundError):
+        return None
+    settled = failed_requests(summary["gates"]).settled(config.judge.engine.max_failed_share)
+    return summary if settled else None
+
+
+def failed_requests(steps: Iterable[Mapping[str, Any]]) -> FailedRequests:
+    """Those of the judge, out of the `gates` of a summary."""
+    judge = next((step for step in steps if step["gate"] == JudgeGate.name), {})
+    return FailedRequests.of_summary(judge)
+
+
+def _fingerprint(
+    config: FilterConfig, corpus: InputShards, engine: Engine | None
+) -> dict[str, Any]:
+    """What the records that reach the judge, and its answers, depend on."""
+    settings = asdict(config)
+    del settings["output"], settings["fresh"]
+    drawn = settings["judge"].pop("engine")
+    if JudgeGate.name in config.gates:
+        identity = identify_engine(config.judge.engine) if engine is None else engine
+        said = {key: getattr(identity, key) for key in ("name", "version", "model", "revision")}
+        for key in ("max_tokens", "temperature", "top_k", "top_p", "context_tokens"):
+            said[key] = drawn[key]
+        settings |= {f"judge.engine.{key}": value for key, value in said.items()}
+    return {**settings, **_named_files(config), "input": corpus.fingerprints}
+
+
+def _named_files(config: FilterConfig) -> dict[str, Any]:
+    """What the gates read beside the records, by content. Raises UserError for what is missing."""
+    found: dict[str, Any] = {}
+    if {"substring", "coverage", "ngram"} & set(config.gates):
+        for number, file in enumerate(config.decontaminate.evaluations, 1):
+            found[f"evaluations/{number}/{file.name}"] = file_digest(Path(file.path).expanduser())
+    if "moderation" in config.gates:
+        for key in ("rules", "model"):
+            path = getattr(config.moderation, key)
+            found[f"moderation/{key}"] = path and path_digest(Path(path).expanduser())
+    if "rules" in config.gates and config.rules.tokenizer:
+        found["rules/tokenizer"] = load_tokenizer(config.rules.tokenizer).prints()
+    return found
 
 
 def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Rejection | None]:
@@ -158,20 +239,23 @@ def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Reje
 class _Rejected:
     """The folder `rejected/`: for each gate a file with one line a record, in input order."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, gates: Sequence[str]) -> None:
+        self._folder, self._gates = folder, gates
         self._files: dict[str, IO[str]] = {}
         self._open = ExitStack()
         self.lines = 0
 
     def __enter__(self) -> _Rejected:
         self._folder.mkdir(parents=True, exist_ok=True)
+        for gate in (READ, *self._gates):  # of a run that was stopped
+            (self._folder / f"{gate}.jsonl").unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for gate, file in self._files.items():
+            with naming(self._folder / f"{gate}.jsonl"):
+                file.flush()
+                os.fsync(file.fileno())
         self._open.close()
 
     def write(self, gate: str, name: str, where: str, verdict: Rejection) -> None:
@@ -186,7 +270,8 @@ class _Rejected:
             "detail": verdict.detail,
             "where": where,
         }
-        self._files[gate].write(json.dumps(line, ensure_ascii=False) + "\n")
+        with naming(self._folder / f"{gate}.jsonl"):
+            self._files[gate].write(json.dumps(line, ensure_ascii=False) + "\n")
         self.lines += 1
 
 

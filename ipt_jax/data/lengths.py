@@ -58,11 +58,11 @@ class Lengths:
         return {"path": self.path, "records": self.records}
 
 
-def lengths_name(fingerprint: str, tokenizer_sha256: str, encode: str = "text") -> str:
+def lengths_name(fingerprint: str, tokenizer: Tokenizer, encode: str = "text") -> str:
     """File name of the index of those records under that tokenizer, encoded as the task says."""
-    key = f"{_VERSION} {fingerprint} {tokenizer_sha256}"
-    if encode != "text":
-        key += f" {encode}"
+    key = f"{_VERSION} {fingerprint} {tokenizer.sha256}"
+    if encode != "text":  # parts that are BOS or EOS as its config writes them are one token
+        key += f" {encode} {tokenizer.bos_token} {tokenizer.eos_token}"
     return f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
 
@@ -110,7 +110,7 @@ def index_lengths(
     """
     if isinstance(source, TokenSource):
         encode = "text"  # what is to be counted is encoded already
-    whole = source.folder / lengths_name(source.fingerprint, tokenizer.sha256, encode)
+    whole = source.folder / lengths_name(source.fingerprint, tokenizer, encode)
     partial = whole.with_name(f"{whole.stem}-damaged.npy")
     for path in (partial, whole) if skip_damaged else (whole,):
         lengths = Lengths(path, len(source))

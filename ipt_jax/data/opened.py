@@ -1,8 +1,10 @@
 """A mixture made ready: its shards checked, its lengths known, its rates in numbers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from ipt_jax.core.run_folder import prints_of
 from ipt_jax.data.config import DataConfig, load_mixture
 from ipt_jax.data.damage import DamageLog, read_records
 from ipt_jax.data.examples import extra_tokens
@@ -64,6 +66,27 @@ class OpenMixture:
                 tokens[name] = rates[name] * size / index.records
         return _shares(tokens)
 
+    def prints(self) -> dict[str, str]:
+        """What rows are made of, by name, for a run's fingerprint: all of it by content.
+
+        Sources, files and tokenizers may move or be renamed; limits (`max_epochs`) may be raised.
+        """
+        mixture, rates = self.mixture, self.mixture.rates  # of which 9 and 9.0 are the same
+        settings: dict[str, Any] = {
+            "mixture.by": mixture.by,
+            "mixture.rates": rates if isinstance(rates, str) else _floats(rates),
+            "mixture.stages": [(s.from_step, _floats(s.rates)) for s in mixture.stages],
+            "tasks": list(self.task_names),
+            "tokenizer": self.tokenizer.prints(),
+        }
+        for task, source in zip(mixture.tasks, self.sources, strict=True):
+            values = asdict(task)
+            for key in ("name", "source", "tokenizer", "max_epochs"):
+                del values[key]
+            settings[f"tasks.{task.name}"] = values
+            settings[f"sources/{task.name}"] = source and source.fingerprint
+        return prints_of(settings)
+
     def leave_out(self, task: int, index: int) -> None:
         """Count and log a record that could not be read."""
         name, source, lengths = self.task_names[task], self.sources[task], self.lengths[task]
@@ -78,6 +101,10 @@ class OpenMixture:
             if lengths.array[index] < 0:
                 what += f"; for a new run that has it, delete {lengths.path}"
         self.damaged.add(name, index, what)
+
+
+def _floats(rates: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(rate) for name, rate in rates.items()}
 
 
 def _shares(rates: Mapping[str, float]) -> dict[str, float]:

@@ -21,6 +21,8 @@ import numpy as np
 import yaml
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from ipt_jax.core.files import atomic_write, sync_folder
+from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.data.config import DataConfig, load_mixture
 from ipt_jax.data.damage import read_records
 from ipt_jax.data.examples import extra_tokens, tokenise
@@ -35,25 +37,23 @@ from ipt_jax.data.token_shards import (
     serialize_example,
 )
 from ipt_jax.errors import DamagedRecord, UserError, nearest
-from ipt_jax.folder_lock import folder_lock
 from ipt_jax.manifest import (
     MANIFEST_NAME,
     TOKENS_FORMAT,
     Manifest,
     ShardInfo,
-    atomic_write,
     check_shards,
     file_sha256,
     manifest_format,
-    sync_folder,
 )
+from ipt_jax.records import SHARD_FILES
 from ipt_jax.shards import count_records
 from ipt_jax.tokenizers import Tokenizer, load_tokenizer
 
 MIXTURE_NAME = "mixture.yaml"
 _CHUNK = 512  # records read and tokenised at once
-_OURS = re.compile(
-    r"part-\d{5,}\.(arrayrecord|json)|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy|.+\.tmp"
+_REPLACED = re.compile(
+    r"part-\d{5,}\.arrayrecord(\.\d+\.tmp)?|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy"
 )
 
 
@@ -126,8 +126,23 @@ def tokenize(
     shards done and in all. Raises UserError for a source that cannot be read, and for an output
     folder that holds something else or in which another run is writing.
     """
-    with folder_lock(config.output):
-        return _tokenize(config, progress)
+    # What is made how, each task's shards say; `fresh` replaces those that are made otherwise.
+    owns = (MIXTURE_NAME, *(f"*/{name}" for name in (*SHARD_FILES, "part-#.json")))
+    with RunFolder.open(config.output, "tokens", {}, owns=owns, legacy=_before_markers) as run:
+        run.begin()
+        done = _tokenize(config, progress)
+        run.finish()
+    return done
+
+
+def _before_markers(output: Path) -> dict[str, str] | None:
+    """Whether an earlier version tokenised to this folder."""
+    tasks = [path.parent for path in output.glob(f"*/{MANIFEST_NAME}")]
+    try:
+        ours = any(manifest_format(folder) == TOKENS_FORMAT for folder in tasks)
+    except UserError:
+        return None
+    return {} if ours or (not tasks and any(output.glob("*/part-*.json"))) else None
 
 
 def _tokenize(
@@ -182,6 +197,8 @@ def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Job:
     details = TokenDetails.of(task, tokenizer, source.fingerprint).as_dict()
     # Names and paths may change; what decides over the bytes may not.
     decisive = {k: v for k, v in details.items() if k not in ("task", "source", "tokenizer")}
+    if task.id_key is not None:  # ids stand in the shards
+        decisive["id_key"] = task.id_key
     text = json.dumps([decisive, len(source), config.records_per_shard, OPTIONS], sort_keys=True)
     details["key"] = hashlib.sha256(text.encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,11 +222,6 @@ def _summary(job: _Job, manifest: Manifest, new_shards: int) -> TokenizedTask:
 
 def _finished(job: _Job, config: TokenizeConfig) -> Manifest | None:
     """The manifest of the folder if it is of this very job; None where there is work to do."""
-    for path in job.folder.iterdir():
-        if path.name != MANIFEST_NAME and not _OURS.fullmatch(path.name):
-            raise UserError(
-                f"{path} is no token shard: choose an `output` where {job.folder.name} is new."
-            )
     if (found := manifest_format(job.folder)) is None:
         return None
     if found == TOKENS_FORMAT:
@@ -376,16 +388,16 @@ def _publish(job: _Job) -> Manifest:
     damaged = int((counts < 0).sum())
     details = {**job.details, "damaged": damaged}
     manifest = Manifest(job.folder, tuple(shards), TOKENS_FORMAT, details)
-    index = lengths_name(manifest.fingerprint, job.tokenizer.sha256)
+    index = lengths_name(manifest.fingerprint, job.tokenizer)
     for old in job.folder.iterdir():
-        if old.name not in {*names, index} and old.suffix != ".json":
+        if old.name not in {*names, index} and _REPLACED.fullmatch(old.name):
             old.unlink()
     if not damaged:  # else who reads the shards decides whether to go on without those
         write_lengths(job.folder / index, counts)
     sync_folder(job.folder)
     manifest.write(job.folder)
-    for told in job.folder.glob("part-*.json"):
-        told.unlink()
+    for number in range(job.shards):
+        _told(job, number).unlink()
     return manifest
 
 

@@ -49,6 +49,10 @@ class TokenDetails:
     """``responses`` where each example has loss weights, else ``all``."""
     encode: str
     """``parts`` where texts were tokenised part by part, else ``text``."""
+    bos_id: int | None
+    """The tokenizer's BOS, which its config may change while the vocabulary stays."""
+    eos_id: int | None
+    """Its EOS."""
 
     @classmethod
     def of(cls, task: Task, tokenizer: Tokenizer, source_fingerprint: str) -> "TokenDetails":
@@ -64,6 +68,8 @@ class TokenDetails:
             eos=task.eos,
             loss=task.loss,
             encode=task.encode,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -184,6 +190,12 @@ def _check_task(task: Task, tokenizer: Tokenizer, manifest: Manifest) -> None:
             f"tokens are those of {made.get('tokenizer')!r} with another vocabulary: name that "
             "one, or tokenise the source again."
         )
+    for key in ("bos_id", "eos_id"):
+        if made.get(key, getattr(tokenizer, key)) != getattr(tokenizer, key):
+            raise UserError(
+                f"{where}: the examples were made with `{key}: {made[key]}`, but the tokenizer "
+                f"{tokenizer.name!r} now has {getattr(tokenizer, key)}: tokenise the source again."
+            )
     for key in ("bos", "eos", "encode"):
         if made.get(key) != getattr(task, key):
             raise UserError(

@@ -6,29 +6,34 @@ task, so that on a CPU several models run side by side, the cores shared out bet
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from ipt_jax.core.files import naming
+from ipt_jax.core.fingerprint import file_digest, folder_digest
+from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME, RUN_FILES, RunFolder
 from ipt_jax.errors import UserError
-from ipt_jax.evaluation.results import Result, read_lm_eval, read_results, table
+from ipt_jax.evaluation.results import TRUNCATED_NAME, Result, read_lm_eval, read_results, table
 from ipt_jax.evaluation.task_files import TASKS_FOLDER, render_tasks
 from ipt_jax.records import atomic_write
 
 SAMPLE_TASKS = ("sample_continuation", "sample_perplexity")
 RESULTS_NAME = "results.json"
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_FILES = (*RUN_FILES, RESULTS_NAME, MARKER_NAME, LOCK_NAME)
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _PROGRESS = re.compile(r"(\w[\w ]*):\s+\d+%\|[^|]*\| (\d+)/(\d+) ")
 
 
@@ -68,12 +73,19 @@ class EvaluationConfig:
                 "models is empty: name at least one exported folder, `--models.NAME FOLDER`."
             )
         for name, folder in self.models.items():
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(name) or name in _FILES:
                 raise UserError(
                     f"models.{name}: a name may hold letters, digits, dots, dashes and "
-                    "underscores; it becomes a folder's name."
+                    "underscores, and begins with no dot; it becomes a folder's name, so it is "
+                    f"none of {', '.join(_FILES)} either."
                 )
             _check_model(folder)
+            output, model = self.output.expanduser().resolve(), folder.resolve()
+            if output == model or output in model.parents or model in output.parents:
+                raise UserError(
+                    f"output={self.output}: the model {name} ({folder}) lies there, or it lies in "
+                    "the model; name a folder of the evaluation's own."
+                )
         if not self.tasks:
             raise UserError(f"tasks is empty: name some, for example {', '.join(SAMPLE_TASKS)}.")
         for key in ("batch_size", "limit"):
@@ -120,10 +132,13 @@ def evaluate(
     return evaluate_models(config)
 
 
-def evaluate_models(config: EvaluationConfig) -> list[Result]:
+def evaluate_models(
+    config: EvaluationConfig, on_start: Callable[[Path], None] = lambda folder: None
+) -> list[Result]:
     """Measure every model of `config` on every task and write `output/results.json`.
 
-    A model whose weights, tasks and settings are those of an earlier run is not measured again.
+    A model whose files, tasks and settings are those of an earlier run is not measured again.
+    `on_start` is called with the folder once it is sure that this run may write there.
 
     Returns:
       One Result for each model, task and metric, in the config's order.
@@ -133,15 +148,40 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
         the message names model, tasks and log.
     """
     config.check()
-    config.output.mkdir(parents=True, exist_ok=True)
-    tasks_folder = config.output / "tasks"
-    shutil.rmtree(tasks_folder, ignore_errors=True)
-    hashes = render_tasks(config.tasks, config.include_path, tasks_folder)
+    owns = (*RUN_FILES, RESULTS_NAME, *(name for model in config.models for name in _owns(model)))
+    with RunFolder.open(
+        config.output, "evaluation", {}, owns=owns, fresh=None, legacy=_before_markers
+    ) as run:
+        run.begin()
+        on_start(run.path)
+        results = _evaluate_models(config, run)
+        run.finish()
+    return results
+
+
+def _owns(model: str) -> tuple[str, ...]:
+    """What is written of a model; its results come last, so that they go first."""
+    written = (f"lm_eval/{name}" for name in ("*/results_*.json", "*/samples_*.jsonl"))
+    names = (RESULTS_NAME, "lm_eval.log", "cache/", f"lm_eval/{TRUNCATED_NAME}", *written)
+    return tuple(f"{model}/{name}" for name in names)
+
+
+def _before_markers(output: Path) -> dict[str, str] | None:
+    """Whether an earlier version measured here; each model's results say what they are of."""
+    try:
+        found = json.loads((output / RESULTS_NAME).read_text(encoding="utf-8"))
+        return {} if {"table", "lm_eval"} <= found.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _evaluate_models(config: EvaluationConfig, run: RunFolder) -> list[Result]:
     side_by_side = 1
     if config.device == "cpu":
         side_by_side = min(len(config.models), len(os.sched_getaffinity(0)))
     running: set[subprocess.Popen[str]] = set()
     with (
+        TemporaryDirectory(prefix="ipt-jax-tasks-") as tasks_folder,
         Progress(
             "[progress.description]{task.description}",
             TextColumn("{task.fields[doing]}"),
@@ -149,9 +189,11 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
         ) as progress,
         ThreadPoolExecutor(side_by_side) as pool,
     ):
+        asked = asked_of(config, Path(tasks_folder))
         jobs = [
             pool.submit(
-                _evaluate_one, name, config, hashes, tasks_folder, side_by_side, progress, running
+                *(_evaluate_one, name, config, run, asked, tasks_folder),
+                *(side_by_side, progress, running),
             )
             for name in config.models
         ]
@@ -165,7 +207,7 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
     results = [result for one, _ in measured for result in one]
     own = {name: raw for name, (_, raw) in zip(config.models, measured, strict=True)}
     atomic_write(
-        config.output / RESULTS_NAME,
+        run.path / RESULTS_NAME,
         json.dumps({"table": table(results), "lm_eval": own}, indent=1),
     )
     return results
@@ -174,27 +216,31 @@ def evaluate_models(config: EvaluationConfig) -> list[Result]:
 def _evaluate_one(
     name: str,
     config: EvaluationConfig,
-    hashes: Mapping[str, str],
-    tasks_folder: Path,
+    run: RunFolder,
+    asked: Mapping[str, Any],
+    tasks_folder: str,
     side_by_side: int,
     progress: Progress,
     running: set[subprocess.Popen[str]],
 ) -> tuple[list[Result], dict[str, Any]]:
-    folder = config.output / name
-    mark = _fingerprint(config.models[name], config, hashes)
+    folder = run.path / name
+    mark = {"model": folder_digest(config.models[name], ("*",)), **asked}
     done = _already_measured(folder, mark)
     if done is not None and not config.fresh:
         progress.add_task(name, doing="measured before", total=1, completed=1)
         return done
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    run.remove(*_owns(name))
     bar = progress.add_task(name, doing="starting lm-eval", total=None)
-    log = folder / "lm_eval.log"
+    log, written = folder / "lm_eval.log", folder / "lm_eval"
+    written.mkdir(parents=True, exist_ok=True)
+    # As JSON: in lm-eval's own notation a comma ends a value, and a path may hold one.
+    model = {"pretrained": str(config.models[name].resolve()), "dtype": config.dtype}
     command = [
-        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--log_samples"),
-        *("--model_args", f"pretrained={config.models[name].resolve()},dtype={config.dtype}"),
-        *("--tasks", ",".join(config.tasks), "--include_path", str(tasks_folder.resolve())),
-        *("--output_path", str(folder / "lm_eval"), "--batch_size", str(config.batch_size)),
+        *(sys.executable, "-m", "ipt_jax.evaluation.lm_eval_process"),
+        *(str(written / TRUNCATED_NAME), "run", "--model", "counted", "--log_samples"),
+        *("--model_args", json.dumps(model)),
+        *("--tasks", ",".join(config.tasks), "--include_path", tasks_folder),
+        *("--output_path", str(written), "--batch_size", str(config.batch_size)),
         *("--device", config.device),
         *(("--limit", str(config.limit)) if config.limit else ()),
     ]
@@ -205,13 +251,13 @@ def _evaluate_one(
         lambda text: progress.update(bar, doing=text),
         running,
     )
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    run.remove(f"{name}/cache/")
     if code != 0:
         raise UserError(
             f"lm-eval failed on model {name} ({config.models[name]}), tasks "
             f"{', '.join(config.tasks)}: {_reason(log)} The whole log is {log}."
         )
-    results, raw = read_lm_eval(folder / "lm_eval", name)
+    results, raw = read_lm_eval(written, name)
     atomic_write(
         folder / RESULTS_NAME,
         json.dumps({"fingerprint": mark, "table": table(results), "lm_eval": raw}, indent=1),
@@ -243,6 +289,7 @@ def _run(
     running: set[subprocess.Popen[str]],
 ) -> int:
     with (
+        naming(log),
         log.open("w", encoding="utf-8") as file,
         subprocess.Popen(
             command,
@@ -273,19 +320,27 @@ def _reason(log: Path) -> str:
     return said if said.endswith(".") else said + "."
 
 
-def _fingerprint(model: Path, config: EvaluationConfig, hashes: Mapping[str, str]) -> str:
-    """What a result depends on. Of the weights, sizes and times: reading 16 GB takes a minute."""
-    files = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(model.iterdir())
-        if path.is_file()
-    ]
-    settings = (config.tasks, config.limit, config.batch_size, config.dtype, config.device)
-    said = json.dumps([str(model.resolve()), files, settings, dict(hashes)])
-    return hashlib.sha256(said.encode()).hexdigest()
+def asked_of(config: EvaluationConfig, tasks_folder: Path) -> dict[str, Any]:
+    """What the results depend on beside the model; its own tasks are written to `tasks_folder`.
+
+    Raises UserError as `render_tasks`, and where lm-eval is not installed.
+    """
+    spec = find_spec("lm_eval")  # found and not imported: that takes seconds, and torch
+    if spec is None or spec.origin is None:
+        raise UserError("lm-eval is not installed: `pip install 'ipt-jax[evaluation]'`.")
+    own = render_tasks(config.tasks, config.include_path, tasks_folder)
+    keys = ("tasks", "limit", "batch_size", "dtype", "device")
+    asked = {key: getattr(config, key) for key in keys}
+    asked |= {f"tasks/{name}": digest for name, digest in own.items()}
+    if own.keys() < set(config.tasks):
+        asked["lm-eval's tasks"] = folder_digest(Path(spec.origin).parent / "tasks")
+    code = file_digest(Path(__file__).with_name("lm_eval_process.py"))
+    return {**asked, "lm-eval": version("lm-eval"), "lm_eval_process": code}
 
 
-def _already_measured(folder: Path, mark: str) -> tuple[list[Result], dict[str, Any]] | None:
+def _already_measured(
+    folder: Path, mark: Mapping[str, Any]
+) -> tuple[list[Result], dict[str, Any]] | None:
     path = folder / RESULTS_NAME
     if not path.is_file():
         return None
@@ -300,7 +355,7 @@ def format_table(results: Sequence[Result]) -> str:
     rows = [("model", "task", "metric", "value", "95% interval", "n")]
     for r in results:
         between = "" if r.low is None or r.high is None else f"{r.low:.4f} to {r.high:.4f}"
-        rows.append((r.model, r.task, r.metric, f"{r.value:.4f}", between, str(r.n)))
+        rows.append((r.model, r.task, r.metric, f"{r.value:.4f}", between, r.items))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -28,19 +28,6 @@ LOGIT_TOLERANCE = 1e-4  # float32, ours against transformers'
 # What a model that knows nothing scores, by task and metric.
 CHANCE = {("sample_continuation", "acc"): 0.25, ("sample_continuation", "acc_norm"): 0.25}
 
-NO_VERDICT = (
-    "This run shows that every stage works. It does not show which data makes the better model: "
-    "the models are tiny, they saw little text, and each was trained once, so that another seed "
-    "may turn the order round. A difference inside the confidence intervals means nothing, and "
-    "one outside them only that these two models differ on these items."
-)
-CONSTRAINED = (
-    "The pairs were written under constraint: a grammar let the model only write text in the pair "
-    "format. The small instruct model used here, which was not tuned to write pairs, gives no "
-    "parsable pair without it. The constraint shapes the form; it does not make what is said "
-    "right, and many pairs are weak."
-)
-
 
 @dataclass(frozen=True)
 class File:
@@ -130,9 +117,9 @@ def quickstart_report(
     commit = environment.values.get("commit")
     html = page(
         "ipt-jax quickstart",
-        "From raw text to instruction data, to two small models, to a comparison"
+        f"From raw text to instruction data, to {_count(len(runs), 'model')}, to a comparison"
         + (f" · commit {str(commit)[:10]}" if commit else ""),
-        [Facts(facts), Note("What this run cannot tell you.", NO_VERDICT)],
+        [Facts(facts), Note("What this run cannot tell you.", no_verdict(runs))],
         [
             synthesis_section(synthesis),
             samples_section(synthesis_folder / "samples.json"),
@@ -143,6 +130,21 @@ def quickstart_report(
         ],
     )
     return write_page(path, html)
+
+
+def no_verdict(runs: Sequence[TrainingRun]) -> str:
+    """Why the page's comparison decides nothing, from what was trained."""
+    trained = "; ".join(
+        f"{run.name}: {short_count(run.summary['parameters'])} parameters, "
+        f"{short_count(run.summary['tokens'])} tokens"
+        for run in runs
+    )
+    return (
+        "It shows that every stage works, not which data makes the better model. Each model was "
+        f"trained once ({trained}): another seed may turn the order round. A difference inside the "
+        "confidence intervals means nothing, and one outside them only that these models differ "
+        "on these items."
+    )
 
 
 def token_facts(runs: Sequence[TrainingRun]) -> list[tuple[str, str]]:
@@ -158,18 +160,26 @@ def synthesis_section(summary: File) -> Section:
     went = [
         ("augmented: at least one pair kept", summary["documents_augmented"]),
         ("plain: kept as raw text, without a pair", summary["documents_plain"]),
-        ("rejected: not readable as a document", summary["documents_rejected"]),
+        ("rejected: not taken as a document", summary["documents_rejected"]),
     ]
     documents_in = summary["documents_in"]
-    parts: list[Part] = [
-        Paragraph(
-            f"{summary['model']} read each document and wrote pairs about it, in "
-            f"{summary['rounds']} rounds: documents of the second round were shown with the first "
-            "round's document and pairs as an example."
+    asked = summary["completions"] - summary.values.get("requests_failed", 0)
+    said = f"{summary['model']} gave {_count(asked, 'answer')}, one for each document it read"
+    rounds = summary["rounds"]
+    if rounds > 1:
+        said += (
+            f", in {rounds} rounds: what a document's prompt had room for of the documents of the "
+            "rounds before it, with their pairs, stood in front as examples"
         )
-    ]
+    parts: list[Part] = [Paragraph(f"{said}.")]
     if summary["constrained_decoding"]:
-        parts.append(Note("Decoding was constrained.", CONSTRAINED))
+        parts.append(
+            Note(
+                "Decoding was constrained.",
+                f"A grammar let {summary['model']} write only text in the pair format. That shapes "
+                "the form; it does not make what is said right.",
+            )
+        )
     rows = [*went, ("documents in", documents_in)]
     parts.append(Table("Every document accounted for", ("", "documents"), rows, (1,), total=True))
     if sum(count for _, count in went) != documents_in:
@@ -180,8 +190,9 @@ def synthesis_section(summary: File) -> Section:
             ("document kept plain", "plain_reasons"),
             ("document rejected", "rejected_documents"),
             ("piece rejected", "rejected_pieces"),
+            ("request failed", "request_errors"),
         )
-        for reason, count in sorted(summary[key].items(), key=lambda item: -item[1])
+        for reason, count in sorted(summary.values.get(key, {}).items(), key=lambda it: -it[1])
     ]
     parts.append(Table("Turned away, by reason", ("what", "reason", "count"), reasons, (2,)))
     work = [
@@ -210,7 +221,7 @@ def samples_section(path: Path) -> Section:
             samples.append(Sample(title, documents, opened=number == 0))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of samples ({error!r}); {_AGAIN}") from error
-    lead = Paragraph("As training sees them: each document, and below it its pairs.")
+    lead = Paragraph("Documents, each with the pairs below it that were kept.")
     return Section("Samples", [lead, *samples])
 
 
@@ -228,7 +239,7 @@ def training_section(runs: Sequence[TrainingRun]) -> Section:
     note = Paragraph(
         "Points are single steps, lines their moving average. Each model is scored on its own "
         "training text here, so that the lower curve is not the better model; the evaluation "
-        "below scores both on the same text."
+        "below scores all on the same items."
     )
     parts: list[Part] = [chart, note]
     sizes = [
@@ -273,14 +284,18 @@ def evaluation_section(results: Sequence[Result]) -> Section:
     rows = [
         (
             *(r.task, f"{r.metric} {'↑' if r.higher_is_better else '↓'}", r.model),
-            *(f"{r.value:.4f}", "–" if r.low is None else f"{r.low:.4f} – {r.high:.4f}", r.n),
+            *(f"{r.value:.4f}", "–" if r.low is None else f"{r.low:.4f} – {r.high:.4f}", r.items),
         )
         for r in sorted(results, key=lambda r: (r.task, r.metric))
     ]
     header = ("task", "metric", "model", "value", "95% interval", "items")
-    note = "↑ higher is better, ↓ lower is better. Intervals are over items, not over seeds."
+    note = "↑ higher is better, ↓ lower is better. Intervals are over items, not over seeds. "
+    note += "Cut: items whose context did not fit into the model's and lost its beginning."
     parts: list[Part] = [
-        Paragraph("Both models on held-out documents, by lm-evaluation-harness."),
+        Paragraph(
+            f"{_count(len({r.model for r in results}), 'model')} on "
+            f"{_count(len({r.task for r in results}), 'task')}, by lm-evaluation-harness."
+        ),
         Table("Scores", header, rows, (3, 4, 5), note=note),
     ]
     for task, metric in dict.fromkeys((r.task, r.metric) for r in results):
@@ -309,6 +324,10 @@ def run_section(stage_seconds: Mapping[str, float], environment: File) -> Sectio
         *sorted((values.get("packages") or {}).items()),
     ]
     return Section("The run", [stages, Table("Environment", ("", ""), facts)])
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def short_count(count: float) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 from ipt_jax.errors import UserError
 
+TRUNCATED_NAME = "truncated.json"
+"""Beside lm-eval's own files: task -> items whose context was cut."""
 Z_95 = 1.959964  # two-sided 95% of a normal distribution
 _SHARES = ("acc", "acc_norm", "exact_match", "f1")  # lie between 0 and 1
 
@@ -37,6 +39,13 @@ class Result:
     """Items it was measured on."""
     higher_is_better: bool = True
     """False for perplexities and bits per byte."""
+    truncated: int = 0
+    """Items whose context did not fit into the model's and lost its beginning."""
+
+    @property
+    def items(self) -> str:
+        """`n`, and how many of them were cut, if any."""
+        return f"{self.n} ({self.truncated} cut)" if self.truncated else str(self.n)
 
 
 def interval(metric: str, value: float, stderr: float | None) -> tuple[float | None, float | None]:
@@ -75,9 +84,13 @@ def read_lm_eval(folder: Path, model: str) -> tuple[list[Result], dict[str, Any]
             f"{folder}: lm-eval left no results_*.json there; run the evaluation again."
         )
     raw = json.loads(found[-1].read_text(encoding="utf-8"))
+    counts = folder / TRUNCATED_NAME
+    truncated = json.loads(counts.read_text(encoding="utf-8")) if counts.is_file() else {}
     results = []
     for task, values in raw["results"].items():
-        n = raw["n-samples"].get(task, {}).get("effective", 0)
+        members = _members(task, raw.get("group_subtasks") or {})
+        n = sum(raw["n-samples"].get(name, {}).get("effective", 0) for name in members)
+        cut = sum(truncated.get(name, 0) for name in members)
         for key, value in values.items():
             name, _, kind = key.partition(",")
             if not kind or name.endswith("_stderr") or not isinstance(value, int | float):
@@ -89,8 +102,15 @@ def read_lm_eval(folder: Path, model: str) -> tuple[list[Result], dict[str, Any]
             low, high = interval(name, value, stderr)
             metric = name if kind == "none" else f"{name},{kind}"
             better = raw.get("higher_is_better", {}).get(task, {}).get(name, True)
-            results.append(Result(model, task, metric, float(value), stderr, low, high, n, better))
+            spread = (float(value), stderr, low, high)
+            results.append(Result(model, task, metric, *spread, n, better, cut))
     return results, raw
+
+
+def _members(task: str, groups: Mapping[str, Sequence[str]]) -> set[str]:
+    """The tasks that a group's numbers are of; of a task, itself."""
+    inner = groups.get(task) or ()
+    return {name for one in inner for name in _members(one, groups)} or {task}
 
 
 def _items(results_file: Path, task: str, metric: str) -> list[tuple[float, int]]:

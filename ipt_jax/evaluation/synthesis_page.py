@@ -28,10 +28,12 @@ def synthesis_report(folder: Path) -> Path:
     """
     summary = File.read(folder / "summary.json")
     hours, cost = summary["gpu_hours"], summary["cost"]
+    failed = summary.values.get("requests_failed", 0)
     facts = [
         (say(summary["documents_in"]), "documents read"),
         (say(summary["pairs"]), "instruction–response pairs written"),
-        (say(summary["completions"]), "answers of the model"),
+        (say(summary["completions"] - failed), "answers of the model"),
+        *([(say(failed), "requests that failed")] if failed else []),
         (minutes(summary["seconds"]), "of asking"),
         *([(f"{hours:,.1f}", "GPU hours")] if hours else []),
         *([(f"{cost:,.2f}", "cost at the given price")] if cost else []),

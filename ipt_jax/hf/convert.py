@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import yaml
 
+from ipt_jax.core.fingerprint import digest_of, file_digest, folder_digest
+from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, write_peft
@@ -26,7 +28,7 @@ from ipt_jax.models.lora import TARGETS, LoraConfig
 from ipt_jax.records import atomic_write
 from ipt_jax.tokenizer_export import allow_control_text
 from ipt_jax.tokenizers import load_tokenizer
-from ipt_jax.training.checkpoints import load_params, save_params
+from ipt_jax.training.checkpoints import SAVES, load_params, newest_list, save_params
 
 # What two decoders must share for the weights of one to fit the other.
 SHAPE = (
@@ -119,6 +121,8 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
                 f"(allowed: {TOLERANCE:.0e}); with dtype=bfloat16 the weights are rounded, so "
                 "verify float32 ones."
             )
+        result = {"maximum_absolute_logit_difference": difference, "tolerance": TOLERANCE}
+        atomic_write(folder / "verification.json", json.dumps(result))
 
     options: dict[str, Any] = {"dtype": config.dtype, "check": check if config.verify else None}
     if run.lora is None or base is None:
@@ -131,9 +135,6 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
         write_peft(output, run.decoder, run.lora, params, name, tokenizer, **options)
     if config.control_text:
         allow_control_text(output)
-    if difference is not None:
-        result = {"maximum_absolute_logit_difference": difference, "tolerance": TOLERANCE}
-        atomic_write(config.run / "verification.json", json.dumps(result))
     return output, difference
 
 
@@ -143,18 +144,26 @@ def from_hugging_face_folder(config: FromHuggingFaceConfig) -> Path:
     Raises:
       UserError: weights that cannot be read, or a run folder that holds something already.
     """
-    if config.run.exists() and any(config.run.iterdir()):
-        raise UserError(f"run={config.run}: not empty; choose another folder.")
     decoder = read_config(config.folder)
     params = open_hugging_face(config.folder, decoder)
-    config.run.mkdir(parents=True, exist_ok=True)
-    save_params(config.run / "checkpoints", params)
+    owns = ("config.yaml", *(f"checkpoints/{name}" for name in SAVES))
+    prints = {"folder": folder_digest(config.folder, ("*",))}
+    with RunFolder.open(config.run, "weights", prints, owns=owns, fresh=None) as run:
+        if not run.finished:
+            _write_weights(config, run.path, decoder, params)
+            run.finish()
+    return config.run
+
+
+def _write_weights(
+    config: FromHuggingFaceConfig, run: Path, decoder: DecoderConfig, params: Params
+) -> None:
+    save_params(run / "checkpoints", params)
     described = {
         "model": {"preset": "tiny", "overrides": dataclasses.asdict(decoder)},
         "data": {"tokenizer": str(config.folder.resolve())},
     }
-    atomic_write(config.run / "config.yaml", yaml.safe_dump(described, sort_keys=False))
-    return config.run
+    atomic_write(run / "config.yaml", yaml.safe_dump(described, sort_keys=False))
 
 
 def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "float32") -> Params:
@@ -184,6 +193,20 @@ def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "floa
     if dtype == "float32":
         return params
     return jax.tree.map(lambda p: np.asarray(p).astype(DTYPES[dtype]), params)
+
+
+def weights_digest(folder: Path) -> str:
+    """Sha256 of what `load_initial_params` reads: a folder's weights, or a run's newest save.
+
+    Raises:
+      UserError: neither, or a file that cannot be read.
+    """
+    if (folder / "config.json").exists():
+        return folder_digest(folder, ("config.json", "*.safetensors", "*.safetensors.index.json"))
+    run = _read_run(folder)
+    base = None if run.lora is None else weights_digest(_base_of(run))
+    listed = newest_list(folder / "checkpoints")
+    return digest_of([run.decoder, run.lora, base, listed and file_digest(listed)])
 
 
 def _tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from ipt_jax.core.files import naming, sync_folder
+from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, tensor_shapes, to_hugging_face
 from ipt_jax.models.config import DecoderConfig
@@ -21,6 +22,7 @@ from ipt_jax.models.decoder import Params
 from ipt_jax.tokenizers import Tokenizer
 
 SHARD_BYTES = 4 * 2**30
+_WORKING = ".unfinished/"
 ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
 
@@ -71,27 +73,36 @@ def export_tensors(
 
 @contextmanager
 def unfinished(folder: Path, marker: str, check: Callable[[Path], None] | None) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` once the body and `check` have passed.
+    """A temporary folder whose files take the place of `folder`'s once body and `check` passed.
+
+    Until then an earlier export stays as it was. A reader that looks for the file `marker` never
+    finds files of two exports together: it goes first and comes last.
 
     Raises:
-      UserError: `folder` holds something, but not the file `marker` of an export of this kind.
+      FolderRefused: another process writes to `folder`, or files of someone else are in the way.
     """
-    if folder.exists() and not (folder / marker).exists() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder}: exists and is no earlier export (no {marker}); choose another folder."
-        )
-    working = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
-    try:
-        yield working
-        if check is not None:
-            check(working)
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(working, folder)
+    with RunFolder.open(
+        folder, "export", {}, owns=(_WORKING, marker), alone=True, fresh=None
+    ) as run:
+        working = run.path / _WORKING
+        run.remove(_WORKING)
+        working.mkdir()
+        try:
+            yield working
+            if check is not None:
+                check(working)
+            names = [path.relative_to(working) for path in working.rglob("*") if path.is_file()]
+            run.own(*map(Path.as_posix, names))
+            run.begin()
+            run.remove(marker)
+            run.remove(*(name for name in run.owns if name != _WORKING))
+            for name in sorted(names, key=lambda name: name.as_posix() == marker):
+                (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(working / name, run.path / name)
+            sync_folder(run.path)
+        finally:
+            run.remove(_WORKING)
+        run.finish()
 
 
 def dtype_named(dtype: str) -> np.dtype:
@@ -202,4 +213,5 @@ def _plan(size_bytes: dict[str, int], shard_bytes: int) -> list[list[str]]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Indented, in the order of the keys."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with naming(path):
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -32,10 +32,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ipt_jax.core.files import sync_folder
 from ipt_jax.errors import UserError
-from ipt_jax.manifest import sync_folder
 from ipt_jax.models.layers import Params
-from ipt_jax.training.integrity import Damage, find_damage, has_list, write_list
+from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
 from ipt_jax.training.saved_arrays import StreamedArrays, differences, open_saved
 
 # Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
@@ -47,6 +47,11 @@ CHUNK_BYTES = 64 * 2**20
 # Random float32 mantissas shrink by 8 % for 2.5 times the processor time.
 _AS_IS: dict[str, Any] = {"use_compression": False}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAVES = (
+    *("#/", "#.committing*/", "#.deleting/", "#.*orbax-checkpoint-tmp*/"),
+    *(f"{aside}/#{end}/" for aside in ("damaged", "superseded") for end in ("", "-*")),
+)
+"""Names of what lies in `checkpoints/`, for the marker of a run folder."""
 _LEFT_BEHIND = re.compile(r"(\d+)\.(committing|deleting|.*orbax-checkpoint-tmp.*)")
 # What Orbax, tensorstore and json raise for files that are not what they should be.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
@@ -221,6 +226,8 @@ class Checkpoints:
             # First out of sight: a run that is killed now leaves nothing half deleted behind.
             os.rename(self.folder / str(position), self.folder / f"{position}.deleting")
         for leaving in self.folder.glob("*.deleting"):
+            if not leaving.stem.isdecimal():
+                continue  # someone else's
             shutil.rmtree(leaving, ignore_errors=True)  # what stays is tried again next time
 
     def _list_and_rename(self, folder: Path) -> None:
@@ -378,6 +385,12 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
             "run stopped before its first save (checkpoints.every_steps)."
         )
     return open_saved(folder / str(found) / "state")["params"], found
+
+
+def newest_list(checkpoints: Path) -> Path | None:
+    """The list of checksums of the newest save that has one: it stands for the save's content."""
+    saves = reversed(_positions(checkpoints)) if checkpoints.is_dir() else ()
+    return next((p for n in saves if (p := checkpoints / str(n) / LIST_NAME).exists()), None)
 
 
 def save_params(checkpoints: Path, params: Params) -> None:

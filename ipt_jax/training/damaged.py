@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ipt_jax.core.files import append_lines
 from ipt_jax.data.damage import DamageLog
 from ipt_jax.training.step_lines import drop_later_lines, read_lines
 
@@ -51,8 +52,7 @@ class DamageFile:
                 lines.append(json.dumps(line) + "\n")
         if lines:
             self._folder.mkdir(exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+            append_lines(self._path, "".join(lines))
 
     def counts(self, tasks: Sequence[str]) -> dict[str, int]:
         """Records of each task that any process left out; call it when all have noted theirs."""

@@ -17,6 +17,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from ipt_jax.core.files import naming
+
 _SESSION_START = 1  # tensorflow.SessionLog.START
 
 
@@ -33,16 +35,15 @@ class EventFile:
         now = time.time_ns()
         # Readers take the files in the order of their names.
         name = f"{now // 10**9:010d}.{socket.gethostname()}.{now}.{os.getpid()}"
-        self._file = (folder / f"events.out.tfevents.{name}").open("xb")
+        self._path = folder / f"events.out.tfevents.{name}"
+        self._file = self._path.open("xb", buffering=0)
         self._append(file_version="brain.Event:2")
         self._append(step=first_step, session_log={"status": _SESSION_START})
-        self._file.flush()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add one point to each tag's curve."""
         values = [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
         self._append(step=step, summary={"value": values})
-        self._file.flush()
 
     def close(self) -> None:
         """No writes after this."""
@@ -51,7 +52,8 @@ class EventFile:
     def _append(self, **fields: Any) -> None:
         data = _event_class()(wall_time=time.time(), **fields).SerializeToString()
         length = struct.pack("<Q", len(data))
-        self._file.write(length + _checksum(length) + data + _checksum(data))
+        with naming(self._path):
+            self._file.write(length + _checksum(length) + data + _checksum(data))
 
 
 @functools.cache

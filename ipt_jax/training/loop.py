@@ -7,11 +7,13 @@ import functools
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from ipt_jax.attention.spec import choose_backend
 from ipt_jax.data.packing import Rows
@@ -58,7 +60,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     built = build(config, mesh, len(mixture.task_names))
     placement = BatchPlacement(mesh, config.batch_rows, config.data.row_tokens)
     _check_tokenizer(config, built, mixture.tokenizer.vocab_size)
-    folder = open_run_folder(config, mesh)
+    with open_run_folder(config, mesh, mixture) as folder:
+        return _train(config, folder, phases, mesh, mixture, built, placement)
+
+
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    phases: Phases,
+    mesh: Mesh,
+    mixture: OpenMixture,
+    built: Built,
+    placement: BatchPlacement,
+) -> dict[str, Any]:
+    """`train` in the folder that it holds."""
     first_process = jax.process_index() == 0
     with (
         Watchdog(

@@ -10,15 +10,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ipt_jax.core.files import append_lines
 from ipt_jax.errors import UserError
 from ipt_jax.training.devices import Device
 from ipt_jax.training.phases import Phases
+from ipt_jax.training.step_lines import drop_later_lines
 from ipt_jax.training.writers import TensorBoardWriter, WandbWriter, Writer
 
 SAVED_METRICS = ("loss", "gradient_norm")  # means since the save before; what tells the best
@@ -107,13 +109,15 @@ class MetricsLog:
         self._phases, self._flops = phases, flops
         self._devices, self._device = devices, device
         self._path = folder / "metrics.jsonl"
-        self._file: TextIO | None = None
+        self._writing = False
         self._writers: list[Writer] = []
         self._screen: _Screen | None = None
         self._losses: list[float] = []
         self._norms: list[float] = []
         if write:
-            self._drop_after(first_position)
+            # Lines past the checkpoint that training goes on from will come again.
+            kept = drop_later_lines(self._path, first_position)
+            self.last = kept[-1] if kept else {}
         self._start_clock()
 
     @property
@@ -166,7 +170,7 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         # A finished run that is started again writes nothing.
         if self._write and self._first < self._steps:
-            self._file = self._path.open("a", encoding="utf-8")
+            self._writing = True
             if self._config.tensorboard:
                 self._writers.append(TensorBoardWriter(self._folder, self._first))
             if self._config.wandb_project is not None:
@@ -179,8 +183,7 @@ class MetricsLog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._screen is not None:
             self._screen.close()
-        if self._file is not None:
-            self._file.close()
+        self._writing = False
         for writer in self._writers:
             writer.close(failed=kind is not None)
 
@@ -217,29 +220,13 @@ class MetricsLog:
         return line
 
     def _note(self, line: dict[str, Any]) -> None:
-        if self._file is None:
+        if not self._writing:
             return
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        append_lines(self._path, json.dumps(line, allow_nan=False) + "\n")
         for writer in self._writers:
             writer.write(line["step"], _scalars(line))
         if self._screen is not None:
             self._screen.show(line)
-
-    def _drop_after(self, position: int) -> None:
-        """Forget lines past the checkpoint that training goes on from: they will come again."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the line that a kill cut short, always the last
-            if entry["step"] <= position:
-                kept.append(line + "\n")
-                self.last = entry
-        self._path.write_text("".join(kept), encoding="utf-8")
 
 
 class _Screen:

@@ -1,7 +1,9 @@
-"""A training run's folder: made, reopened by the same run, refused to another."""
+"""A training run's folder: what it holds, and what of a config another start may change."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,22 @@ import jax
 import yaml
 from jax.sharding import Mesh
 
-from ipt_jax.configuration import as_yaml, clear_run_folder, write_run_files
-from ipt_jax.errors import UserError
+from ipt_jax.configuration import as_yaml, write_run_files
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.data.pipeline import OpenMixture
+from ipt_jax.hf.convert import weights_digest
+from ipt_jax.training.checkpoints import SAVES
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.processes import wait_for_all
 
+KIND = "training"
+OWNS = (
+    *RUN_FILES,
+    *("metrics.jsonl", "skipped.jsonl", "summary.json", "damaged/#.jsonl", "heartbeats/#.json"),
+    *("tensorboard/events.out.tfevents.*", "profile/plugins/", "wandb/", "wandb_run_id.txt"),
+    *(f"checkpoints/{name}" for name in SAVES),
+)
+EXPORTS = ("export", "adapter")  # of launch/convert.py, in folders of their own
 # What may change between two starts of the same training: where and how it runs, and what is
 # written down. All else decides what is learnt.
 FREE = (
@@ -33,51 +46,62 @@ FREE = (
 )
 
 
-def open_run_folder(config: TrainConfig, mesh: Mesh) -> Path:
-    """Make or reopen the run folder and write config.yaml and environment.json.
+@contextmanager
+def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> Iterator[Path]:
+    """Hold the run folder, with config.yaml and environment.json in it, while the body runs.
 
     Raises:
-      UserError: it holds a run whose config differs in more than FREE.
+      FolderRefused: another process trains there, or it holds a run whose config differs in more
+        than FREE, or whose data, tokenizer or first weights were others.
     """
-    folder = config.run_folder
-    saved = folder / "config.yaml"
-    if jax.process_index() == 0:
-        if config.fresh:
-            clear_run_folder(folder)
-        if saved.exists():
-            _refuse_another(folder, saved, as_yaml(config))
+    folder = config.run_folder.expanduser()
+    if jax.process_index() > 0:
+        wait_for_all("run folder")
+        yield folder
+        return
+    with RunFolder.open(
+        folder,
+        KIND,
+        run_prints(config, mixture),
+        owns=OWNS,
+        folders=EXPORTS,
+        fresh=config.fresh,
+        # A key that is newer than the run did what its default does.
+        defaults=_fixed(yaml.safe_load(as_yaml(TrainConfig()))),
+        legacy=_before_markers,
+    ):
         devices = [f"{device.platform}:{device.device_kind}" for device in mesh.devices.flat]
         write_run_files(folder, config, devices=devices)
-    wait_for_all("run folder")
-    return folder
+        wait_for_all("run folder")
+        yield folder
 
 
-def _refuse_another(folder: Path, saved: Path, asked: str) -> None:
-    before, now = (_fixed(yaml.safe_load(text)) for text in (saved.read_text("utf-8"), asked))
-    # A key that is newer than the run did what its default does.
-    defaults = _fixed(yaml.safe_load(as_yaml(TrainConfig())))
-    before = {**{key: defaults[key] for key in defaults.keys() & now.keys()}, **before}
-    if before == now:
-        return
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    raise UserError(
-        f"run_folder={folder}: holds a run with another config ({saved}; it differs in "
-        f"{', '.join(keys)}); choose another run_folder, or delete what is there with --fresh."
-    )
+def run_prints(config: TrainConfig, mixture: OpenMixture) -> dict[str, str]:
+    """What a training's result depends on, by name; what its config names by a path, by content.
+
+    Of `init_from` all weights are read, unless they are remembered.
+    """
+    prints = _fixed(yaml.safe_load(as_yaml(config))) | mixture.prints()
+    if config.init_from is not None:
+        prints["init_from/weights"] = weights_digest(config.init_from)
+    return prints
 
 
-def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+def _before_markers(folder: Path) -> dict[str, str] | None:
+    """The fingerprint of a training that an earlier version began; None where there is none."""
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    whole = isinstance(content, dict) and {"run_folder", "data", "train_tokens"} <= content.keys()
+    return _fixed(content) if whole and (folder / "environment.json").is_file() else None
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, str]:
     """A config's values by dotted key, without the free ones."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if prefix in FREE:
-            return
-        if isinstance(value, dict) and prefix != "data.mixture":
-            for key, inner in value.items():
-                add(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
-
-    add("", config)
-    return flat
+    prints = prints_of(config)
+    return {
+        key: value
+        for key, value in prints.items()
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.files import append_lines
 from ipt_jax.data.pipeline import MixtureRows
 from ipt_jax.errors import RunStopped
 from ipt_jax.training.step_lines import drop_later_lines
@@ -55,8 +56,7 @@ class SkipLog:
             **{key: x if math.isfinite(x) else str(x) for key, x in figures.items()},
             "records": self._rows().records(start, start + self._rows_per_batch),
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_lines(self._path, json.dumps(line, ensure_ascii=False) + "\n")
 
     def stop(self, position: int) -> RunStopped:
         """The error that ends the run after too many skipped batches in a row."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.files import naming
 from ipt_jax.errors import UserError
 from ipt_jax.training.phases import Phases
 
@@ -127,7 +128,8 @@ class Watchdog:
             "failed": failed,
         }
         path = self._folder / f"{self._index:05}.json"
-        path.with_suffix(".tmp").write_text(json.dumps(beat), encoding="utf-8")
+        with naming(path):
+            path.with_suffix(".tmp").write_text(json.dumps(beat), encoding="utf-8")
         path.with_suffix(".tmp").replace(path)
 
     def _beats(self) -> dict[int, dict[str, Any]]:

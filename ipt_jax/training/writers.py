@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from ipt_jax.core.files import atomic_write
 from ipt_jax.errors import UserError
 from ipt_jax.training.event_files import EventFile
 
@@ -52,7 +53,7 @@ class WandbWriter:
 
         path = folder / "wandb_run_id.txt"
         if not path.exists():
-            path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+            atomic_write(path, secrets.token_hex(8) + "\n")
         try:
             self._run = wandb.init(
                 project=project,

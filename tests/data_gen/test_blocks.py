@@ -49,7 +49,7 @@ def output_of(done: Done[Number, list[str]]) -> UnitOutput:
 
 
 def run(folder: Path, engine: FakeEngine, units: list[Number] = UNITS) -> BlockTotals:
-    with Ledger(folder, {}) as ledger:
+    with Ledger(folder) as ledger:
         output = OutputFolder(folder, ("even", "odd"))
         output.begin()
         return run_blocks(
@@ -99,7 +99,7 @@ def test_a_run_that_stopped_ends_with_the_bytes_of_one_that_did_not(
     whole = run(tmp_path / "whole", FakeEngine())
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", DyingEngine(answers))
-    with Ledger(tmp_path / "a", {}) as ledger:
+    with Ledger(tmp_path / "a") as ledger:
         done = {f"u{n}" for block in ledger.blocks() for n in range(block * 6, block * 6 + 6)}
     looked_up: list[str] = []
     get = Ledger.get
@@ -117,11 +117,11 @@ def test_a_run_that_stopped_ends_with_the_bytes_of_one_that_did_not(
     assert len(done) >= 6 * (answers // 24)
 
 
-@pytest.mark.parametrize("how", ["gone", "cut"])
+@pytest.mark.parametrize("how", ["gone", "cut", "flipped"])
 @pytest.mark.parametrize(
     "name", ["shards/odd/part-00003.arrayrecord", "rejected/pieces-00002.jsonl"]
 )
-def test_a_block_whose_files_are_lost_is_made_again_without_asking(
+def test_a_block_whose_files_are_lost_or_changed_is_made_again_without_asking(
     tmp_path: Path, name: str, how: str
 ) -> None:
     whole = run(tmp_path, FakeEngine())
@@ -129,7 +129,9 @@ def test_a_block_whose_files_are_lost_is_made_again_without_asking(
     if how == "gone":
         (tmp_path / name).unlink()
     else:
-        (tmp_path / name).write_bytes(before[name][:-1])
+        data = bytearray(before[name][: -1 if how == "cut" else None])
+        data[len(data) // 2] ^= how == "flipped"
+        (tmp_path / name).write_bytes(data)
     engine = FakeEngine()
     assert run(tmp_path, engine) == whole
     assert files(tmp_path) == before and not engine.asked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -121,6 +123,39 @@ def test_a_cluster_without_room_and_an_engine_that_cannot_open_are_told(
     config = EngineConfig(name="server", ray=RayConfig(actors=2))
     with pytest.raises(UserError, match="the engine `server` needs no actors"):
         open_engine(config)
+
+
+class Killed(FakeEngine):
+    """The first of them dies while it loads."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        try:
+            (folder / "began").mkdir()
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_actor_killed_while_it_loads_is_replaced(cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=0, resources={"engine": 1})
+    config = RayConfig(1, cpus_per_actor=0, resources={"engine": 1})
+    engine = RayEngine(
+        lambda: Killed(tmp_path), config, name="fake", version="1", model="m", revision="r",
+        count_tokens=lambda prompt: 1,
+    )  # fmt: skip
+    assert len(list(engine.generate([Request("a", "b", Sampling())]))) == engine.lost_actors == 1
+    engine.close()
+    with pytest.raises(UserError, match="could not open its engine.*no model"):
+        RayEngine(
+            broken, config, name="fake", version="1", model="m", revision="r",
+            count_tokens=lambda prompt: 1,
+        )  # fmt: skip
+    cluster.remove_node(node)
+
+
+def broken() -> Any:
+    raise ValueError("no model")
 
 
 def test_a_real_model_answers_in_actors_as_it_does_here(

@@ -23,6 +23,7 @@ from data_gen.engines import (
     open_engine,
     requests_under_way,
 )
+from data_gen.engines.model_folder import folder_revision
 from data_gen.engines.transformers import TransformersEngine
 from ipt_jax.configuration import parse_config
 from ipt_jax.errors import UserError
@@ -217,3 +218,15 @@ def test_a_run_keeps_every_engine_full() -> None:
         (EngineConfig(name="vllm", ray=ray), 16 * 1024),
     ):
         assert requests_under_way(config) == most
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "chat_template.jinja", "merges.txt"])
+def test_a_revision_is_of_all_that_is_read_as_the_model(tmp_path: Path, name: str) -> None:
+    """Of the weights also the middle, which alone a merged adapter changes."""
+    for file in ("config.json", "model.safetensors", "chat_template.jinja", "merges.txt"):
+        (tmp_path / file).write_bytes(bytes(3 << 20))
+    before = folder_revision(tmp_path)
+    with open(tmp_path / name, "r+b") as file:
+        file.seek(1500 << 10)
+        file.write(b"x")
+    assert folder_revision(tmp_path) != before and len(before) == 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from data_gen.engines import Completion, EngineIdentity, Request
+from data_gen.failed_requests import TOO_MANY_FAILED, FailedRequests
+from data_gen.instruction_pretrain import pipeline
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.format import parse_pairs
 from data_gen.instruction_pretrain.pipeline import run_synthesis
@@ -136,6 +140,71 @@ def test_templates_of_ones_own_are_used_and_are_part_of_the_run(
         run_synthesis(settings, engine=FakeEngine())
 
 
+class Refusing(FakeEngine):
+    """Answers some requests with an error."""
+
+    def __init__(self, kind: str, first: str) -> None:
+        super().__init__()
+        self.kind, self.first = kind, first
+
+    def answer(self, request: Request) -> Completion:
+        if not request.id.startswith(self.first):
+            return super().answer(request)
+        text = f"http_400: no model for {request.id} (attempts: 1)"
+        return Completion(request.id, text, "error", 0, 0, self.kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "most", "failed", "asked_again"),
+    [
+        ("terminal", "", 0.01, 120, 120),  # refuses everything
+        ("passing", "chain-00000007/0", 0.01, 1, 3),  # later rounds hung on it
+        ("terminal", "chain-00000007/0", 0.01, 1, 0),  # would fail again, and is one in 120
+        ("terminal", "chain-00000007/0", 0.001, 1, 3),
+    ],
+)
+def test_requests_that_failed_are_named_and_asked_again(
+    corpus: Path, tmp_path: Path, kind: str, first: str, most: float, failed: int, asked_again: int
+) -> None:
+    settings = config_for(corpus, tmp_path / "out", records_per_shard=36)
+    settings = replace(settings, engine=replace(settings.engine, max_failed_share=most))
+    summary = run_synthesis(settings, engine=Refusing(kind, first))
+    assert summary["requests_failed"] == failed == summary["plain_reasons"]["engine_error"]
+    assert summary["request_errors"] == {"http_400: no model for chain-#/#": failed}
+    texts = "".join(p.read_text() for p in (tmp_path / "out" / "rejected").glob("pieces-*.jsonl"))
+    assert texts.count("no model for chain-") == failed
+    engine = FakeEngine()
+    run_synthesis(settings, engine=engine)
+    assert len(engine.asked) == asked_again
+    if asked_again:
+        whole = replace(settings, output=str(tmp_path / "whole"))
+        run_synthesis(whole, engine=FakeEngine())
+        assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
+
+
+def test_the_door_says_what_failed_and_ends_with_its_code(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(pipeline, "open_engine", lambda config: Refusing("passing", ""))
+    identity = EngineIdentity("fake", "1", "fake-model", "r1")
+    monkeypatch.setattr(pipeline, "identify_engine", lambda config: identity)
+    for more, code in (("0.5", TOO_MANY_FAILED), ("1", 0)):
+        monkeypatch.setattr(
+            sys, "argv",
+            ["synthesize", f"--input=[{corpus}]", f"--output={tmp_path / 'out'}",
+             f"--engine.max_failed_share={more}"],
+        )  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(REPOSITORY / "launch" / "synthesize.py"), run_name="__main__")
+        assert end.value.code == code
+        said = capsys.readouterr().err
+        assert "30 of 30 requests failed (100.0%), 30 of them with: http_400: no model" in said
+        assert "30 may pass" in said and str(tmp_path / "out" / "rejected") in said
+    failed = FailedRequests(requests=10)
+    failed.tell(0.0)
+    assert not capsys.readouterr().err  # nothing failed, nothing is said
+
+
 def test_the_same_settings_give_the_same_bytes_and_another_seed_others(
     corpus: Path, tmp_path: Path
 ) -> None:
@@ -185,35 +254,35 @@ def test_a_finished_folder_is_left_alone_until_fresh_or_other_settings(
     idle = FakeEngine()
     assert run_synthesis(config_for(corpus, out), engine=idle) == first
     assert not idle.asked
-    with pytest.raises(UserError, match=r"rounds changed.*--fresh"):
+    with pytest.raises(UserError, match=r"rounds \(then 3, now 2\).*--fresh"):
         run_synthesis(config_for(corpus, out, rounds=2), engine=FakeEngine())
     assert run_synthesis(config_for(corpus, out), engine=idle) == first
     again = FakeEngine()
     run_synthesis(config_for(corpus, out, rounds=2, fresh=True), engine=again)
     assert again.asked
     corpus.write_text(corpus.read_text().replace("number 7.", "number seven."))
-    with pytest.raises(UserError, match="corpus changed"):
+    with pytest.raises(UserError, match="something else: corpus"):
         run_synthesis(config_for(corpus, out, rounds=2), engine=FakeEngine())
 
 
-def test_a_folder_with_a_shard_gone_is_not_taken_for_finished(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["raw", "plain", "augmented"])
+def test_a_folder_with_a_shard_gone_or_changed_is_not_taken_for_finished(
+    corpus: Path, tmp_path: Path, part: str
+) -> None:
     out = tmp_path / "out"
     run_synthesis(config_for(corpus, out), engine=FakeEngine())
     whole = shard_bytes(out)
-    next((out / "shards" / "plain").glob("*.arrayrecord")).unlink()
+    shard = next((out / "shards" / part).glob("*.arrayrecord"))
+    if part == "plain":
+        shard.unlink()
+    else:
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
     engine = FakeEngine()
     run_synthesis(config_for(corpus, out), engine=engine)
     assert shard_bytes(out) == whole
     assert not engine.asked
-
-
-def test_fresh_deletes_nothing_that_is_not_a_run(corpus: Path, tmp_path: Path) -> None:
-    out = tmp_path / "home"
-    out.mkdir()
-    (out / "thesis.txt").write_text("dear")
-    with pytest.raises(UserError, match="--fresh deletes only"):
-        run_synthesis(config_for(corpus, out, fresh=True), engine=FakeEngine())
-    assert (out / "thesis.txt").read_text() == "dear"
 
 
 def test_settings_that_cannot_be_are_named(corpus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ UNITS = [Number(f"u{number}", number % 4) for number in range(40)]
 
 
 def outcomes(engine: FakeEngine, folder: Path, **options: int) -> list[tuple[str, list[str]]]:
-    with Ledger(folder, {"a": 1}) as ledger:
+    with Ledger(folder) as ledger:
         found = run_units(UNITS, process, engine, ledger, **options)  # type: ignore[arg-type]
         return [(done.unit.id, done.outcome) for done in found]
 
@@ -125,7 +126,7 @@ class Breaking(FakeEngine):
 
 def test_a_poison_is_found_alone_and_the_others_go_on(tmp_path: Path) -> None:
     engine = Breaking("u7/1", "u22/0")
-    with Ledger(tmp_path / "a", {"a": 1}) as ledger:
+    with Ledger(tmp_path / "a") as ledger:
         found = {done.unit.id: done for done in run_units(UNITS, process, engine, ledger)}
     assert list(found) == [unit.id for unit in UNITS]
     whole = dict(outcomes(FakeEngine(), tmp_path / "b"))
@@ -174,7 +175,7 @@ def failing(unit: Number) -> Generator[Request, Completion, list[str]]:
 
 def test_a_unit_whose_work_raises_does_not_end_the_run(tmp_path: Path) -> None:
     seen: list[Status] = []
-    with Ledger(tmp_path, {}) as ledger:
+    with Ledger(tmp_path) as ledger:
         found = run_units(UNITS, failing, FakeEngine(), ledger, progress=seen.append)
         failed = {d.unit.id: d.outcome for d in found if isinstance(d.outcome, Failure)}
     expected = {"u0", "u8", *(f"u{n}" for n in range(3, 40, 4))}
@@ -187,7 +188,7 @@ def test_many_failures_in_a_row_end_the_run(tmp_path: Path) -> None:
         raise KeyError("text")
         yield
 
-    with Ledger(tmp_path, {}) as ledger, pytest.raises(UserError, match="20 units failed one aft"):
+    with Ledger(tmp_path) as ledger, pytest.raises(UserError, match="20 units failed one aft"):
         list(run_units(UNITS, broken, FakeEngine(), ledger))
 
 
@@ -225,7 +226,7 @@ def test_logprobs_are_replayed(tmp_path: Path) -> None:
         return completion.logprobs
 
     def found(engine: FakeEngine) -> list[object]:
-        with Ledger(tmp_path, {}) as ledger:
+        with Ledger(tmp_path) as ledger:
             return [done.outcome for done in run_units(UNITS[:3], scores, engine, ledger)]
 
     first, idle = found(Scoring()), FakeEngine()
@@ -237,28 +238,62 @@ def test_progress_counts_replayed_turns_too(tmp_path: Path) -> None:
     turns = sum(unit.turns for unit in UNITS)
     for again in (False, True):
         seen: list[Status] = []
-        with Ledger(tmp_path, {}) as ledger:
+        with Ledger(tmp_path) as ledger:
             list(run_units(UNITS, process, FakeEngine(), ledger, progress=seen.append))
         assert seen[-1].usage.completions == turns
         assert seen[-1].units_done == len(UNITS)
         assert seen[-1].fresh.completions == (0 if again else turns)
 
 
-def test_a_ledger_of_other_settings_names_what_changed(tmp_path: Path) -> None:
-    with Ledger(tmp_path, {"seed": 1, "rounds": 2}):
-        pass
-    with pytest.raises(UserError, match=r"\(seed changed\).*--fresh"):
-        Ledger(tmp_path, {"seed": 2, "rounds": 2})
-    with Ledger(tmp_path, {"seed": 1, "rounds": 2}):
-        pass  # the refused one let go of the lock
+def damage(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
 
 
-def test_one_run_at_a_time(tmp_path: Path) -> None:
-    with Ledger(tmp_path, {}), pytest.raises(UserError, match="another run"):
-        Ledger(tmp_path, {})
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER TABLE completions DROP COLUMN logprobs",
+        "ALTER TABLE blocks DROP COLUMN result",
+        "ALTER TABLE meta RENAME COLUMN value TO other",
+        "UPDATE meta SET value = '{' WHERE key = 'seconds'",
+        "",
+        "flipped",
+    ],
+)
+def test_a_damaged_ledger_is_named(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    outcomes(FakeEngine(), tmp_path)
+    if statement == "flipped":  # what of every page is no answer's text
+        data = bytearray(path.read_bytes())
+        for page in range(4096, len(data), 4096):
+            data[page : page + 12] = bytes(255 - byte for byte in data[page : page + 12])
+        path.write_bytes(data)
+    elif statement:
+        damage(path, statement)
+    else:
+        path.write_bytes(b"no database" * 99)
+    with pytest.raises(UserError, match=r"ledger\.sqlite cannot be used.*--fresh"):
+        outcomes(FakeEngine(), tmp_path)
 
 
-def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
-    (tmp_path / "ledger.sqlite").write_bytes(b"no database" * 99)
-    with pytest.raises(UserError, match=r"ledger\.sqlite cannot be used"):
-        Ledger(tmp_path, {})
+def test_an_answer_that_was_changed_is_asked_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, engine = tmp_path / "a" / "ledger.sqlite", FakeEngine()
+    whole = outcomes(FakeEngine(), tmp_path / "a")
+    damage(
+        path,
+        "UPDATE completions SET text = text || '!' WHERE unit = 'u5'",
+        "UPDATE completions SET text = CAST(x'ff41' AS TEXT) WHERE unit = 'u6' AND turn = 1",
+        "UPDATE completions SET prompt_tokens = 0 WHERE unit = 'u9'",
+    )
+    assert outcomes(engine, tmp_path / "a") == whole
+    assert sorted(request.id for request in engine.asked) == ["u5/0", "u6/1", "u9/0"]
+    assert "3 damaged answers" in caplog.text
+    # Answers of a version before, which had no checksum, are taken as they are.
+    damage(path, "ALTER TABLE completions DROP COLUMN checksum")
+    idle = FakeEngine()
+    assert outcomes(idle, tmp_path / "a") == whole and not idle.asked

@@ -16,7 +16,9 @@ from data_gen.engines import (
     Request,
     identify_engine,
     open_engine,
+    waiting,
 )
+from data_gen.engines import server as server_engine
 from ipt_jax.errors import UserError
 from tests.data_gen.asking import PLAIN, ask, config_for, opened
 from tests.data_gen.misbehaving_server import MODEL, MisbehavingServer
@@ -190,6 +192,23 @@ def test_a_silent_server_is_named_at_the_start(server: MisbehavingServer) -> Non
     engine = open_engine(replace(config, server=replace(config.server, wait_seconds=20.0)))
     assert engine.model == MODEL
     engine.close()
+
+
+@pytest.mark.parametrize("script", ["429", "hang"])
+def test_what_is_waited_for_is_said(
+    server: MisbehavingServer,
+    script: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(server_engine, "_LOOK_SECONDS", 0.02)
+    engine = opened(server, backoff_seconds=0.1, read_seconds=0.2, max_attempts=3)
+    ask(engine, f"{script} | a")
+    engine.close()
+    said = caplog.messages[-1]
+    assert f"the server at {server.url} has completed nothing for" in said
+    assert "the last time for " in said and "after 3 attempts" in said
 
 
 def test_the_source_is_read_only_as_far_as_the_window(server: MisbehavingServer) -> None:

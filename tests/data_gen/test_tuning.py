@@ -19,11 +19,14 @@ from data_gen.instruction_pretrain.tuning import (
     fit_example,
     local_folder,
     sequences,
+    tuning_prints,
     write_tuning_data,
 )
+from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, RecordSource
 from ipt_jax.tokenizers import load_tokenizer
+from tests.run_folders import unlisted
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
 
@@ -204,17 +207,35 @@ def test_wrong_settings_are_named(changes: dict[str, Any], said: str, tmp_path: 
 
 
 def test_a_finished_folder_is_kept_and_another_is_not_overwritten(
-    config: TuningConfig, summary: dict[str, Any], tmp_path: Path
+    config: TuningConfig, summary: dict[str, Any]
 ) -> None:
     before = (Path(config.output) / "shards" / "manifest.json").read_bytes()
     assert write_tuning_data(config) == summary
-    with pytest.raises(UserError, match="other settings.*--fresh"):
+    with pytest.raises(FolderRefused) as caught:
         write_tuning_data(replace(config, sequence_tokens=300))
+    assert caught.value.differs == ("sequence_tokens",)
     assert (Path(config.output) / "shards" / "manifest.json").read_bytes() == before
-    (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(UserError, match="no tuning data"):
-        write_tuning_data(replace(config, output=str(tmp_path), fresh=True))
-    assert (tmp_path / "mine.txt").read_text() == "keep me"
+    assert not unlisted(Path(config.output))
+
+
+def test_data_sets_and_tokenizer_count_by_content(tmp_path: Path) -> None:
+    (tmp_path / "set" / "out").mkdir(parents=True)
+    (tmp_path / "set" / "train.json").write_text("one")
+    config = TuningConfig([TuningSource("aqua", "set")], root=str(tmp_path))
+    config = replace(config, output=str(tmp_path / "set" / "out"))
+    before = tuning_prints(config)
+    (tmp_path / "set" / "out" / "summary.json").write_text("its own")
+    assert tuning_prints(config) == before
+    (tmp_path / "set" / "train.json").write_text("two")
+    load_tokenizer(config.tokenizer).save_pretrained(tmp_path / "tokenizer")
+    there = replace(config, tokenizer=str(tmp_path / "tokenizer"))
+    same = tuning_prints(there)
+    assert {key for key in before if before[key] != same[key]} == {"data sets/aqua"}
+    (tmp_path / "tokenizer" / "tokenizer.model").unlink()
+    load_tokenizer.cache_clear()
+    after = tuning_prints(there)
+    differ = {key.partition(".")[0] for key in before if before[key] != after[key]}
+    assert differ == {"data sets/aqua", "tokenizer"}
 
 
 def test_a_data_set_of_the_hub_is_fetched_by_name(

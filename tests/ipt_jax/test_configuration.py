@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 
 from ipt_jax.configuration import (
     as_yaml,
-    clear_run_folder,
     parse_config,
     run_main,
     write_run_files,
@@ -103,6 +103,11 @@ def test_how_scripts_end(capsys):
     assert code == 2 and "/disk/file" in message and "free some space" in message
     code, message = ends_with(capsys, PermissionError(errno.EACCES, "Denied", "/elsewhere/x"))
     assert code == 2 and "/elsewhere/x: no permission" in message
+    for gone in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE):
+        code, message = ends_with(capsys, OSError(gone, os.strerror(gone), "/volume/run"))
+        assert code == 2 and "/volume/run: " in message and "volume" in message
+    with pytest.raises(FileNotFoundError):  # names nothing that could be mended
+        run_main(lambda: (_ for _ in ()).throw(FileNotFoundError(errno.ENOENT, "not there")))
     assert ends_with(capsys, KeyboardInterrupt())[0] == 130
     with pytest.raises(ZeroDivisionError):  # a fault of ours keeps its traceback
         run_main(lambda: 1 // 0)
@@ -114,14 +119,3 @@ def test_run_files_say_what_ran(tmp_path):
     assert environment["devices"] == ["cpu"]
     assert environment["packages"]["jax"].startswith("0.")
     assert parse("--config", str(tmp_path / "run" / "config.yaml")) == Config()
-
-
-def test_only_a_runs_own_folder_is_deleted(tmp_path):
-    clear_run_folder(tmp_path / "not_there")
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not deleted"):
-        clear_run_folder(tmp_path)
-    assert (tmp_path / "thesis.tex").exists()
-    write_run_files(tmp_path / "run", Config())
-    clear_run_folder(tmp_path / "run")
-    assert not (tmp_path / "run").exists()

@@ -218,6 +218,19 @@ def test_a_truncated_and_a_missing_shard(tmp_path: Path) -> None:
             '[{"name": "../a", "records": 1, "bytes": 1, "sha256": ""}]}',
             "outside its own folder",
         ),
+        *(
+            (
+                '{"format": "ipt-jax-records/1", "shards": [{"name": "a", "sha256": "", '
+                f'"bytes": 70000, {counts}}}]}}',
+                message,
+            )
+            for counts, message in (
+                ('"records": -3', "-3 records in 70,000 bytes.*damaged"),
+                ('"records": 1000000000000', "records in 70,000 bytes.*damaged"),
+                ('"records": Infinity', "damaged"),
+                ('"records": 1, "tokens": {"a": -1}', "'a': -1.*damaged"),
+            )
+        ),
     ],
 )
 def test_a_manifest_that_is_none(tmp_path: Path, content: str | None, message: str) -> None:

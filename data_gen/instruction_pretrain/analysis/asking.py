@@ -21,6 +21,7 @@ from data_gen.engines import (
     open_engine,
     requests_under_way,
 )
+from data_gen.failed_requests import FailedRequests
 from data_gen.instruction_pretrain.chains import seed_of
 from data_gen.ledger import Ledger
 from data_gen.runner import Failure, Progress, no_progress, run_units
@@ -71,6 +72,7 @@ class Model:
                 "Set false."
             )
         self.name, self.config = name, config
+        self.failed = FailedRequests()
         self._given, self._engine = engine, engine
         if engine is None:
             self.identity = asdict(identify_engine(config))
@@ -87,7 +89,7 @@ class Model:
         # A folder for each model and setting: another model never finds the answers of this one.
         place = folder / "answers" / digest
         place.mkdir(parents=True, exist_ok=True)
-        self._ledger_of = lambda: Ledger(place, fingerprint)
+        self._ledger_of = lambda: Ledger(place)
 
     @property
     def engine(self) -> Engine:
@@ -125,6 +127,8 @@ class Model:
                 if isinstance(done.outcome, Failure):
                     raise RuntimeError(f"{done.unit.name}: {done.outcome.detail}")
                 found[done.unit.name] = done.outcome
+                self.failed.requests += 1
+                self.failed.add(done.errors)
         return found
 
     def close(self) -> None:

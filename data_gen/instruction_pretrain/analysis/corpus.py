@@ -33,7 +33,7 @@ from data_gen.instruction_pretrain.analysis.pair_judge import (
     judged_pairs,
     pair_verdicts,
 )
-from data_gen.instruction_pretrain.analysis.report import Report, sample_of
+from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Report, sample_of
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText, SynthesizedTexts
 
 JUDGE = "judge"
@@ -61,6 +61,7 @@ def analyse_corpus(
 
     Raises:
       UserError: the folder is no finished synthesis, or a model, words or evaluations are bad.
+      RunStopped: the report is written, and too many requests failed.
     """
     corpus = SynthesizedTexts(config.synthesis)
     folder = Path(config.output).expanduser()
@@ -114,6 +115,8 @@ def analyse_corpus(
         for text in chosen[:_SHOWN]
     ]
     report.write(folder, _lines(chosen, asked))
+    if judge is not None:
+        judge.failed.tell(judge.config.max_failed_share, folder / GENERATIONS_NAME)
     return report
 
 

@@ -16,9 +16,35 @@ from data_gen.instruction_pretrain.analysis.tables import (
     absent_table,
     markdown,
 )
-from ipt_jax.records import atomic_write
+from data_gen.ledger import LEDGER_FILES, LEDGER_NAME
+from ipt_jax.core.files import atomic_write
+from ipt_jax.core.run_folder import RUN_FILES, RunFolder
 
 RESULTS_NAME, TABLES_NAME, GENERATIONS_NAME = "results.json", "tables.md", "generations.jsonl"
+_OWNS = (
+    *(*RUN_FILES, RESULTS_NAME, TABLES_NAME, GENERATIONS_NAME, "report.html"),
+    *(f"answers/*/{name}" for name in LEDGER_FILES),
+)
+
+
+def hold_analysis(output: str | Path, kind: str) -> RunFolder:
+    """The folder of a measurement of `kind`: results are written anew, answers are kept by model.
+
+    Raises FolderRefused as RunFolder.open.
+    """
+
+    def before_markers(folder: Path) -> dict[str, str] | None:
+        if any(folder.glob(f"answers/*/{LEDGER_NAME}")):
+            return {}
+        try:
+            found = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+            return {} if {"measured", "tables", "absent"} <= found.keys() else None
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    run = RunFolder.open(output, kind, {}, owns=_OWNS, legacy=before_markers)
+    run.begin()
+    return run
 
 
 @dataclass

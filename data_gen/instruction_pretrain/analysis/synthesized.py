@@ -7,10 +7,8 @@ pairs are parsed again as synthesis did. What the folder shows as samples is com
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from data_gen.instruction_pretrain.chains import Chain, Chains, generator_of
 from data_gen.instruction_pretrain.format import ParsedPairs, parse_pairs
 from data_gen.instruction_pretrain.records import METHOD
 from data_gen.intake import RAW
-from data_gen.ledger import LEDGER_NAME
+from data_gen.ledger import LEDGER_NAME, ClosedLedger
 from ipt_jax.errors import UserError
 from ipt_jax.records import RecordSource
 
@@ -66,10 +64,10 @@ class SynthesizedTexts:
         chosen = chosen[: round(settings["fraction"] * len(raw))]
         self._chains = Chains(raw, chosen, settings["rounds"])
         self._most_pairs: int = settings["max_pairs"]
-        self._ledger = self.folder / LEDGER_NAME
-        if not self._ledger.is_file():
+        ledger = self.folder / LEDGER_NAME
+        if not ledger.is_file():
             raise UserError(
-                f"{self._ledger} is gone: pairs are read back from the model's answers in it."
+                f"{ledger} is gone: pairs are read back from the model's answers in it."
             )
         self._compare_samples()
 
@@ -79,8 +77,7 @@ class SynthesizedTexts:
 
     def read(self, numbers: Sequence[int]) -> Iterator[SynthesizedText]:
         """The texts of these chains. A text that the engine could not answer is left out."""
-        address = f"{self._ledger.resolve().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(address, uri=True)) as ledger:
+        with ClosedLedger(self.folder) as ledger:
             for number in numbers:
                 yield from self._of_chain(ledger, self._chains[number])
 
@@ -94,13 +91,8 @@ class SynthesizedTexts:
             found += self.read([number])
         return found[:texts]
 
-    def _of_chain(self, ledger: sqlite3.Connection, chain: Chain) -> Iterator[SynthesizedText]:
-        rows = ledger.execute(
-            "SELECT turn, text, finish_reason, completion_tokens FROM completions "
-            "WHERE unit = ? ORDER BY turn",
-            (chain.id,),
-        ).fetchall()
-        for turn, generated, finish_reason, tokens in rows:
+    def _of_chain(self, ledger: ClosedLedger, chain: Chain) -> Iterator[SynthesizedText]:
+        for turn, completion in ledger.of_unit(chain.id):
             # Intake refuses documents that do not fit alone, so each document has a turn.
             if turn >= len(chain.documents):
                 raise self._changed(f"turn {turn} of {chain.id} is")
@@ -109,10 +101,10 @@ class SynthesizedTexts:
                 id=document.id,
                 source=document.source,
                 text=document.text,
-                generated=generated,
-                parsed=parse_pairs(generated, max_pairs=self._most_pairs),
-                cut=finish_reason == "length",
-                completion_tokens=tokens,
+                generated=completion.text,
+                parsed=parse_pairs(completion.text, max_pairs=self._most_pairs),
+                cut=completion.finish_reason == "length",
+                completion_tokens=completion.completion_tokens,
             )
 
     def _compare_samples(self) -> None:

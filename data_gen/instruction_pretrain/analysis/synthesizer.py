@@ -34,7 +34,7 @@ from data_gen.instruction_pretrain.analysis.pair_quality import (
     pairs_tasks,
     score_pairs,
 )
-from data_gen.instruction_pretrain.analysis.report import Report
+from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Report
 from data_gen.instruction_pretrain.analysis.response_accuracy import (
     AnswerTask,
     answer_prompt,
@@ -97,6 +97,7 @@ def analyse_synthesizer(
 
     Raises:
       UserError: bad held-out examples, models or settings.
+      RunStopped: the report is written, and too many requests failed.
     """
     examples = draw_examples(
         read_held_out(*config.held_out), config.examples_per_dataset, config.seed
@@ -125,6 +126,8 @@ def analyse_synthesizer(
             model.close()
     report = synthesizer_report(config, _values(config, examples, measured, read))
     report.write(folder, _generations(measured, read))
+    for model in dict.fromkeys((*models.values(), reader)):
+        model.failed.tell(model.config.max_failed_share, folder / GENERATIONS_NAME)
     return report
 
 

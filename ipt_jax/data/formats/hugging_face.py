@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.fingerprint import digest_of, file_digest
 from ipt_jax.data.tasks import HUB, Task
 from ipt_jax.errors import DamagedRecord, UserError, nearest
 
@@ -27,8 +28,11 @@ class HuggingFaceRows:
                 )
             data = data.select_columns([name for name in names if name in columns])
         self._data = data
-        self.fingerprint = str(data._fingerprint)
         files = data.cache_files
+        # A saved folder's own fingerprint is a line in it, whatever its files are by now.
+        self.fingerprint = str(data._fingerprint)
+        if files and not task.source.startswith(HUB):
+            self.fingerprint = digest_of([file_digest(file["filename"]) for file in files])
         self.beside = Path(files[0]["filename"]).parent if files else None
 
     def __len__(self) -> int:

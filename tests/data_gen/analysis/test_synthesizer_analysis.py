@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from data_gen.instruction_pretrain.format import (
     Pair,
     render_pairs,
 )
-from ipt_jax.errors import UserError
+from ipt_jax.errors import RunStopped, UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 PER_SET = 4
@@ -149,7 +150,12 @@ def test_what_is_not_measured_is_absent_with_its_reason(held_out: Path, tmp_path
     lines = [line for line in held_out.read_text().split("\n") if '"unseen": false' in line]
     seen.write_text("\n".join(lines))
     engines = {"base": ScriptedEngine(lambda p: None), "tuned": ScriptedEngine(Knowing(held_out))}
-    report = analyse_synthesizer(config(seen, tmp_path / "out", measures=["zero"]), engines=engines)
+    settings = config(seen, tmp_path / "out", measures=["zero"])
+    with pytest.raises(RunStopped, match=r"of them with: no\..*generations\.jsonl"):
+        analyse_synthesizer(settings, engines=engines)  # the base answered nothing
+    base = replace(settings.models.base, max_failed_share=1.0)
+    settings = replace(settings, models=replace(settings.models, base=base))
+    report = analyse_synthesizer(settings, engines=engines)
     assert [row[1] for row in report.tables[0].rows] == ["–"] * 6
     assert [row[2] for row in report.tables[0].rows] == ["–", "–", "100.0", "–", "–", "–"]
     absent = {one.what: one.why for one in report.absent}

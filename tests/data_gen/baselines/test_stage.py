@@ -17,8 +17,10 @@ from data_gen.baselines import stage
 from data_gen.baselines.config import ReadingComprehensionConfig
 from data_gen.baselines.stage import run_reading_comprehension
 from ipt_jax.configuration import parse_config
+from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, RecordSource
+from tests.run_folders import unlisted
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -105,8 +107,9 @@ def test_the_same_settings_give_the_same_bytes_and_a_seed_changes_them(
     raw, made = "shards/raw/part-00000.arrayrecord", "shards/augmented/part-00000.arrayrecord"
     assert other[raw] == files[raw] and other[made] != files[made]
     assert run_reading_comprehension(first) == summary  # finished: left as it is
-    with pytest.raises(UserError, match=r"other settings \(seed changed\)"):
+    with pytest.raises(FolderRefused) as caught:
         run_reading_comprehension(replace(first, seed=2))
+    assert caught.value.differs == ("seed",) and not unlisted(tmp_path / "a")
     again = run_reading_comprehension(replace(first, seed=1, fresh=True))
     assert made_files(tmp_path / "a") == other and again["documents_in"] == 100
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_gen.engines import Completion, Request
+from data_gen.engines import Completion, EngineConfig, Request
+from data_gen.engines.streaming import Feed
+from data_gen.ledger import Ledger
+from data_gen.quality.gate import Rejection
 from data_gen.quality.judge import JudgeConfig, JudgeGate, Verdict, build_prompt, parse_verdict
+from data_gen.quality.stage import FilterConfig, Given, check_records, run_filter
 from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.records import Record, ShardWriter
 
 
 @pytest.mark.parametrize(
@@ -119,7 +126,7 @@ def test_the_prompt_shows_pair_or_text_and_the_rubric() -> None:
 
 
 class Judge:
-    """Replies from a table by a word of the prompt, out of order; leaves one out."""
+    """Replies from a table by a word of the prompt, out of order, a few at a time."""
 
     name, version, model, revision, context_tokens = "fake", "1", "judge", "r", 4096
     REPLIES = (
@@ -128,52 +135,106 @@ class Judge:
         ("poor", ("Score: 3", "stop")),
         ("odd", ("who knows", "stop")),
         ("cut", ("Score: 4", "length")),
-        ("error", ("Score: 5", "error")),
+        ("error", ("http_400: no", "error")),
     )
 
-    def __init__(self) -> None:
+    def __init__(self, dies_after: int | None = None) -> None:
         self.asked: list[Request] = []
+        self.most_under_way = 0
+        self._dies_after = dies_after
 
     def count_tokens(self, text: object) -> int:
         return 1
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
-        self.asked = [request for request in requests if request is not None]
-        for request in reversed(self.asked):
-            for word, (text, why) in self.REPLIES:
-                if f"It is {word}." in str(request.prompt):
-                    yield Completion(request.id, text, why, 1, 1)  # type: ignore[arg-type]
+        feed = Feed(requests)
+        while taken := feed.take(700):
+            self.most_under_way = max(self.most_under_way, len(taken))
+            for request in reversed(taken):
+                if len(self.asked) == self._dies_after:
+                    raise KeyboardInterrupt
+                self.asked.append(request)
+                for word, (text, why) in self.REPLIES:
+                    if f"It is {word}." in str(request.prompt):
+                        yield Completion(request.id, text, why, 1, 1)  # type: ignore[arg-type]
 
     def close(self) -> None:
         pass
 
 
-def test_only_a_clear_score_of_four_or_five_passes() -> None:
-    names = ["good", "fair", "poor", "odd", "cut", "error", "missing", "good"]
+def judged(
+    folder: Path, judge: Judge, records: list[Record], config: JudgeConfig | None = None
+) -> tuple[list[Rejection | None], dict[str, Any]]:
+    with Ledger(folder) as ledger:
+        gate = JudgeGate(config or JudgeConfig(), judge, ledger)
+        try:
+            return check_records(records, [gate]), gate.summary()
+        finally:
+            gate.close()
+
+
+def test_only_a_clear_score_of_four_or_five_passes(tmp_path: Path) -> None:
+    names = ["good", "fair", "poor", "odd", "cut", "error", "good"]
     records = [pair(f"r{n}", "Ask.", f"It is {name}.") for n, name in enumerate(names)]
     judge = Judge()
-    gate = JudgeGate(JudgeConfig(), judge)
-    found = [None if one is None else one.reason for one in gate.check(records)]
-    wanted = [None, None, "low_score", "no_score", "cut", "engine_error", "no_reply", None]
-    assert found == wanted
-    assert gate.summary() == {"scores": {"3": 1, "4": 1, "5": 2}}
-    detail = gate.check(records)[3]
-    assert detail is not None and "who knows" in detail.detail
+    verdicts, summary = judged(tmp_path / "a", judge, records)
+    found = [None if one is None else one.reason.removeprefix("judge:") for one in verdicts]
+    assert found == [None, None, "low_score", "no_score", "cut", "engine_error", None]
+    assert summary == {
+        "scores": {"3": 1, "4": 1, "5": 2}, "completions": 7, "requests_failed": 1,
+        "requests_to_ask_again": 0, "request_errors": {"http_400: no": 1},
+    }  # fmt: skip
+    assert "who knows" in verdicts[3].detail and verdicts[5].detail == "http_400: no"  # type: ignore[union-attr]
     # A request's seed depends on the record, not on the batch around it.
-    seeds = [request.seed for request in judge.asked]
-    assert len(set(seeds)) == 8
-    gate.check(records[3:4])
-    assert [request.seed for request in judge.asked] == seeds[3:4]
-    assert JudgeGate(JudgeConfig(keep_at_least=5), judge).check(records[1:2])[0] is not None
+    seeds = {request.prompt: request.seed for request in judge.asked}
+    assert len({request.seed for request in judge.asked}) == 7
+    alone = Judge()
+    judged(tmp_path / "b", alone, records[3:4])
+    assert [request.seed for request in alone.asked] == [seeds[alone.asked[0].prompt]]
+    assert judged(tmp_path / "c", judge, records[1:2], JudgeConfig(keep_at_least=5))[0][0]
 
 
-def test_the_judge_is_asked_by_chat_unless_told_otherwise() -> None:
-    judge = Judge()
-    JudgeGate(JudgeConfig(), judge).check([pair("1", "Ask.", "It is good.")])
+def test_the_judge_is_asked_by_chat_unless_told_otherwise(tmp_path: Path) -> None:
+    judge, records = Judge(), [pair("1", "Ask.", "It is good.")]
+    judged(tmp_path, judge, records)
     (message,) = judge.asked[0].prompt
     assert message.role == "user" and "It is good." in message.content  # type: ignore[union-attr]
-    JudgeGate(JudgeConfig(chat=False), judge).check([pair("1", "Ask.", "It is good.")])
-    assert judge.asked[0].prompt == message.content  # type: ignore[union-attr]
-    assert judge.asked[0].sampling.max_tokens == JudgeConfig().engine.max_tokens
+    judged(tmp_path, judge, records, JudgeConfig(chat=False))  # another question: asked anew
+    assert judge.asked[1].prompt == message.content  # type: ignore[union-attr]
+    assert judge.asked[1].sampling.max_tokens == JudgeConfig().engine.max_tokens
     with pytest.raises(UserError, match="`keep_at_least` is 6"):
         JudgeConfig(keep_at_least=6)
+
+
+def test_a_judging_that_stopped_goes_on_and_asks_each_question_once(tmp_path: Path) -> None:
+    words = ["good", "poor", "error"]
+    records = [pair(f"r{n}", f"Ask {n}.", f"It is {words[n % 3]}.") for n in range(900)]
+    with ShardWriter(tmp_path / "in") as shards:
+        for record in records:
+            shards.write(record)
+
+    def config(name: str) -> FilterConfig:
+        asked = JudgeConfig(engine=EngineConfig(max_failed_share=0.5))
+        return FilterConfig([str(tmp_path / "in")], str(tmp_path / name), ["judge"], judge=asked)
+
+    first, second, whole = Judge(dies_after=480), Judge(), Judge()
+    with pytest.raises(KeyboardInterrupt):
+        run_filter(config("out"), given=Given(engine=first))
+    summary = run_filter(config("out"), given=Given(engine=second))
+    assert summary == run_filter(config("whole"), given=Given(engine=whole))
+    answered = [r for r in first.asked if "It is error." not in str(r.prompt)]
+    assert len(answered) + len(second.asked) == 900 and whole.most_under_way == 700
+    for name in ("shards/part-00000.arrayrecord", "rejected/judge.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    asked = len(second.asked)
+    assert run_filter(config("out"), given=Given(engine=second)) == summary
+    assert len(second.asked) == asked
+    # With fewer failures allowed it is not, and those alone are asked again.
+    strict = JudgeConfig(engine=EngineConfig(max_failed_share=0.1))
+    again, healthy = replace(config("out"), judge=strict), Judge()
+    healthy.REPLIES = (*Judge.REPLIES[:-1], ("error", ("Score: 5", "stop")))
+    summary = run_filter(again, given=Given(engine=healthy))
+    assert len(healthy.asked) == 300 and summary["out"] == 600
+    with pytest.raises(UserError, match="keep_at_least|judge changed"):
+        (tmp_path / "out" / "summary.json").unlink()
+        run_filter(replace(again, judge=replace(strict, keep_at_least=5)), given=Given(healthy))

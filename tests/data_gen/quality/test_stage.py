@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +19,11 @@ from data_gen.engines import Completion, Request
 from data_gen.quality.decontaminate import DecontaminateConfig
 from data_gen.quality.evaluations import EvaluationFile
 from data_gen.quality.gate import Gate, Rejection
-from data_gen.quality.moderation import ModerationConfig
+from data_gen.quality.moderation import DEFAULT_RULES, ModerationConfig
 from data_gen.quality.rules import RulesConfig
 from data_gen.quality.stage import GATES, FilterConfig, Given, check_records, run_filter
 from ipt_jax.configuration import parse_config
+from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, RecordSource, ShardWriter
 
@@ -159,6 +161,26 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, first: Path) -> Non
     assert len(files[0]) > 8 and files[0] == files[1]
 
 
+def test_a_finished_folder_is_of_the_files_that_its_gates_read(tmp_path: Path, first: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    shutil.copy(DEFAULT_RULES, rules)
+    config = settings(tmp_path, [first], moderation=ModerationConfig(str(rules)))
+    done = run_filter(config)
+    shutil.move(rules, tmp_path / "moved.yaml")
+    shutil.copy(tmp_path / "moved.yaml", rules)
+    assert run_filter(config) == done
+    for path, name in {
+        rules: "moderation/rules",
+        tmp_path / "evaluation.jsonl": "evaluations/1/eval",
+    }.items():
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        with pytest.raises(FolderRefused) as caught:
+            run_filter(config)
+        assert caught.value.differs == (name,)
+        path.write_bytes(before)
+
+
 def test_gates_meet_records_in_the_order_given(tmp_path: Path, first: Path) -> None:
     run_filter(settings(tmp_path, [first], gates=["near_duplicates", "exact_text"]))
     found = {line["id"]: line["gate"] for line in lines(tmp_path / "out")}
@@ -171,19 +193,14 @@ def test_gates_meet_records_in_the_order_given(tmp_path: Path, first: Path) -> N
     }
 
 
-def test_an_output_that_holds_files_is_refused(tmp_path: Path, first: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="is not empty: choose another folder"):
-        run_filter(settings(tmp_path, [first]))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    # What is wrong with the settings shows before anything is made.
-    config = settings(tmp_path, [first], "new", decontaminate=DecontaminateConfig())
-    with pytest.raises(UserError, match="name at least one in `evaluations`"):
-        run_filter(config)
+def test_wrong_settings_make_nothing(tmp_path: Path, first: Path) -> None:
     with pytest.raises(UserError, match="no finished record shards"):
-        run_filter(settings(tmp_path, [tmp_path / "nowhere"], "new"))
-    assert not (tmp_path / "new").exists()
+        run_filter(settings(tmp_path, [tmp_path / "nowhere"]))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="name at least one in `evaluations`"):
+        run_filter(settings(tmp_path, [first], decontaminate=DecontaminateConfig()))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "run.lock"}
+    run_filter(settings(tmp_path, [first]))  # they do not hold up the right ones
 
 
 def test_nothing_in_gives_nothing_out(tmp_path: Path) -> None:
@@ -296,7 +313,13 @@ def test_the_launch_script(tmp_path: Path, first: Path, root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "300 in = 296 out + 4 rejected" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("config.yaml", "environment.json", "rejected", "shards", "summary.json"),
+        *(
+            "config.yaml",
+            "environment.json",
+            "rejected",
+            "run.json",
+            "run.lock",
+            "shards",
+            "summary.json",
+        ),
     }
-    again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 2 and "is not empty" in again.stderr

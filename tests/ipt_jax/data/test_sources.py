@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -426,7 +427,15 @@ def test_data_sets_that_cannot_be_loaded(tmp_path: Path, docs: Docs) -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list([{"text": d["text"]} for d in docs])
     datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
-    assert open_source(Task("t", str(tmp_path / "saved"))).read([4])[0].id == "saved:train:5"
+    before = open_source(Task("t", str(tmp_path / "saved")))
+    assert before.read([4])[0].id == "saved:train:5"
+    others = datasets.Dataset.from_list([{"text": d["text"] + "!"} for d in docs])
+    others.save_to_disk(str(tmp_path / "others"))
+    swapped = tmp_path / "swapped"
+    shutil.copytree(tmp_path / "saved", swapped)
+    for name in swapped.glob("train/*.arrow"):  # the folder's own fingerprint stays
+        shutil.copy(tmp_path / "others" / name.name, name)
+    assert open_source(Task("t", str(swapped))).fingerprint != before.fingerprint
     with pytest.raises(UserError, match=r"saved has no split 'test': set `tasks\.t\.split`.*train"):
         open_source(Task("t", str(tmp_path / "saved"), split="test"))
     with pytest.raises(UserError, match=r"saved has no column `txt`.* nearest is 'text'"):

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from ipt_jax.configuration import parse_config
+from ipt_jax.core.run_folder import FolderRefused, RunFolder
 from ipt_jax.data import token_run
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.examples import read_examples
@@ -28,7 +30,6 @@ from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 from ipt_jax.data.token_shards import TokenSource
 from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.folder_lock import folder_lock
 from ipt_jax.manifest import file_sha256
 from ipt_jax.records import Record, RecordSource, ShardWriter
 from ipt_jax.tokenizers import load_tokenizer
@@ -251,8 +252,9 @@ def replace_source(made: Path, folder: Path) -> Any:
 def test_two_runs_do_not_write_to_one_folder(folder: Path, tmp_path: Path) -> None:
     mixture = {"root": str(folder), "tasks": {"qa": {"source": "raw"}}}
     config = TokenizeConfig(tmp_path, DataConfig(mixture))
-    with folder_lock(tmp_path), pytest.raises(UserError, match="another run is writing to"):
+    with RunFolder.open(tmp_path, "tokens", {}, owns=()), pytest.raises(FolderRefused) as caught:
         tokenize(config)
+    assert caught.value.reason == "locked"
     assert [task.records for task in tokenize(config)] == [120]
 
 
@@ -326,17 +328,18 @@ def test_other_inputs_do_not_go_on_in_the_same_folder(
     (task,) = tokenize(config)
     tasks = {**content["tasks"], "raw": {"source": "raw", "eos": False}}
     other = replace(config, data=DataConfig({**content, "tasks": tasks}))
-    for changed in (other, replace(config, records_per_shard=60)):
-        with pytest.raises(UserError, match=r"out/raw holds shards that were made from other"):
+    qa = replace(config, tasks=["qa"])
+    tokenize(qa)
+    tasks = {**tasks, "qa": {**tasks["qa"], "id_key": "instruction"}}
+    named = replace(qa, data=DataConfig({**content, "tasks": tasks}))
+    for changed in (other, replace(config, records_per_shard=60), named):
+        with pytest.raises(UserError, match=r"out/(raw|qa) holds shards that were made from other"):
             tokenize(changed)
     (again,) = tokenize(replace(other, fresh=True))
     assert again.tokens == task.tokens - 120
     (config.output / "raw" / "manifest.json").unlink()
     (config.output / "raw" / "part-00000.json").write_text('{"key": "x", "shard": {"sha256": ""}}')
     with pytest.raises(UserError, match=r"out/raw holds shards of an unfinished run over other"):
-        tokenize(config)
-    (config.output / "raw" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"notes\.txt is no token shard"):
         tokenize(config)
     with pytest.raises(UserError, match=r"`tasks` names 'row', which is no task.*nearest is 'raw'"):
         tokenize(replace(config, tasks=["row"]))
@@ -371,6 +374,11 @@ def test_ids_of_another_vocabulary_are_refused(
         folder.mkdir()
     data = tokenizer._path.read_bytes()  # type: ignore[attr-defined]
     (same / "tokenizer.model").write_bytes(data)
+    shutil.copytree(made, tmp_path / "made")
+    manifest = tmp_path / "made" / "raw" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"eos_id": 2', '"eos_id": 7'))
+    with pytest.raises(UserError, match=r"made with `eos_id: 7`, but .* now has 2"):
+        open_source(replace_source(made, tmp_path / "made" / "raw"))
     # An unknown field at the end of the proto: read by the library, another checksum.
     (other / "tokenizer.model").write_bytes(data + b"\xf8\x3f\x01")
     config = DataConfig(str(made / "mixture.yaml"), tokenizer=str(same), row_tokens=64)

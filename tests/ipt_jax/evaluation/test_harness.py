@@ -1,18 +1,25 @@
 """lm-evaluation-harness, the real one, on a tiny random model, offline."""
 
 import json
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ipt_jax.errors import UserError
 from ipt_jax.evaluation.harness import (
+    SAMPLE_TASKS,
     EvaluationConfig,
+    asked_of,
     evaluate,
     evaluate_models,
     format_table,
 )
 from ipt_jax.evaluation.results import read_results
+from ipt_jax.evaluation.task_files import TASKS_FOLDER
 from ipt_jax.tokenizers import load_tokenizer
 
 
@@ -33,23 +40,52 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=1,
         eos_token_id=2,
     )
-    folder = tmp_path_factory.mktemp("model") / "tiny"
+    folder = tmp_path_factory.mktemp("a comma, = and [] in the path") / "tiny"
     transformers.MistralForCausalLM(config).save_pretrained(folder)
     load_tokenizer("mistral-7b-v0.1").save_pretrained(folder)
     return folder
 
 
+def own_tasks(folder: Path) -> Path:
+    """Two tasks with what they read spread over two folders; one item of two is too long."""
+    shutil.copytree(TASKS_FOLDER, folder)
+    files = {
+        "choice.yaml": "include: shared/_base.yaml\ntask: choice\noutput_type: multiple_choice\n"
+        "doc_to_choice: [' yes', ' no']\ndoc_to_target: !function my_utils.target\n",
+        "written.yaml": "include: shared/_base.yaml\ntask: written\noutput_type: generate_until\n"
+        "doc_to_target: none\ngeneration_kwargs: {until: ['.'], max_gen_toks: 4}\n",
+        "my_utils.py": "def target(doc):\n    return (doc['a'] + 1) % 2\n",
+        "shared/_base.yaml": "dataset_path: json\ndataset_kwargs: {data_files: {test: two.jsonl}}\n"
+        "test_split: test\ndoc_to_text: !function texts.text\n",
+        "shared/texts.py": "def text(doc):\n    return doc['words'] * 'one '\n",
+        "shared/two.jsonl": '{"words": 300, "a": 0}\n{"words": 3, "a": 1}\n',
+    }
+    (folder / "shared").mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
 @pytest.mark.slow
 def test_real_run_then_nothing_to_do(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    config = EvaluationConfig(models={"tiny": model}, output=tmp_path / "out", limit=4)
+    config = EvaluationConfig(
+        models={"tiny": model},
+        output=tmp_path / "out",
+        tasks=[*SAMPLE_TASKS, "choice", "written"],
+        include_path=own_tasks(tmp_path / "tasks"),
+        limit=4,
+    )
     results = evaluate_models(config)
-    assert {(r.task, r.metric) for r in results} == {
-        ("sample_continuation", "acc"),
-        ("sample_continuation", "acc_norm"),
-        ("sample_perplexity", "bits_per_byte"),
+    assert {(r.task, r.metric, r.truncated) for r in results} == {
+        ("sample_continuation", "acc", 0),
+        ("sample_continuation", "acc_norm", 0),
+        ("sample_perplexity", "bits_per_byte", 0),
+        ("choice", "acc", 1),
+        ("choice", "acc_norm", 1),
+        ("written", "exact_match", 1),
     }
     perplexity = next(r for r in results if r.task == "sample_perplexity")
     # A model that knows nothing spends log2(32000) bits on each token of about four bytes.
@@ -62,15 +98,50 @@ def test_real_run_then_nothing_to_do(
     own = whole["lm_eval"]["tiny"]["results"]["sample_perplexity"]["bits_per_byte,none"]
     assert perplexity.value == pytest.approx(own, rel=1e-6)
     assert "tiny   sample_continuation" in format_table(results)
+    assert "2 (1 cut)" in format_table(results)
     assert not (tmp_path / "out" / "tiny" / "cache").exists()
 
     def refuse(*arguments: object) -> int:
         raise AssertionError("measured again")
 
     monkeypatch.setattr("ipt_jax.evaluation.harness._run", refuse)
-    assert evaluate_models(config) == results
+    moved = replace(config, include_path=shutil.move(config.include_path, tmp_path / "moved"))
+    assert evaluate_models(moved) == results
+    monkeypatch.setattr("ipt_jax.evaluation.harness.version", lambda name: "99")
     with pytest.raises(AssertionError, match="measured again"):
-        evaluate(model, ["sample_continuation"], tmp_path / "out", name="tiny", limit=3)
+        evaluate_models(moved)
+
+
+def test_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = own_tasks(tmp_path / "tasks")
+    (folder / "other.yaml").write_text("task: other\n")
+    config = EvaluationConfig(models={}, tasks=["choice", "sample_continuation"])
+    config = replace(config, include_path=folder)
+    before = asked_of(config, tmp_path / "0")
+    for number, (name, differs) in enumerate({
+        "other.yaml": {"tasks/choice"},  # all beside a module: it may read any of it
+        "my_utils.py": {"tasks/choice"},
+        "choice.yaml": {"tasks/choice"},
+        "shared/_base.yaml": {"tasks/choice"},
+        "shared/two.jsonl": {"tasks/choice"},
+        "shared/texts.py": {"tasks/choice"},
+        "sample_continuation.jsonl": {"tasks/choice", "tasks/sample_continuation"},
+    }.items(), 1):  # fmt: skip
+        old, times = (folder / name).read_bytes(), (folder / name).stat()
+        (folder / name).write_bytes(old[:-1] + b" \n")
+        os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+        after = asked_of(config, tmp_path / str(number))
+        assert {key for key in before if before[key] != after[key]} == differs, name
+        (folder / name).write_bytes(old)
+    (tmp_path / "harness" / "tasks").mkdir(parents=True)
+    code = tmp_path / "harness" / "__init__.py"
+    monkeypatch.setattr(
+        "ipt_jax.evaluation.harness.find_spec", lambda name: SimpleNamespace(origin=str(code))
+    )
+    theirs = [asked_of(replace(config, tasks=["hellaswag"]), tmp_path / "8")]
+    (tmp_path / "harness" / "tasks" / "hellaswag.yaml").write_text("task: hellaswag\n")
+    theirs.append(asked_of(replace(config, tasks=["hellaswag"]), tmp_path / "9"))
+    assert theirs[0]["lm-eval's tasks"] != theirs[1]["lm-eval's tasks"]
 
 
 @pytest.mark.slow

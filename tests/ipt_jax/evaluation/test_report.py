@@ -48,14 +48,18 @@ def test_everything_asked_for_is_there(tmp_path: Path) -> None:
     page = Reader(html)
     assert page.open == [], "every tag is closed"
     for words in (
-        "It does not show which data makes the better model",
-        "Decoding was constrained",
+        "not which data makes the better model",
+        "trained once (raw: 12.3M parameters, 1.47M tokens; mixed:",
+        "to 2 models, to a comparison",
+        "2 models on 2 tasks, by lm-evaluation-harness",
+        "SmolLM2-135M-Instruct gave 281 answers, one for each document it read, in 2 rounds",
+        "A grammar let SmolLM2-135M-Instruct write only",
         "Training loss",
         "Tokens and mixture rates by source",
         "rate asked rate realised",
         "augmented: at least one pair kept 251",
         "plain: kept as raw text, without a pair 38",
-        "rejected: not readable as a document 3",
+        "rejected: not taken as a document 3",
         "documents in 292",
         "answer repeats question 57",
         "The fox lives in the wood.",
@@ -69,6 +73,23 @@ def test_everything_asked_for_is_there(tmp_path: Path) -> None:
     assert page.tags.count("polyline") == 2
     assert page.tags.count("details") == 8
     assert "do not add up" not in page.text
+
+
+def test_a_page_says_only_what_is_true_of_its_run(tmp_path: Path) -> None:
+    made = write_run(tmp_path)
+    path = made["synthesis_folder"] / "summary.json"
+    summary = json.loads(path.read_text())
+    failed = {"requests_failed": 80, "request_errors": {"http_400: no": 80}}
+    changed = {"model": "llama-70b", "rounds": 1, "constrained_decoding": False, **failed}
+    path.write_text(json.dumps(summary | changed))
+    made["training_folders"] = {"raw": made["training_folders"]["raw"]}
+    made["evaluation_results"] = made["evaluation_results"][:1]
+    text = Reader(quickstart_report(tmp_path / "report.html", **made).read_text()).text
+    assert "llama-70b gave 201 answers, one for each document it read." in text
+    assert "to 1 model, to" in text and "1 model on 1 task, by" in text
+    assert "request failed http 400: no 80" in text
+    for words in ("rounds", "second round", "two", "both", "Both", "small", "constrain", "SmolLM2"):
+        assert not re.search(rf"\b{words}", text), words
 
 
 def test_no_address_and_no_script(tmp_path: Path) -> None:

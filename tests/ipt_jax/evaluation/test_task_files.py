@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ipt_jax.errors import UserError
+from ipt_jax.evaluation import task_files
 from ipt_jax.evaluation.task_files import TASKS_FOLDER, render_tasks
 
 TASK = "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: items.jsonl}}\n"
@@ -28,30 +29,46 @@ def test_data_files_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Path(task["dataset_kwargs"]["data_files"]["test"]).is_file()
 
 
-def test_functions_and_their_modules_are_carried_along(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(TASK + "doc_to_text: !function mine.text\n")
-    (tmp_path / "mine.py").write_text("def text(doc):\n    return doc['text']\n")
-    (tmp_path / "items.jsonl").write_text("{}\n")
-    render_tasks(["mine"], tmp_path, tmp_path / "out")
-    assert (tmp_path / "out" / "mine.py").is_file()
-    assert "doc_to_text: !function 'mine.text'" in (tmp_path / "out" / "mine.yaml").read_text()
-
-
-def test_the_hash_follows_the_data(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(TASK)
-    (tmp_path / "items.jsonl").write_text("{}\n")
-    before = render_tasks(["mine"], tmp_path, tmp_path / "out")
-    (tmp_path / "items.jsonl").write_text('{"a": 1}\n')
-    assert render_tasks(["mine"], tmp_path, tmp_path / "out") != before
+def test_what_a_task_names_lies_beside_the_yaml_that_names_it(tmp_path: Path) -> None:
+    for folder, loaded in (("here", "mine"), ("there", "base")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "use.py").write_text("def text(doc):\n    return __file__\n")
+        (tmp_path / folder / f"{loaded}.jsonl").write_text("{}\n")
+    (tmp_path / "here" / "mine.yaml").write_text(
+        "task: mine\ninclude: ../there/base.yaml\ndoc_to_text: !function use.text\n"
+        "dataset_kwargs: {data_files: [mine.jsonl, 'm*.jsonl', 'https://a/b.jsonl'], data_dir: .}\n"
+    )
+    (tmp_path / "there" / "base.yaml").write_text(
+        "dataset_path: json\ndataset_kwargs: {data_files: no.jsonl}\ntask_list: [a]\n"
+        "metric_list: [{metric: !function use.text}, {metric: !function os.path.join}]\n"
+    )
+    render_tasks(["mine"], tmp_path / "here", tmp_path / "out")
+    task = yaml.load((tmp_path / "out" / "mine.yaml").read_text(), task_files._Loader)
+    here = str(tmp_path / "here")
+    assert task.pop("dataset_kwargs") == {
+        "data_files": [f"{here}/mine.jsonl", f"{here}/m*.jsonl", "https://a/b.jsonl"],
+        "data_dir": here,
+    }
+    for function, folder in ((task["doc_to_text"], "here"), (task["metric_list"][0], "there")):
+        spec = function["metric"] if isinstance(function, dict) else function
+        module = tmp_path / "out" / (spec.removesuffix(".text").replace(".", "/") + ".py")
+        assert module.resolve() == tmp_path / folder / "use.py"
+    assert task["metric_list"][1] == {"metric": "os.path.join"}
+    assert task.keys() == {"dataset_path", "metric_list", "task", "doc_to_text"}
 
 
 def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(TASK)
     with pytest.raises(UserError, match=r"mine\.yaml: its data file .*items\.jsonl"):
         render_tasks(["mine"], tmp_path, tmp_path / "out")
-    (tmp_path / "mine.yaml").write_text("task: [")
-    with pytest.raises(UserError, match=r"mine\.yaml: not a readable task"):
-        render_tasks(["mine"], tmp_path, tmp_path / "out")
+    for text, said in {
+        "task: [": "not a readable task",
+        "include: mine.yaml": "includes itself",
+        "include: gone.yaml": r"gone\.yaml: not a readable task",
+    }.items():
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(UserError, match=rf"\.yaml: .*{said}|{said}"):
+            render_tasks(["mine"], tmp_path, tmp_path / "out")
 
 
 def test_continuation_items_are_sound() -> None:

@@ -14,6 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
+from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, peft_tensors, read_peft, write_peft
 from ipt_jax.hf.convert import (
@@ -186,7 +187,7 @@ def test_bad_adapter_folders_are_refused_by_name(theirs, tokenizer, tmp_path):
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "not a whole safetensors file" in refusal()
-    with pytest.raises(UserError, match="is no earlier export"):
+    with pytest.raises(FolderRefused, match="no run of ours made it"):
         export_hugging_face(folder, theirs.decoder, {}, tokenizer)
     with pytest.raises(UserError, match="adapter_config.json: not there"):
         read_peft(tmp_path, theirs.decoder)
@@ -243,7 +244,7 @@ def test_a_run_with_adapters_is_exported_in_both_forms(tmp_path, params, tokeniz
     assert whole == run / "export" and difference is not None and 0 < difference < 1e-4
     adapter, difference = verified(run, adapter="peft")
     assert adapter == run / "adapter" and difference is not None and 0 < difference < 1e-4
-    assert json.loads((run / "verification.json").read_text())["tolerance"] == 1e-4
+    assert json.loads((run / "adapter" / "verification.json").read_text())["tolerance"] == 1e-4
     # Both are what peft makes of the base that was rounded as the run's was.
     rounded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).float()
     both = peft.PeftModel.from_pretrained(rounded, adapter).merge_and_unload().state_dict()

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
 from ipt_jax.training.loop import train
+from tests.run_folders import unlisted
 from tests.training_runs import (
     figures,
     finish,
@@ -49,6 +51,7 @@ def test_a_run_learns_and_its_figures_agree(finished):
     assert last["source_tokens"] == summary["source_tokens"]
     assert json.loads((finished / "environment.json").read_text())["devices"]
     assert yaml.safe_load((finished / "config.yaml").read_text())["train_tokens"] == 512 * 24
+    assert not unlisted(finished)
 
 
 def test_a_finished_run_is_not_trained_again(shards, finished, tmp_path):
@@ -84,7 +87,7 @@ def test_stopped_and_run_again_gives_the_same_figures(shards, finished, tmp_path
 def test_export_of_a_run_is_verified_against_transformers(finished):
     done = script("convert.py", "to-hf", "--run", finished, "--verify", "true")
     assert done.returncode == 0, done.stderr
-    result = json.loads((finished / "verification.json").read_text())
+    result = json.loads((finished / "export" / "verification.json").read_text())
     assert 0 < result["maximum_absolute_logit_difference"] <= 1e-4
     assert (finished / "export" / "model.safetensors").exists()
 
@@ -104,8 +107,9 @@ def test_training_starts_from_converted_weights(shards, finished, tmp_path):
 
 
 def test_another_config_in_the_same_folder_is_refused(shards, finished):
-    with pytest.raises(UserError, match=r"another config.*differs in seed\).*--fresh"):
+    with pytest.raises(FolderRefused) as caught:
         train(make_config(shards, finished, seed=1))
+    assert caught.value.differs == ("seed",)
 
 
 def test_the_best_by_a_metric_that_is_not_there_is_refused_at_once(shards, tmp_path):

@@ -1,30 +1,165 @@
-"""Run folders: reopened by the same training, also after the code has learnt new settings."""
+"""Run folders of trainings: reopened by the same training, also after the code has learnt more."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import yaml
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.run_folder import FolderRefused
+from ipt_jax.data.pipeline import DataConfig, OpenMixture, open_mixture
 from ipt_jax.models.sharding import MeshConfig, make_mesh
+from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.run_folder import open_run_folder
+from ipt_jax.training.step_lines import drop_later_lines
+from tests.run_folders import content
 
 
-def test_keys_newer_than_the_run_have_their_defaults(tmp_path: Path) -> None:
-    config, mesh = TrainConfig(run_folder=tmp_path / "run"), make_mesh(MeshConfig())
-    saved = open_run_folder(config, mesh) / "config.yaml"
-    content = yaml.safe_load(saved.read_text())
-    del content["data"]["packing"], content["data"]["skip_damaged"], content["epochs"]
-    saved.write_text(yaml.safe_dump(content))
-    open_run_folder(config, mesh)
+class NoData(OpenMixture):
+    """For trainings that never begin."""
+
+    def __init__(self) -> None:
+        pass
+
+    def prints(self) -> dict[str, str]:
+        return {}
+
+
+def opened(config: TrainConfig, mixture: OpenMixture | None = None) -> Path:
+    with open_run_folder(config, make_mesh(MeshConfig()), mixture or NoData()) as folder:
+        (folder / "metrics.jsonl").touch()  # a run that made nothing yet is no one's
+        return folder
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_keys_newer_than_the_run_have_their_defaults(tmp_path: Path, marked: bool) -> None:
+    config = TrainConfig(run_folder=tmp_path / "run")
+    folder = opened(config)
+    marker, saved = folder / "run.json", folder / "config.yaml"
+    content, settings = json.loads(marker.read_text()), yaml.safe_load(saved.read_text())
+    del content["fingerprint"]["data.packing"], content["fingerprint"]["epochs"]
+    del settings["data"]["packing"], settings["epochs"]
+    marker.write_text(json.dumps(content))
+    saved.write_text(yaml.safe_dump(settings))
+    if not marked:  # as an earlier version left it
+        marker.unlink()
 
     def packed(packing: str, skip: bool) -> TrainConfig:
         data = dataclasses.replace(config.data, packing=packing, skip_damaged=skip)  # type: ignore[arg-type]
         return dataclasses.replace(config, data=data)
 
-    open_run_folder(packed("concatenate", True), mesh)  # may change: damage shows on the way
-    saved.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=r"differs in data\.packing\)"):
-        open_run_folder(packed("best_fit", False), mesh)
+    with pytest.raises(FolderRefused) as caught:
+        opened(packed("best_fit", False))
+    assert caught.value.differs == ("data.packing",)
+    opened(packed("concatenate", True))  # may change: damage shows on the way
+
+
+MIXTURE = "rates: {a: 9, b: 1}\ntasks:\n  a: {source: a.jsonl}\n  b: {source: b.jsonl}\n"
+LINES = "".join(f'{{"text": "record {n}"}}\n' for n in range(9))
+OTHER = LINES.replace("record", "other")
+VOCABULARY = {"<unk>": 0, "</s>": 1, "record": 2, "other": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs", "said"),
+    [
+        ({"mixture.yaml": MIXTURE.replace("9", "1")}, {"mixture.rates.a"}, "(then 9.0, now 1.0)"),
+        (
+            {"mixture.yaml": MIXTURE.replace("b.jsonl", "b.jsonl, loss: responses")},
+            {"tasks.b.loss"},
+            "(then all, now responses)",
+        ),
+        (
+            {
+                "mixture.yaml": MIXTURE.replace("9", "9.0").replace(
+                    "a.jsonl", "a.jsonl, max_epochs: 3"
+                )
+            },
+            None,
+            "",
+        ),
+        ({"a.jsonl": LINES[:105]}, {"sources/a"}, "sources/a"),
+        ({"a.jsonl": LINES + LINES}, {"sources/a"}, "sources/a"),
+        ({"a.jsonl": OTHER, "b.jsonl": LINES}, {"sources/a", "sources/b"}, "sources/b"),
+        ({"tokenizer.json": {**VOCABULARY, "record": 3, "other": 2}}, {"tokenizer.sha256"}, ""),
+        (
+            {"tokenizer_config.json": '{"bos_token": "<unk>", "eos_token": "other"}'},
+            {"tokenizer.eos_token", "tokenizer.eos_id"},
+            "(then 1, now 3)",
+        ),
+        ({"model.safetensors": "other weights"}, {"init_from/weights"}, "init_from/weights"),
+        ({"README.md": "of no account"}, None, ""),
+    ],
+)
+def test_what_a_path_names_counts_by_content(tmp_path: Path, changes, differs, said) -> None:
+    write(tmp_path, {"a.jsonl": LINES, "b.jsonl": OTHER, "mixture.yaml": MIXTURE})
+    write(tmp_path, {"config.json": "{}", "model.safetensors": "weights"})
+    write(tmp_path, {"tokenizer_config.json": '{"bos_token": "<unk>", "eos_token": "</s>"}'})
+    write(tmp_path, {"tokenizer.json": VOCABULARY})
+
+    def start() -> Path:
+        load_tokenizer.cache_clear()  # as in a process of its own
+        mixture, folder = str(tmp_path / "mixture.yaml"), str(tmp_path)
+        data = DataConfig(mixture=mixture, root=folder, tokenizer=folder)
+        config = TrainConfig(run_folder=tmp_path / "run", data=data, init_from=tmp_path)
+        return opened(config, open_mixture(data))
+
+    start()
+    write(tmp_path, changes)
+    if differs is None:
+        start()
+        return
+    with pytest.raises(FolderRefused) as caught:
+        start()
+    assert set(caught.value.differs) == differs and said in str(caught.value)
+
+
+def write(folder: Path, files: dict[str, str | dict[str, int]]) -> None:
+    for name, text in files.items():
+        if isinstance(text, str):
+            (folder / name).write_text(text)
+        else:
+            model = tokenizers.models.WordLevel(text, "<unk>")
+            tokenizers.Tokenizer(model).save(str(folder / name))
+
+
+def test_a_second_training_is_refused_before_it_changes_anything(tmp_path: Path) -> None:
+    config, mesh = TrainConfig(run_folder=tmp_path / "run"), make_mesh(MeshConfig())
+    with open_run_folder(config, mesh, NoData()) as folder:
+        (folder / "metrics.jsonl").write_text("{}")
+        before = content(folder)
+        for fresh in (False, True):
+            with pytest.raises(FolderRefused) as caught:
+                opened(dataclasses.replace(config, fresh=fresh))
+            assert caught.value.reason == "locked" and content(folder) == before
+
+
+def test_a_folder_with_a_config_of_someone_elses_is_no_training(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: theirs\n")
+    for fresh in (False, True):
+        with pytest.raises(FolderRefused, match=r"config\.yaml is there"):
+            opened(TrainConfig(run_folder=tmp_path, fresh=fresh))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_lines_are_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) for step in range(1, 6)]
+    # Cut by a power cut, and by a kill.
+    before = "\n".join([*lines[:3], "\0\0", '{"step"', *lines[3:], '{"step": 6'])
+    path.write_text(before)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            drop_later_lines(path, 4)
+    assert path.read_text() == before
+    assert drop_later_lines(path, 4) == [{"step": step} for step in range(1, 5)]
+    assert path.read_text().splitlines() == lines[:4]
+    assert "2 line(s) are damaged" in capsys.readouterr().out

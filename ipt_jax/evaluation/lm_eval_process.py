@@ -1,0 +1,64 @@
+"""lm-evaluation-harness, and a count of the contexts that it cuts; a process of its own.
+
+python -m ipt_jax.evaluation.lm_eval_process COUNTS.json run --model counted …
+"""
+
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+
+@register_model("counted")
+class CountedLM(HFLM):
+    """The harness's model for transformers; it notes what the model's context cannot hold."""
+
+    cut: ClassVar[set[tuple[str, int]]] = set()  # (task, item), of all models of this process
+    _items: dict[Any, set[tuple[str, int]]]
+
+    def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list:
+        self._note_items([request.args for request in requests], requests)
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: list, *arguments: Any, **settings: Any) -> list:
+        for texts, context, continuation in requests:
+            # Texts scored whole come in windows without a text, and nothing of them is cut.
+            if texts is not None and len(context) + len(continuation) > self.max_length + 1:
+                self.cut.update(self._items[texts])
+        return super()._loglikelihood_tokens(requests, *arguments, **settings)
+
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        self._note_items([request.args[0] for request in requests], requests)
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple:  # fmt: skip
+        if left_truncate_len:
+            _, mask = super().tok_batch_encode(strings, padding_side)
+            for text, tokens in zip(strings, mask.sum(1).tolist(), strict=True):
+                if tokens > left_truncate_len:
+                    self.cut.update(self._items[text])
+        return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+
+    def _note_items(self, texts: Sequence[Any], requests: list) -> None:
+        self._items = defaultdict(set)
+        for text, request in zip(texts, requests, strict=True):
+            self._items[text].add((request.task_name, request.doc_id))
+
+
+def main() -> None:
+    counts = Path(sys.argv.pop(1))
+    cli_evaluate()
+    counts.write_text(json.dumps(Counter(task for task, _ in CountedLM.cut)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

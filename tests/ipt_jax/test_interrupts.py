@@ -1,0 +1,44 @@
+"""Ctrl-C during the imports of a script."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from ipt_jax.interrupts import INTERRUPTED, importing
+
+DOORS = sorted((Path(__file__).parents[2] / "launch").glob("*.py"))
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda path: path.stem)
+def test_every_door_imports_where_an_interrupt_is_caught(door: Path) -> None:
+    imports = [
+        node
+        for node in ast.parse(door.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = [getattr(node, "module", None) for node in imports]
+    assert [name for name in names if name != "__future__"] == ["ipt_jax.interrupts"]
+
+
+def test_an_interrupt_ends_the_process_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as end, importing():
+        signal.raise_signal(signal.SIGINT)
+    assert end.value.code == INTERRUPTED
+    assert capsys.readouterr().err == "\nStopped before anything was begun.\n"
+    assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+    with importing():
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

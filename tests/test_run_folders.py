@@ -1,0 +1,243 @@
+"""Every command on its run folder: what it did not make stays, whose it is not it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
+from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
+from data_gen.instruction_pretrain.config import SynthesisConfig
+from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
+from data_gen.quality.stage import FilterConfig, run_filter
+from ipt_jax.configuration import write_run_files
+from ipt_jax.core import run_folder
+from ipt_jax.core.run_folder import FolderRefused, RunFolder
+from ipt_jax.data.config import DataConfig
+from ipt_jax.data.token_run import TokenizeConfig, tokenize
+from ipt_jax.errors import UserError
+from ipt_jax.evaluation import harness
+from ipt_jax.hf.convert import FromHuggingFaceConfig, from_hugging_face_folder
+from ipt_jax.hf.export import export_hugging_face
+from ipt_jax.models.config import PRESETS
+from ipt_jax.models.decoder import new_params
+from ipt_jax.stages import Stages
+from tests.data_gen.fakes import FakeEngine
+from tests.run_folders import content, unlisted
+
+DECODER = dataclasses.replace(PRESETS["tiny"], vocabulary_size=64)
+
+
+class NoTokenizer:
+    """As much of one as an export needs."""
+
+    name, bos_id, eos_id = "none", 1, 2
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+
+@dataclass
+class Door:
+    """A command: runs to its end in `folder`."""
+
+    run: Callable[..., Any]
+    fresh: bool = True
+    """It has --fresh."""
+    other: bool = True
+    """It refuses a folder of other settings (and takes them as `other=True`)."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, a synthesis folder and two exported models."""
+    folder = tmp_path_factory.mktemp("inputs")
+    lines = [{"id": f"d{n}", "text": f"Text number {n}. It is short."} for n in range(12)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    synthesis(folder, folder / "synthesis")
+    export(folder, folder / "model")
+    shutil.copytree(folder / "model", folder / "other_model")
+    (folder / "other_model" / "notes.json").write_text("{}")
+    return folder
+
+
+def synthesis(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
+    config = SynthesisConfig(
+        input=[str(inputs / "corpus.jsonl")], output=str(folder), fraction=0.7, rounds=2,
+        records_per_shard=4, seed=int(other), fresh=fresh,
+    )  # fmt: skip
+    on_start = partial(write_run_files, config=config)
+    run_synthesis(config, engine=FakeEngine(), on_start=on_start)
+
+
+def random_pairs(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
+    run_random_pairs(
+        RandomPairsConfig(str(inputs / "synthesis"), str(folder), seed=int(other), fresh=fresh)
+    )
+
+
+def filtered(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
+    gates = ["exact_text", "first_sentences"] if other else ["exact_text"]
+    raw = str(inputs / "synthesis" / "shards" / "raw")
+    run_filter(FilterConfig([raw], str(folder), gates, fresh=fresh))
+
+
+def tokens(inputs: Path, folder: Path) -> None:
+    mixture = {"root": str(inputs), "tasks": {"raw": {"source": "synthesis/shards/raw"}}}
+    tokenize(TokenizeConfig(folder, DataConfig(mixture), records_per_shard=4))
+
+
+def export(inputs: Path, folder: Path) -> None:
+    export_hugging_face(folder, DECODER, new_params(DECODER, 1), NoTokenizer())  # type: ignore[arg-type]
+
+
+def weights(inputs: Path, folder: Path, other: bool = False) -> None:
+    model = inputs / ("other_model" if other else "model")
+    from_hugging_face_folder(FromHuggingFaceConfig(model, folder))
+
+
+def evaluation(inputs: Path, folder: Path) -> None:
+    def lm_eval(command: list[str], environment: Any, log: Path, *_: Any) -> int:
+        written = log.parent / "lm_eval" / "model"
+        written.mkdir(parents=True, exist_ok=True)
+        for path in (log, written / "results_1.json", log.parent / "cache" / "downloads" / "x"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "_run", lm_eval)
+        patch.setattr(harness, "read_lm_eval", lambda folder, name: ([], {}))
+        models = {"a": inputs / "model", "b": inputs / "other_model"}
+        harness.evaluate_models(harness.EvaluationConfig(models, folder))
+
+
+def analysis(inputs: Path, folder: Path) -> None:
+    with hold_analysis(folder, "corpus_analysis") as run:
+        Report("title", "subtitle").write(run.path, [{}])
+
+
+def job(inputs: Path, folder: Path, fresh: bool = False) -> None:
+    with Stages.hold(folder, "quickstart", ("synthesis", "train_*"), fresh=fresh) as run:
+        write_run_files(run.path, DECODER)
+        Stages(run.path).run("one", {}, [], lambda: synthesis(inputs, run.path / "synthesis"))
+
+
+DOORS = {
+    "synthesize": Door(synthesis),
+    "random_pairs": Door(random_pairs),
+    "filter": Door(filtered),
+    "tokenize": Door(tokens, fresh=False, other=False),
+    "to-hf": Door(export, fresh=False, other=False),
+    "from-hf": Door(weights, fresh=False),
+    "evaluate": Door(evaluation, fresh=False, other=False),
+    "analyse": Door(analysis, fresh=False, other=False),
+    "quickstart": Door(job, other=False),
+}
+
+
+def refused(reason: str, path: Path, run: Callable[[], Any]) -> FolderRefused:
+    before = content(path)
+    with pytest.raises(FolderRefused) as caught:
+        run()
+    assert caught.value.reason == reason, caught.value
+    assert content(path) == before
+    return caught.value
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_command_and_its_folder(name: str, inputs: Path, tmp_path: Path) -> None:
+    door, folder = DOORS[name], tmp_path / "run"
+    run = partial(door.run, inputs, folder)
+    starts = [run, *([partial(run, fresh=True)] if door.fresh else [])]
+    run()
+    made = set(content(folder))
+    assert not unlisted(folder)
+
+    # Of someone else's: everywhere, under names like ours.
+    names = ("notes.txt", "part-1.bak", "part-00000.arrayrecord.bak", "config.yaml~", "10-mine/x")
+    places = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    trees = [path for path in places if "checkpoints" in path.parent.parts]
+    strange = {}
+    for place in (place for place in places if place not in trees):
+        if any(tree in place.parents for tree in trees):
+            continue
+        for strange_name in names:
+            path = place / strange_name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"mine, {path}")
+            strange[path.relative_to(folder).as_posix()] = path.read_bytes()
+    moved = folder.rename(tmp_path / "moved")
+    door.run(inputs, moved)  # a folder that was moved goes on
+    moved.rename(folder)
+    for start in starts:
+        start()
+        assert strange.items() <= content(folder).items()
+        assert set(content(folder)) == made | strange.keys()
+
+    with run_folder._lock(folder):
+        for start in starts:
+            refused("locked", folder, start)
+    if door.other:
+        assert refused("differs", folder, partial(run, other=True)).differs
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    for path in bare.rglob("run.*"):
+        path.unlink()
+    for path in content(bare):
+        (bare / path).write_text("mine")
+    RunFolder.open(tmp_path / "others", "other", {}, owns=()).close()
+    for path, reason in ((bare, "not_ours"), (tmp_path / "others", "another_kind")):
+        for fresh in [{}, {"fresh": True}][: len(starts)]:
+            refused(reason, path, partial(door.run, inputs, path, **fresh))
+
+
+def test_an_evaluation_beside_its_models_is_refused(inputs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(inputs / "model", tmp_path / "run" / "export").parent
+    before = content(run)
+    for models, output in (
+        ({"export": run / "export"}, run),
+        ({"export": run / "export"}, run / "export"),
+        ({"export": run / "export"}, run / "export" / "evaluation"),
+        *(({name: run / "export"}, tmp_path / "out") for name in ("..", ".", ".x", "run.json")),
+    ):
+        with pytest.raises(UserError, match="output=|models\\."):
+            harness.evaluate_models(harness.EvaluationConfig(models, output))
+    assert content(run) == before and not (tmp_path / "out").exists()
+
+
+def test_tuning_data_in_the_folder_of_a_synthesis(inputs: Path, shared: Path, tmp_path: Path):
+    folder = shutil.copytree(inputs / "synthesis", tmp_path / "run")
+    (folder / "summary.json").unlink()  # it did not come to its end
+    source = TuningSource("babi", "babi", files=["qa6_*.txt"], most_examples=20)
+    config = TuningConfig([source], root=str(shared / "data"), output=str(folder))
+    refused("another_kind", folder, lambda: write_tuning_data(config))
+    (folder / "run.json").unlink()  # as an earlier version left it
+    with pytest.raises(FolderRefused):
+        write_tuning_data(config)
+    assert (folder / "ledger.sqlite").exists()
+
+
+def test_a_synthesis_that_an_earlier_version_began_goes_on(inputs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(inputs / "synthesis", tmp_path / "run")
+    before = json.loads((folder / "summary.json").read_text())
+    (folder / "run.json").unlink()
+    with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as database:
+        stored = json.dumps(before["fingerprint"])
+        database.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (stored,))
+        database.commit()
+    error = refused("differs", folder, partial(synthesis, inputs, folder, other=True))
+    assert error.differs == ("seed",)
+    synthesis(inputs, folder)
+    assert json.loads((folder / "summary.json").read_text()) == before
+    assert not unlisted(folder)
