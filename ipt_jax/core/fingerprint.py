@@ -12,10 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME
 from ipt_jax.errors import UserError
 
 LARGE_BYTES = 64 << 20
 """Files above this are not read again at every start."""
+_NO_CONTENT = ("__pycache__", MARKER_NAME, LOCK_NAME)
 _SETTLED_NANOSECONDS = 2_000_000_000  # a change within a clock tick of another may not show
 
 
@@ -53,8 +55,9 @@ def folder_digest(
 ) -> str:
     """Sha256 over names and contents of a folder's files, of those that a pattern matches.
 
-    Hidden files and folders, Python's caches and what lies below `without` do not count. Raises
-    UserError naming a file that cannot be read, or the folder where it is none.
+    Hidden files and folders, Python's caches, the marker and lock of a run, and what lies below
+    `without` do not count. Raises UserError naming a file that cannot be read, or the folder where
+    it is none.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -64,7 +67,7 @@ def folder_digest(
         apart = Path(without).resolve()
         found = {path for path in found if apart not in path.resolve().parents}
     names = sorted(path.relative_to(folder) for path in found)
-    seen = [n for n in names if not any(p[0] == "." or p == "__pycache__" for p in n.parts)]
+    seen = [n for n in names if not any(p[0] == "." or p in _NO_CONTENT for p in n.parts)]
     return digest_of({name.as_posix(): file_digest(folder / name) for name in seen})
 
 
@@ -85,8 +88,9 @@ def _sha256(path: Path) -> str:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "ipt-jax" / "digests"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # Who has no home has no cache.
+    return Path(home if os.path.isabs(home) else os.devnull) / "ipt-jax" / "digests"
 
 
 def _keep(path: Path, content: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ from ipt_jax.manifest import (
 )
 from ipt_jax.records import SHARD_FILES
 from ipt_jax.shards import count_records
-from ipt_jax.tokenizers import Tokenizer, load_tokenizer
+from ipt_jax.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
 
 MIXTURE_NAME = "mixture.yaml"
 _CHUNK = 512  # records read and tokenised at once
@@ -196,7 +196,10 @@ def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Job:
         )
     details = TokenDetails.of(task, tokenizer, source.fingerprint).as_dict()
     # Names and paths may change; what decides over the bytes may not.
-    decisive = {k: v for k, v in details.items() if k not in ("task", "source", "tokenizer")}
+    free = {"task", "source", "tokenizer"}
+    if not isinstance(tokenizer, FastTokenizer):  # else a config beside the vocabulary decides
+        free |= {"bos_id", "eos_id"}
+    decisive = {k: v for k, v in details.items() if k not in free}
     if task.id_key is not None:  # ids stand in the shards
         decisive["id_key"] = task.id_key
     text = json.dumps([decisive, len(source), config.records_per_shard, OPTIONS], sort_keys=True)
@@ -230,9 +233,13 @@ def _finished(job: _Job, config: TokenizeConfig) -> Manifest | None:
             check_shards(manifest, config.data.verify_checksums)
             return manifest
     if not config.fresh:
+        before = Manifest.load(job.folder, found).details
+        names = job.details.keys() - {"task", "source", "tokenizer", "key"}
+        other = sorted(name for name in names if before.get(name) != job.details[name])
         raise UserError(
-            f"{job.folder} holds shards that were made from other records or in another way: give "
-            "another `output`, or --fresh to replace them."
+            f"{job.folder} holds shards that were made from other records or in another way "
+            f"({', '.join(other) or 'records_per_shard or id_key'} differs): give another "
+            "`output`, or --fresh to replace them."
         )
     (job.folder / MANIFEST_NAME).unlink()
     return None

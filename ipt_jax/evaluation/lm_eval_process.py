@@ -8,18 +8,21 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+_HFLM: Any = HFLM  # the registry's decorator hides its type
+CUT: set[tuple[str, int]] = set()
+"""Task and number of each item whose context was cut."""
+
 
 @register_model("counted")
-class CountedLM(HFLM):
+class CountedLM(_HFLM):
     """The harness's model for transformers; it notes what the model's context cannot hold."""
 
-    cut: ClassVar[set[tuple[str, int]]] = set()  # (task, item), of all models of this process
     _items: dict[Any, set[tuple[str, int]]]
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list:
@@ -30,7 +33,7 @@ class CountedLM(HFLM):
         for texts, context, continuation in requests:
             # Texts scored whole come in windows without a text, and nothing of them is cut.
             if texts is not None and len(context) + len(continuation) > self.max_length + 1:
-                self.cut.update(self._items[texts])
+                CUT.update(self._items[texts])
         return super()._loglikelihood_tokens(requests, *arguments, **settings)
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
@@ -45,7 +48,7 @@ class CountedLM(HFLM):
             _, mask = super().tok_batch_encode(strings, padding_side)
             for text, tokens in zip(strings, mask.sum(1).tolist(), strict=True):
                 if tokens > left_truncate_len:
-                    self.cut.update(self._items[text])
+                    CUT.update(self._items[text])
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
 
     def _note_items(self, texts: Sequence[Any], requests: list) -> None:
@@ -57,7 +60,7 @@ class CountedLM(HFLM):
 def main() -> None:
     counts = Path(sys.argv.pop(1))
     cli_evaluate()
-    counts.write_text(json.dumps(Counter(task for task, _ in CountedLM.cut)), encoding="utf-8")
+    counts.write_text(json.dumps(Counter(task for task, _ in CUT)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ CHANGES: list[tuple[Callable[[Path], object], bool]] = [
     (swap, True),
     (lambda f: os.utime(f / "a.json", (1, 1)), False),
     (lambda f: (f / ".hidden").write_text("other"), False),
+    (lambda f: (f / "inner" / "run.lock").write_text("process 7"), False),
     (lambda f: (f / "inner" / "__pycache__" / "c.pyc").unlink(), False),
     (lambda f: (f / "run").mkdir() or (f / "run" / "new").write_text("mine"), False),
 ]
@@ -93,3 +94,6 @@ def test_a_large_file_is_read_again_when_anything_about_it_has_changed(
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("in the folder's place")
     assert [digest(), digest()] == [6, 7]
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", str)  # of a user without a home
+    assert [digest(), digest()] == [8, 9]

@@ -332,8 +332,13 @@ def test_other_inputs_do_not_go_on_in_the_same_folder(
     tokenize(qa)
     tasks = {**tasks, "qa": {**tasks["qa"], "id_key": "instruction"}}
     named = replace(qa, data=DataConfig({**content, "tasks": tasks}))
-    for changed in (other, replace(config, records_per_shard=60), named):
-        with pytest.raises(UserError, match=r"out/(raw|qa) holds shards that were made from other"):
+    refused = r"out/(raw|qa) holds shards that were made from other.*"
+    for changed, name in (
+        (other, r"\(eos differs"),
+        (replace(config, records_per_shard=60), r"\(records_per_shard or"),
+        (named, r"or id_key differs"),
+    ):
+        with pytest.raises(UserError, match=refused + name):
             tokenize(changed)
     (again,) = tokenize(replace(other, fresh=True))
     assert again.tokens == task.tokens - 120

@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own_tasks(folder: Path) -> Path:
-    """Two tasks with what they read spread over two folders; one item of two is too long."""
+    """Two tasks with what they read spread over three folders; one item of two is too long."""
     shutil.copytree(TASKS_FOLDER, folder)
     files = {
         "choice.yaml": "include: shared/_base.yaml\ntask: choice\noutput_type: multiple_choice\n"
@@ -55,12 +55,14 @@ def own_tasks(folder: Path) -> Path:
         "written.yaml": "include: shared/_base.yaml\ntask: written\noutput_type: generate_until\n"
         "doc_to_target: none\ngeneration_kwargs: {until: ['.'], max_gen_toks: 4}\n",
         "my_utils.py": "def target(doc):\n    return (doc['a'] + 1) % 2\n",
-        "shared/_base.yaml": "dataset_path: json\ndataset_kwargs: {data_files: {test: two.jsonl}}\n"
-        "test_split: test\ndoc_to_text: !function texts.text\n",
+        "shared/_base.yaml": "include: ../plain/_data.yaml\ndoc_to_text: !function texts.text\n",
         "shared/texts.py": "def text(doc):\n    return doc['words'] * 'one '\n",
-        "shared/two.jsonl": '{"words": 300, "a": 0}\n{"words": 3, "a": 1}\n',
+        "plain/_data.yaml": "dataset_path: json\ndataset_kwargs: {data_files: {test: two.jsonl}}\n"
+        "test_split: test\n",
+        "plain/two.jsonl": '{"words": 300, "a": 0}\n{"words": 3, "a": 1}\n',
     }
-    (folder / "shared").mkdir()
+    for name in ("shared", "plain"):
+        (folder / name).mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
     return folder
@@ -123,7 +125,8 @@ def test_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "my_utils.py": {"tasks/choice"},
         "choice.yaml": {"tasks/choice"},
         "shared/_base.yaml": {"tasks/choice"},
-        "shared/two.jsonl": {"tasks/choice"},
+        "plain/_data.yaml": {"tasks/choice"},
+        "plain/two.jsonl": {"tasks/choice"},
         "shared/texts.py": {"tasks/choice"},
         "sample_continuation.jsonl": {"tasks/choice", "tasks/sample_continuation"},
     }.items(), 1):  # fmt: skip

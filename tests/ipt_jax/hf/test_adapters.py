@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from ipt_jax.hf.convert import (
     from_hugging_face_folder,
     load_initial_params,
     to_hugging_face_folder,
+    weights_digest,
 )
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import load_hugging_face, read_config, stream_hugging_face
@@ -277,6 +279,11 @@ def test_adapters_on_a_run_and_on_a_run_with_adapters(tmp_path, params, tokenize
     )
     low = load_initial_params(base, SMALL, "bfloat16")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(low)} == {"bfloat16"}
+    before = weights_digest(second)
+    assert before == weights_digest(second) != weights_digest(first)
+    shutil.rmtree(base / "checkpoints")
+    save_params(base / "checkpoints", jax.tree.map(lambda leaf: leaf / 2, params))
+    assert weights_digest(second) != before  # over two runs
 
 
 def test_a_missing_or_unfit_base_is_named(tmp_path, params, tokenizer):
