@@ -10,9 +10,12 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args, get_type_hints
 
 import yaml
@@ -43,6 +46,8 @@ _ADVICE = {
         "the volume does not answer: see that it is mounted and sound",
     ),
 }
+# Exit handlers that work take seconds: all that matters is on disk before.
+EXIT_SECONDS = 60.0
 _NAMED_PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain array-record numpy torch transformers vllm "
     "llguidance lm-eval sentencepiece tokenizers rensa py3langid resiliparse ray aiohttp"
@@ -250,6 +255,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
     A `RunStopped` brings its own code.
     """
+    code = 1
     try:
         code = main() or 0
     except UserError as error:
@@ -266,7 +272,38 @@ def run_main(main: Callable[[], int | None]) -> None:
             raise
         where = error.filename or "output"
         code = _complain(f"{where}: {advice}; then run the same command again.")
+    finally:
+        _leave_within(EXIT_SECONDS, code)
     sys.exit(code)
+
+
+def _leave_within(seconds: float, code: int) -> None:
+    """End the process with `code` if its exit, which begins now, takes longer.
+
+    Python waits for threads that libraries left behind; one of Orbax's, after a save that failed,
+    never ends.
+    """
+    thread, script = threading.get_ident(), _outermost(sys._getframe())
+
+    def watch() -> None:
+        time.sleep(seconds)
+        if _outermost(sys._current_frames().get(thread)) is script:
+            return  # whoever called caught the exit
+        left = [t.name for t in threading.enumerate() if not t.daemon and t.is_alive()]
+        print(
+            f"not waited for at the exit any longer: {', '.join(left) or 'exit handlers'}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(code)
+
+    threading.Thread(target=watch, name="exit watch", daemon=True).start()
+
+
+def _outermost(frame: FrameType | None) -> FrameType | None:
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _complain(message: str) -> int:

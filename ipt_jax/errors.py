@@ -16,10 +16,13 @@ class DamagedRecord(UserError):
     """One record that cannot be read, while others of its source may be."""
 
 
+TRY_AGAIN = 75  # exit code, EX_TEMPFAIL: the same command may well succeed
+
+
 class RunStopped(Exception):
     """A run that ended itself before its end, saved as far as it got.
 
-    `code` is the exit code of the process (docs/operations.md lists them), the message one
+    `code` is the exit code of the process (docs/training.md lists them), the message one
     paragraph.
     """
 

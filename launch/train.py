@@ -31,13 +31,18 @@ def main() -> None:
     connect(config.processes)
     with leaving_at_once():
         summary = train(config)
-    damaged = sum(summary["damaged_records"].values())
+    damaged, learnt = (sum(summary[key].values()) for key in ("damaged_records", "learnt_tokens"))
+    tokens = summary["source_tokens"]
+    none = [name for name, count in summary["learnt_tokens"].items() if tokens[name] and not count]
     print(
-        f"trained {summary['tokens']:,} tokens in {summary['seconds']} s, "
+        f"trained on {summary['tokens']:,} tokens, {learnt:,} of them learnt, "
+        f"in {summary['seconds']} s, "
         f"{summary['skipped']} batch(es) skipped, "
         f"{damaged} damaged record(s) left out, final loss {summary['final_loss']}: "
         f"{config.run_folder}"
     )
+    if none:
+        print(f"all masked, so that nothing of them was learnt: {', '.join(none)}")
 
 
 if __name__ == "__main__":

@@ -83,13 +83,17 @@ def start(config: Path, *options: str, devices: int = 1) -> subprocess.Popen:
     )
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def start_several(
     config: Path, count: int, *options: str, devices: int = 1
 ) -> list[subprocess.Popen]:
     """`count` processes of one run, with `devices` each, that find each other on localhost."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     joined = ("--processes.coordinator", address, "--processes.count", str(count))
     return [
         start(config, *joined, "--processes.index", str(index), *options, devices=devices)
@@ -115,6 +119,11 @@ def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < patience
         time.sleep(0.002)
+
+
+def positions(run: Path) -> list[int]:
+    """Of the checkpoints that a run has."""
+    return sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdecimal())
 
 
 def figures(folder: Path, key: str = "loss") -> dict[int, float]:

@@ -4,6 +4,7 @@ Batch n holds rows nB..(n+1)B of a sequence that depends on the seed, the rates,
 the packing and on nothing else: not on processes, workers or where a run was resumed.
 """
 
+import signal
 from collections.abc import Iterator
 
 import grain
@@ -15,7 +16,8 @@ from ipt_jax.data.opened import OpenMixture, open_mixture
 from ipt_jax.data.packing import Rows, realised_rates, source_tokens
 from ipt_jax.data.rows import MixtureRows
 from ipt_jax.data.tasks import Mixture
-from ipt_jax.errors import UserError
+from ipt_jax.errors import TRY_AGAIN, RunStopped, UserError
+from ipt_jax.orphans import end_with_parent
 
 __all__ = [
     "DataConfig",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _DAMAGED = "damaged"  # key under which a batch brings the records that could not be read
+_WORKER_LOST = "terminated unexpectedly"  # in Grain's RuntimeError
 _READ_THREADS = 2
 _BATCHES_AHEAD = 4
 
@@ -115,13 +118,32 @@ def batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_start_worker,
         )
     return _checked(iter(dataset), data)
 
 
+def _start_worker(index: int, count: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process stops, and ends them
+    end_with_parent()
+
+
 def _checked(items: Iterator[Rows | UserError], data: OpenMixture) -> Iterator[Rows]:
-    for item in items:
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if _WORKER_LOST not in str(error):
+                raise
+            raise RunStopped(
+                f"data.worker_count={data.config.worker_count}: a process that reads data was "
+                "ended from outside, perhaps for want of memory. Run the same command again, with "
+                "fewer of them if it comes again.",
+                TRY_AGAIN,
+            ) from error
         if isinstance(item, UserError):
             raise item
         if _DAMAGED in item:

@@ -46,6 +46,7 @@ from ipt_jax.manifest import (
     file_sha256,
     manifest_format,
 )
+from ipt_jax.orphans import end_with_parent
 from ipt_jax.records import SHARD_FILES
 from ipt_jax.shards import count_records
 from ipt_jax.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
@@ -283,6 +284,7 @@ _JOBS: Sequence[_Job] = ()  # of this worker process
 def _start_worker(jobs: Sequence[_Job], processors: Any) -> None:
     global _JOBS
     _JOBS = jobs
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run stops, and takes its shards with it
     if hasattr(os, "sched_setaffinity"):
         # Tokenizers start a thread for each processor they see: here that is the worker's share.

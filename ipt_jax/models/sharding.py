@@ -40,6 +40,8 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "up_b_LrF": (None, None, "mlp"),
     "down_a_LFr": (None, "mlp", None),
     "down_b_LrD": (None, None, "width"),
+    # Of the train state besides: the losses that the guard remembers.
+    "losses": (None,),
 }
 
 MESH_AXIS_OF: dict[str, str] = {
@@ -88,24 +90,30 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def parameter_spec(path: tuple[Any, ...]) -> PartitionSpec:
-    """The partition of the parameter (or optimiser moment) at a tree path; scalars: whole.
+    """The partition of the parameter (or optimiser moment) at a tree path.
 
     Raises:
       KeyError: a parameter that the table does not name.
     """
-    names = [part for part in map(_key_name, path) if part in PARAMETER_AXES]
-    if not names:
+    name = _key_name(path[-1]) if path else ""
+    if name not in PARAMETER_AXES:
         raise KeyError(f"{jax.tree_util.keystr(path)}: not in PARAMETER_AXES; add it there.")
-    axes = PARAMETER_AXES[names[-1]]
-    return PartitionSpec(*(MESH_AXIS_OF[axis] if axis else None for axis in axes))
+    return PartitionSpec(*(MESH_AXIS_OF[axis] if axis else None for axis in PARAMETER_AXES[name]))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for each array of a (possibly abstract) state tree."""
+    """A NamedSharding for each array of a (possibly abstract) state tree; scalars are whole.
+
+    Raises:
+      KeyError: an array that the table does not name, or names with other axes.
+    """
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        whole = leaf.ndim == 0 or not any(_key_name(part) in PARAMETER_AXES for part in path)
-        return NamedSharding(mesh, PartitionSpec() if whole else parameter_spec(path))
+        spec = parameter_spec(path) if leaf.ndim else PartitionSpec()
+        if len(spec) != leaf.ndim:
+            where = jax.tree_util.keystr(path)
+            raise KeyError(f"{where}: {leaf.ndim} axes, but PARAMETER_AXES gives it {len(spec)}.")
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 

@@ -166,7 +166,8 @@ class Checkpoints:
 
         What is unfinished or damaged is named on stdout with file and reason and moved to
         damaged/, and the one before is taken. Where `position` is given, newer ones are moved to
-        superseded/: what is trained from here on will be saved under their numbers.
+        superseded/: what is trained from here on will be saved under their numbers. Position 0 is
+        the beginning, also where none was saved there.
 
         Args:
           abstract: ShapeDtypeStructs with the shardings to restore to, on any mesh.
@@ -195,8 +196,23 @@ class Checkpoints:
         self._saved = set()
         if position is None:
             return None
+        if position == 0:  # the beginning, which needs none
+            if first:
+                self._put_newer_aside(0, asked=0)
+            return None
         there = ", ".join(map(str, _positions(self.folder))) or "none"
         raise UserError(f"{self.folder}: no whole checkpoint {position}; there are: {there}.")
+
+    def all_lost(self) -> bool:
+        """Whether there were whole checkpoints and all of them are damaged; all processes ask."""
+        damaged = self.folder / "damaged"
+        names = [path.name for path in damaged.iterdir()] if damaged.exists() else []
+        lost = not _positions(self.folder) and any("unfinished" not in name for name in names)
+        return _from_first(int(lost)) == 1
+
+    def has(self, position: int) -> bool:
+        """Whether the save of `position` is on disk, whole."""
+        return position in _positions(self.folder)
 
     def best(self) -> int | None:
         """The position with the best `best_metric` of those on disk; None if none has it."""
@@ -267,6 +283,9 @@ class Checkpoints:
         """Put everything newer than the restored checkpoint out of the way."""
         if not has_list(self.folder / str(chosen)):
             write_list(self.folder / str(chosen))  # it has just been read as a whole
+        self._put_newer_aside(chosen, asked)
+
+    def _put_newer_aside(self, chosen: int, asked: int | None) -> None:
         for newer in _positions(self.folder):
             if newer <= chosen:
                 continue

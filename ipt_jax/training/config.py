@@ -16,7 +16,7 @@ from ipt_jax.models.sharding import MeshConfig
 from ipt_jax.training.checkpoints import CheckpointConfig
 from ipt_jax.training.guard import GuardConfig
 from ipt_jax.training.metrics import SAVED_METRICS, MetricsConfig
-from ipt_jax.training.optimizer import OptimizerConfig
+from ipt_jax.training.optimizer import ExtensionConfig, OptimizerConfig
 from ipt_jax.training.processes import ProcessesConfig
 from ipt_jax.training.profile import ProfileConfig
 from ipt_jax.training.watchdog import WatchdogConfig
@@ -54,6 +54,9 @@ class TrainConfig:
     """Tokens in one global batch."""
     train_tokens: int = 100_000_000_000
     """Tokens to train on; steps follow from it."""
+    extensions: tuple[ExtensionConfig, ...] = ()
+    """Tokens to train on after those, a finished run too: `[{tokens: 1000000, schedule: linear}]`.
+    More can be added to those that a run was started with."""
     epochs: float | None = None
     """Train on the mixture's records this often instead, rounded down to whole batches (needs
     natural rates by tokens); train_tokens is then what a dry run assumes."""
@@ -97,9 +100,19 @@ class TrainConfig:
         return 1 if self.accumulation_steps is None else self.accumulation_steps
 
     @property
+    def base_steps(self) -> int:
+        """Updates of the run without its extensions."""
+        return -(-self.train_tokens // self.batch_tokens)
+
+    @property
+    def extension_steps(self) -> list[tuple[ExtensionConfig, int]]:
+        """The extensions, each with its updates."""
+        return [(more, -(-more.tokens // self.batch_tokens)) for more in self.extensions]
+
+    @property
     def steps(self) -> int:
         """Updates of the whole run."""
-        return -(-self.train_tokens // self.batch_tokens)
+        return self.base_steps + sum(steps for _, steps in self.extension_steps)
 
     def for_epochs(self, mixture: OpenMixture) -> TrainConfig:
         """The same config with `train_tokens` as `epochs`, if set, asks of this mixture.

@@ -6,6 +6,7 @@ OLMo's training, a spike is judged against the mean and deviation of the losses 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -61,12 +62,20 @@ def new_guard(config: GuardConfig) -> GuardState:
     return GuardState(jnp.zeros((config.window_steps,), jnp.float32), zero, zero, zero)
 
 
+def restarted(config: GuardConfig, state: GuardState) -> GuardState:
+    """The guard of a checkpoint at which it stopped the run: it counts from 0 again."""
+    if int(state.in_a_row) < config.stop_after:
+        return state
+    return dataclasses.replace(state, in_a_row=state.in_a_row * 0)
+
+
 def judge(
     config: GuardConfig, state: GuardState, loss: jax.Array, gradient_norm: jax.Array
 ) -> tuple[jax.Array, GuardState]:
     """Whether a batch's update may be applied (bool), and the guard after it.
 
-    `loss` is the mean over the batch's weighted tokens, `gradient_norm` that before clipping.
+    `loss` is the mean over the batch's weighted tokens, NaN without any, `gradient_norm` that
+    before clipping.
     """
     size = config.window_steps
     accepted = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)

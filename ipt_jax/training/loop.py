@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ipt_jax.attention.spec import choose_backend
 from ipt_jax.data.packing import Rows
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
-from ipt_jax.errors import RunStopped, UserError
+from ipt_jax.errors import UserError
 from ipt_jax.hf.convert import load_initial_params
-from ipt_jax.models.decoder import attention_spec
-from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import make_mesh
 from ipt_jax.records import atomic_write
 from ipt_jax.training.checkpoints import Checkpoints
@@ -29,15 +27,24 @@ from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.damaged import DamageFile
 from ipt_jax.training.devices import device_of
 from ipt_jax.training.division import divided
+from ipt_jax.training.guard import restarted
+from ipt_jax.training.lookahead import Lookahead
 from ipt_jax.training.metrics import MetricsLog
 from ipt_jax.training.phases import Phases
-from ipt_jax.training.processes import Agreement, BatchPlacement, wait_for_all
+from ipt_jax.training.processes import (
+    Agreement,
+    BatchPlacement,
+    anywhere,
+    refuse_other_configs,
+    wait_for_all,
+)
 from ipt_jax.training.profile import Profiler
-from ipt_jax.training.run_folder import open_run_folder
-from ipt_jax.training.signals import StopSignal
+from ipt_jax.training.run_folder import open_run_folder, shared_values
 from ipt_jax.training.skips import SkipLog
-from ipt_jax.training.state import TrainState, init_state, place_params
+from ipt_jax.training.state import TrainState, init_state, not_finite, place_params, weights
 from ipt_jax.training.step import Built, build
+from ipt_jax.training.stopping import Stopping
+from ipt_jax.training.summary import describe, summarise
 from ipt_jax.training.watchdog import Watchdog
 
 
@@ -49,9 +56,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
       UserError: settings or data that cannot be used.
-      RunStopped: SIGINT or SIGTERM came, or the guard gave up; the state was saved first.
+      RunStopped: SIGINT or SIGTERM came, or the guard gave up.
+
+    Whatever ends it between two steps, the state is saved first.
     """
     config.check()
+    refuse_other_configs(shared_values(config))
     phases = Phases()
     mesh = make_mesh(config.mesh)
     mixture = open_mixture(config.data)
@@ -84,12 +94,12 @@ def _train(
             process_count=jax.process_count(),
         ) as watchdog,
         Checkpoints(folder / "checkpoints", config.checkpoints) as checkpoints,
-        StopSignal(watchdog.stop_requested) as stop,
+        Stopping(watchdog.stop_requested) as stop,
     ):
         state, progress = _first_state(config, built, checkpoints)
         position = first = watchdog.position = int(state.position)
         if first_process:
-            print(_described(config, built, mixture, mesh.shape, first), flush=True)
+            print(describe(config, built, mixture, mesh.shape, first), flush=True)
         skips = SkipLog(
             folder,
             functools.partial(_rows, config, mixture),
@@ -120,51 +130,60 @@ def _train(
         )
 
         def take_in(position: int, metrics: dict[str, jax.Array]) -> None:
-            skips.take_in(position, log.add(position, metrics))
+            with stop.noting():
+                skips.take_in(position, log.add(position, metrics))
 
-        stream = _stream(config, mixture, placement, first)
+        def save(position: int, state: TrainState) -> None:
+            # Several processes save together: one that fails cannot let the others go on.
+            with stop.noting() if jax.process_count() == 1 else nullcontext():
+                kept = dataclasses.replace(state, frozen={})
+                checkpoints.save(position, kept, _progress(log, progress), log.mean_since_save())
+                if stop.error is not None:
+                    checkpoints.wait()
+
+        stream = Lookahead(_stream(config, mixture, placement, first))
+        _check_learnt(config, stream, first)
         agreement = Agreement(mesh)
-        pending, stopping = None, False
+        pending, code, stopping = None, 0, False
         phases.switch("other")
         with log, Profiler(folder, config.profile) as profiler:
             while position < config.steps and not stopping:
                 with phases("data"):
                     batch = placement(next(stream))
-                    damage.note(position + 1)
+                    with stop.noting():
+                        damage.note(position + 1)
                 phase = "compiling" if position == first else "step"
                 with phases(phase), profiler.step(position + 1, pending):
                     state, metrics = built.step_function(state, batch)
                     position += 1
-                    stopping = agreement.vote(stop.requested is not None)
+                    stop.note(stream.error)
+                    code = agreement.vote(stop.code)
                     # The step before is read only now: the device never waits for the host.
                     if pending is not None:
                         take_in(position - 1, pending)
                     pending = metrics
                 watchdog.position = position
-                stopping |= skips.too_many
+                stopping = code > 0 or skips.too_many
                 due = position % config.checkpoints.every_steps == 0
                 if stopping or due or position == config.steps:
                     with phases("step"):
                         take_in(position, pending)
                     pending = None
                     with phases("checkpoint"):
-                        figures = log.mean_since_save()
-                        kept = dataclasses.replace(state, frozen={})
-                        checkpoints.save(position, kept, _progress(log, progress), figures)
+                        save(position, state)
                         log.saved()
             with phases("checkpoint"):
-                checkpoints.wait()
+                with stop.noting() if jax.process_count() == 1 else nullcontext():
+                    checkpoints.wait()
+                if stop.error is not None:
+                    save(position, state)  # a save that failed has left its room
                 wait_for_all("damaged records")
-    if skips.too_many:
-        raise skips.stop(position)
-    if position < config.steps:
-        raise RunStopped(
-            f"Stopped by a signal after step {position}, saved. The same command goes on from "
-            "here.",
-            stop.exit_code,
-        )
+        if skips.too_many:
+            raise skips.stop(position, not_finite(weights(state)))
+    if stop.error is not None or position < config.steps:
+        raise stop.ended(position, code, checkpoints.has(position))
     damaged = damage.counts(mixture.task_names)
-    summary = _summary(config, built, mixture, log, int(state.step), damaged)
+    summary = summarise(config, built, mixture, log, int(state.step), damaged)
     if first_process:
         atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
@@ -183,6 +202,11 @@ def _first_state(
             f"resume=required: {checkpoints.folder} holds no good checkpoint; start with "
             "resume=auto, or name the run_folder of a run that saved one."
         )
+    if found is None and wanted is None and checkpoints.all_lost():
+        raise UserError(
+            f"{checkpoints.folder}: every checkpoint of this run is damaged (damaged/ holds "
+            "them); put back a copy of one, or give --resume 0 to train from the beginning."
+        )
     base = None
     if config.init_from is not None and (found is None or config.adapter is not None):
         dtype = "float32" if config.adapter is None else config.adapter.base_dtype
@@ -197,10 +221,16 @@ def _first_state(
             config.adapter,
             config.guard,
         )
+        if base is not None and (wrong := not_finite(weights(state))):
+            raise UserError(
+                f"init_from={config.init_from}: {wrong} hold NaN or infinity, from "
+                "which nothing can be learnt; name sound weights."
+            )
         return state, {"base_norm": _norm(state.frozen)}
+    state = dataclasses.replace(found.state, guard=restarted(config.guard, found.state.guard))
     if config.adapter is None:
-        return found.state, found.progress
-    state = dataclasses.replace(found.state, frozen=place_params(abstract.frozen, base))
+        return state, found.progress
+    state = dataclasses.replace(state, frozen=place_params(abstract.frozen, base))
     if not math.isclose(_norm(state.frozen), found.progress["base_norm"], rel_tol=1e-5):
         raise UserError(
             f"init_from={config.init_from}: holds other weights than those that the adapters in "
@@ -251,56 +281,13 @@ def _check_tokenizer(config: TrainConfig, built: Built, vocabulary: int) -> None
         )
 
 
-def _described(
-    config: TrainConfig, built: Built, mixture: OpenMixture, mesh_shape: Any, first: int
-) -> str:
-    decoder = built.decoder
-    shape = " × ".join(f"{name} {size}" for name, size in mesh_shape.items())
-    stages = [
-        (f"from step {step:,}: " if step else "")
-        + ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
-        for step, rates in mixture.stages
-    ]
-    model = f"model {config.model.preset}, {decoder.parameter_count():,} parameters"
-    if config.adapter is not None:
-        trained = adapter_count(decoder, config.adapter)
-        model += f", {trained:,} of adapters trained, base {config.adapter.base_dtype}"
-    spec = attention_spec(decoder, segments=True)
-    backend = choose_backend(config.attention_backend, spec=spec, dtype=decoder.compute_dtype)
-    pieces = config.pieces
-    rows = config.batch_rows / (pieces * mesh_shape["data"] * mesh_shape["fsdp"])
-    return (
-        f"{model}, {decoder.compute_dtype}\n"
-        f"mesh {shape}, {jax.process_count()} process(es); "
-        f"attention {backend}\n"
-        f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows × "
-        f"{config.data.row_tokens} tokens, {pieces} piece(s) of {rows:g} rows a device\n"
-        f"steps {first:,} → {config.steps:,}, {config.steps * config.batch_tokens:,} tokens in "
-        f"all\n"
-        f"mixture by {mixture.mixture.by}: {'; '.join(stages)}; packing {config.data.packing}"
-    )
-
-
-def _summary(
-    config: TrainConfig,
-    built: Built,
-    mixture: OpenMixture,
-    log: MetricsLog,
-    updates: int,
-    damaged: dict[str, int],
-) -> dict[str, Any]:
-    return {
-        "model": config.model.preset,
-        "parameters": built.decoder.parameter_count(),
-        "tokens": log.tokens,
-        "steps": config.steps,
-        "updates": updates,
-        "skipped": config.steps - updates,
-        "seconds": round(log.seconds, 1),
-        "final_loss": log.last.get("loss"),
-        "asked_rates": mixture.asked_over(config.steps),
-        "realised_rates": {n: count / log.tokens for n, count in log.source_tokens.items()},
-        "source_tokens": dict(log.source_tokens),
-        "damaged_records": damaged,
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-    }
+def _check_learnt(config: TrainConfig, stream: Lookahead, first: int) -> None:
+    """Refuse to begin a run whose batches hold nothing to learn."""
+    most = min(config.steps, config.guard.stop_after)
+    if first == 0 and not anywhere(stream.any_to_learn(most)):
+        raise UserError(
+            f"data.mixture={config.data.mixture!r}: no token of the first {most} batches is to be "
+            "learnt: all of them are masked (loss weight 0). See that the records have responses "
+            "where a task says `loss: responses` (tools/show_batch.py shows what is masked), or "
+            "set `loss: all` there."
+        )

@@ -99,9 +99,10 @@ class MetricsLog:
           device: Their kind; None: not known, and no MFU is given.
           write: False on all processes but one: figures are counted and nothing is written.
         """
-        self.source_tokens = {
-            name: progress.get("source_tokens", {}).get(name, 0) for name in sources
-        }
+        self.source_tokens, self.learnt_tokens = (
+            {name: progress.get(key, {}).get(name, 0) for name in sources}
+            for key in ("source_tokens", "learnt_tokens")
+        )
         self.seconds: float = progress.get("seconds", 0.0)
         self.last: dict[str, Any] = {}
         self._folder, self._config, self._write = folder, config, write
@@ -127,7 +128,11 @@ class MetricsLog:
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps so that the totals go on after a restart."""
-        return {"source_tokens": dict(self.source_tokens), "seconds": self.seconds}
+        return {
+            "source_tokens": dict(self.source_tokens),
+            "learnt_tokens": dict(self.learnt_tokens),
+            "seconds": self.seconds,
+        }
 
     def add(self, position: int, metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
         """Take in the metrics of batch number `position`; waits for the device to reach it.
@@ -139,6 +144,8 @@ class MetricsLog:
         for name, count in zip(self.source_tokens, host["source_tokens"], strict=True):
             self.source_tokens[name] += int(count)
         if not host["skipped"]:
+            for name, count in zip(self.learnt_tokens, host["learnt_tokens"], strict=True):
+                self.learnt_tokens[name] += int(count)
             self._losses.append(float(host["loss"]))
             self._norms.append(float(host["gradient_norm"]))
         now = time.perf_counter()
@@ -216,6 +223,7 @@ class MetricsLog:
             spent = phases.get(phase, 0.0) - before.get(phase, 0.0)
             line[key] = round(spent / elapsed, 4)
         line["source_tokens"] = dict(self.source_tokens)
+        line["learnt_tokens"] = dict(self.learnt_tokens)
         self._line_time, self._line_tokens, self._line_phases = self._seen, self.tokens, phases
         return line
 
@@ -299,9 +307,10 @@ def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
     scalars = {
         key: float(value)
         for key, value in line.items()
-        if key not in ("step", "source_tokens") and value is not None
+        if key not in ("step", "source_tokens", "learnt_tokens") and value is not None
     }
     for name, tokens in line["source_tokens"].items():
         scalars[f"source_tokens/{name}"] = float(tokens)
         scalars[f"source_share/{name}"] = tokens / max(line["tokens"], 1)
+        scalars[f"learnt_tokens/{name}"] = float(line["learnt_tokens"][name])
     return scalars

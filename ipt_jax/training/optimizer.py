@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ipt_jax.errors import UserError
@@ -41,6 +43,34 @@ class OptimizerConfig:
     """Factor on the squared log-partition added to the loss."""
 
 
+@dataclass(frozen=True)
+class ExtensionConfig:
+    """More tokens than a run was planned for, with a schedule of their own."""
+
+    tokens: int
+    """So many more."""
+    schedule: str
+    """Of the learning rate from where the run was to end: constant, linear or cosine."""
+    peak_learning_rate: float | None = None
+    """Rate to rise to; null: the one that the updates before end with."""
+    warmup_steps: int = 0
+    """Steps of linear rise from the rate before to the peak; at most half of the extension."""
+    final_fraction: float = 0.1
+    """linear and cosine: the learning rate at the last step over the peak."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UserError(f"extensions.tokens={self.tokens}: must be at least 1.")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise UserError(
+                f"extensions.schedule={self.schedule!r}: allowed are constant, linear and cosine."
+            )
+
+
+# Each with the updates that it makes.
+Extensions = Sequence[tuple[ExtensionConfig, int]]
+
+
 def warmup_steps(config: OptimizerConfig, steps: int) -> int:
     """Steps of warm-up in a run of `steps`.
 
@@ -57,12 +87,33 @@ def warmup_steps(config: OptimizerConfig, steps: int) -> int:
     return round(fraction * steps)
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by update count.
+def make_schedule(
+    config: OptimizerConfig, steps: int, extensions: Extensions = ()
+) -> optax.Schedule:
+    """Learning rate by update count: that of a run of `steps`, then of each extension.
 
     Raises:
       UserError: an unknown schedule, or shares of warm-up and decay that overlap.
     """
+    schedule = _planned_schedule(config, steps)
+    for extension, more in extensions:
+        begin = float(jnp.asarray(schedule(steps)))
+        peak = extension.peak_learning_rate
+        peak = begin if peak is None else peak
+        warmup = min(extension.warmup_steps, more // 2)
+        if extension.schedule == "constant":
+            after = optax.constant_schedule(peak)
+        elif extension.schedule == "linear":
+            after = optax.linear_schedule(peak, peak * extension.final_fraction, more - warmup)
+        else:
+            after = optax.cosine_decay_schedule(peak, more - warmup, extension.final_fraction)
+        rise = optax.linear_schedule(begin, peak, warmup)
+        schedule = optax.join_schedules([schedule, rise, after], [steps, steps + warmup])
+        steps += more
+    return schedule
+
+
+def _planned_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     warmup = warmup_steps(config, steps)
     peak, final = config.peak_learning_rate, config.peak_learning_rate * config.final_fraction
     if config.schedule == "cosine":
@@ -88,10 +139,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, extensions: Extensions = ()
+) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; weight decay on matrices and embeddings only."""
     adamw = optax.adamw(
-        make_schedule(config, steps),
+        make_schedule(config, steps, extensions),
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ipt_jax.errors import RunStopped, UserError
+from ipt_jax.errors import TRY_AGAIN, RunStopped, UserError
 from ipt_jax.models.sharding import BATCH, MESH_AXES
 
 
@@ -69,6 +74,76 @@ def connect(config: ProcessesConfig) -> None:
             f"({' '.join(str(error).split())[:300]}); see that all {config.count or ''} of them "
             "run and that process 0 can be reached there."
         ) from error
+    if jax.process_count() > 1:
+        leave_when_aborted()
+
+
+# How JAX and its collectives (Gloo, NCCL) tell of a process that is gone.
+_GONE = re.compile(
+    r"^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)|gloo|nccl|connection|heartbeat", re.I
+)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number: int) -> None:
+    """Leave with TRY_AGAIN where JAX's client aborts because it lost the other processes.
+
+    It does so in a thread of its own, and its callback for the purpose cannot be used: it aborts
+    too, over a status that has no Python type. Python's own signal handlers run too late.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        _say_gone("its message is above")
+        os._exit(TRY_AGAIN)
+
+
+def leave_when_aborted() -> None:
+    """Let `_aborted` answer SIGABRT."""
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+def _say_gone(what: str) -> None:
+    print(
+        f"\nAnother process of this run ended or cannot be reached ({what}). Run the same command "
+        "again to go on from the newest checkpoint.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def refuse_other_configs(config: Mapping[str, str]) -> None:
+    """See that all processes were started with the same config; every process calls this.
+
+    Args:
+      config: Values by dotted key, without those that may differ between processes.
+
+    Raises:
+      UserError: in every process, naming the keys that differ and the processes that have other
+        values than process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(json.dumps(config).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(mine.size))
+    padded = np.zeros(int(np.max(sizes)), np.uint8)
+    padded[: mine.size] = mine
+    texts = multihost_utils.process_allgather(padded)
+    first, *others = (
+        json.loads(bytes(text[:size])) for text, size in zip(texts, sizes.tolist(), strict=True)
+    )
+    keys = sorted({k for o in others for k in o.keys() | first.keys() if o.get(k) != first.get(k)})
+    if keys:
+        apart = [str(i) for i, other in enumerate(others, 1) if other != first]
+        raise UserError(
+            f"{', '.join(keys)}: process {', '.join(apart)} of this run has other values than "
+            "process 0; start all of them with the same config."
+        )
+
+
+def anywhere(true: bool) -> bool:
+    """Whether any process says so, the same answer in each; every process calls this."""
+    if jax.process_count() == 1:
+        return true
+    return bool(np.any(multihost_utils.process_allgather(np.int32(true))))
 
 
 def wait_for_all(what: str) -> None:
@@ -82,7 +157,8 @@ def leaving_at_once() -> Iterator[None]:
     """Let one of several processes that fails end without waiting for the others.
 
     At a normal exit JAX waits for all processes, and the others wait for this one in their step.
-    They learn of its end from its heartbeat. A `RunStopped` comes in all processes at once.
+    They learn of its end from its heartbeat. A `RunStopped` comes in all processes at once. One
+    that loses the others leaves with TRY_AGAIN.
     """
     try:
         yield
@@ -91,13 +167,18 @@ def leaving_at_once() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        code = 1
         if isinstance(error, UserError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            code = 2
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
+            _say_gone(" ".join(str(error).split())[:300])
+            code = TRY_AGAIN
         else:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(code)
 
 
 class BatchPlacement:
@@ -140,7 +221,7 @@ class BatchPlacement:
 
 
 class Agreement:
-    """Whether any process wants to stop, the same answer in all of them at the same step.
+    """Whether any process has to stop, the same answer in all of them at the same step.
 
     With several processes the answer is that of the votes cast one step before, so that nobody
     waits for a step that is still running.
@@ -151,15 +232,18 @@ class Agreement:
         self._sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
         self._shape = (mesh.size,)
         whole = NamedSharding(mesh, PartitionSpec())
-        self._any = jax.jit(lambda votes: votes.max(), out_shardings=whole)
+        self._most = jax.jit(lambda votes: votes.max(), out_shardings=whole)
         self._before: jax.Array | None = None
 
-    def vote(self, stop: bool) -> bool:
-        """Cast this process's vote and hear the outcome; every process calls this every step."""
+    def vote(self, code: int) -> int:
+        """Cast this process's vote and hear the outcome; every process calls this every step.
+
+        A vote is the exit code that the process wants to stop with, 0 to go on; the highest wins.
+        """
         if self._alone:
-            return stop
+            return code
         before = self._before
-        mine = np.full(self._shape, stop, np.int32)
+        mine = np.full(self._shape, code, np.int32)
         votes = jax.make_array_from_callback(self._shape, self._sharding, lambda part: mine[part])
-        self._before = self._any(votes)
-        return before is not None and bool(before)
+        self._before = self._most(votes)
+        return 0 if before is None else int(before)

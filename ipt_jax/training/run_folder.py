@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 from jax.sharding import Mesh
 
 from ipt_jax.configuration import as_yaml, write_run_files
-from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.core.run_folder import RUN_FILES, FolderRefused, RunFolder, print_of, prints_of
 from ipt_jax.data.pipeline import OpenMixture
 from ipt_jax.hf.convert import weights_digest
 from ipt_jax.training.checkpoints import SAVES
@@ -44,6 +44,11 @@ FREE = (
     *("data.worker_count", "data.verify_checksums", "data.skip_damaged"),
     *("model.overrides.remat", "model.overrides.remat_save"),
 )
+# What may differ between the processes of one run: who they are, and what is of their host.
+OWN = (
+    *("processes", "compilation_cache", "profile"),
+    *("data.worker_count", "data.verify_checksums", "data.index_folder"),
+)
 
 
 @contextmanager
@@ -59,17 +64,28 @@ def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> It
         wait_for_all("run folder")
         yield folder
         return
-    with RunFolder.open(
-        folder,
-        KIND,
-        run_prints(config, mixture),
-        owns=OWNS,
-        folders=EXPORTS,
-        fresh=config.fresh,
-        # A key that is newer than the run did what its default does.
-        defaults=_fixed(yaml.safe_load(as_yaml(TrainConfig()))),
-        legacy=_before_markers,
-    ):
+    prints = run_prints(config, mixture)
+    # A key that is newer than the run did what its default does; and extensions may be added.
+    defaults = _fixed(yaml.safe_load(as_yaml(TrainConfig())))
+    defaults |= {k: v for k, v in prints.items() if k.startswith("extensions.")}
+    try:
+        run = RunFolder.open(
+            folder,
+            KIND,
+            prints,
+            owns=OWNS,
+            folders=EXPORTS,
+            fresh=config.fresh,
+            defaults=defaults,
+            legacy=_before_markers,
+        )
+    except FolderRefused as error:
+        if not {"train_tokens", "epochs"} & {*error.differs}:
+            raise
+        why = str(error).removeprefix(f"{error.path}: ")
+        why += " To train the run longer, leave train_tokens and epochs and add to extensions."
+        raise FolderRefused(error.path, error.reason, why, error.differs) from error
+    with run:
         devices = [f"{device.platform}:{device.device_kind}" for device in mesh.devices.flat]
         write_run_files(folder, config, devices=devices)
         wait_for_all("run folder")
@@ -98,10 +114,20 @@ def _before_markers(folder: Path) -> dict[str, str] | None:
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, str]:
-    """A config's values by dotted key, without the free ones."""
-    prints = prints_of(config)
+    """A config's values by dotted key, without the free ones; each extension has a key."""
+    prints = _without((*FREE, "extensions"), config)
+    extensions = enumerate(config.get("extensions") or ())
+    return prints | {f"extensions.{n}": print_of(extension) for n, extension in extensions}
+
+
+def shared_values(config: TrainConfig) -> dict[str, str]:
+    """A config's values by dotted key, but for those that its processes need not share."""
+    return _without(OWN, yaml.safe_load(as_yaml(config)))
+
+
+def _without(left_out: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: value
-        for key, value in prints.items()
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+        for key, value in prints_of(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }

@@ -119,6 +119,19 @@ def place_params(abstract: Params, params: Any) -> Params:
     return jax.tree.map(one, abstract, params)
 
 
+def weights(state: TrainState) -> dict[str, Params]:
+    """All that the model computes with."""
+    return {"trained": state.params, "frozen": state.frozen}
+
+
+def not_finite(params: Any) -> str:
+    """The names of the arrays that hold NaN or infinity, the first few of them; empty: none."""
+    check = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
+    found = jax.tree_util.tree_leaves_with_path(check(params))
+    names = [jax.tree_util.keystr(p, simple=True, separator=".") for p, good in found if not good]
+    return ", ".join([*names[:3], "…"] if len(names) > 3 else names)
+
+
 def _write_rows(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
 

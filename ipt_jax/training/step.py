@@ -51,8 +51,9 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
     """
     decoder = config.model.decoder()
     check_division(config, decoder, mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    schedule = make_schedule(config.optimizer, config.steps)
+    extensions = config.extension_steps
+    optimizer = make_optimizer(config.optimizer, config.base_steps, extensions)
+    schedule = make_schedule(config.optimizer, config.base_steps, extensions)
     abstract = abstract_state(decoder, optimizer, mesh, config.adapter, config.guard)
     step = make_train_step(
         decoder,
@@ -131,8 +132,9 @@ def make_train_step(
     as they were.
 
     Metrics: `loss` (mean cross-entropy), `gradient_norm` before clipping, `learning_rate`,
-    `weight` (sum of loss weights), `source_tokens` int32 [source_count], `skipped` (bool),
-    `skipped_total` and `skipped_in_a_row` int32.
+    `weight` (sum of loss weights), `source_tokens` int32 [source_count] and of these
+    `learnt_tokens`, whose loss weight is not 0, `skipped` (bool), `skipped_total` and
+    `skipped_in_a_row` int32.
     """
     use_dropout = config.dropout > 0 or (adapter is not None and adapter.dropout > 0)
 
@@ -173,7 +175,10 @@ def make_train_step(
         weight = jnp.sum(batch["loss_weights"])
         scale = 1 / jnp.maximum(weight, 1.0)
         gradient = jax.tree.map(lambda g: g * scale, gradient)
-        loss, norm = entropy * scale, optax.global_norm(gradient)
+        learnt = batch["loss_weights"] != 0
+        # A mean over no token is no number: the guard lets such a batch change nothing.
+        loss = jnp.where(learnt.any(), entropy * scale, jnp.nan)
+        norm = optax.global_norm(gradient)
         accepted, guarded = judge(guard, state.guard, loss, norm)
 
         def update(before: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
@@ -199,6 +204,7 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step)),
             "weight": weight,
             "source_tokens": jnp.sum(sources, (1, 2), dtype=jnp.int32),
+            "learnt_tokens": jnp.sum(sources & learnt, (1, 2), dtype=jnp.int32),
             "skipped": ~accepted,
             "skipped_total": guarded.skipped,
             "skipped_in_a_row": guarded.in_a_row,

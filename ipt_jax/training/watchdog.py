@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.files import naming
-from ipt_jax.errors import UserError
+from ipt_jax.errors import TRY_AGAIN, UserError
 from ipt_jax.training.phases import Phases
 
-EXIT_CODE = 75  # EX_TEMPFAIL: the same command may well succeed
 _LONGEST_BEAT_SECONDS = 10.0
 
 
@@ -35,7 +34,8 @@ class WatchdogConfig:
     """A process that stays in one phase of a step for longer ends the run; 0: none does. Must be
     longer than compiling, one step and one save take."""
     stop_seconds: float = 300.0
-    """After SIGINT or SIGTERM the state is saved within this time, or the process exits unsaved."""
+    """After SIGINT, SIGTERM or an error the state is saved within this time, or the process exits
+    unsaved."""
 
     def __post_init__(self) -> None:
         for key in ("timeout_seconds", "stop_seconds"):
@@ -93,9 +93,9 @@ class Watchdog:
             timeout = self._config.timeout_seconds
             if self._stop_at is not None and time.monotonic() > self._stop_at:
                 self._leave(
-                    f"a signal asked this process to stop, and it was not done saving after "
-                    f"{self._config.stop_seconds:.0f} s (watchdog.stop_seconds); the checkpoints "
-                    "before this one are whole."
+                    "a signal or an error told this process to stop, and it was not done saving "
+                    f"after {self._config.stop_seconds:.0f} s (watchdog.stop_seconds); the "
+                    "checkpoints before this one are whole."
                 )
             elif failed := self._failed_peer():
                 if since > 4 * self._beat_seconds:
@@ -112,7 +112,7 @@ class Watchdog:
               "checkpoint. The stacks of this process:", file=sys.stderr)  # fmt: skip
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
-        os._exit(EXIT_CODE)  # no clean-up: whatever would do it is what hangs
+        os._exit(TRY_AGAIN)  # no clean-up: whatever would do it is what hangs
 
     def _beat(self, *, ended: bool = False, failed: str | None = None) -> None:
         name, since = self._phases.current

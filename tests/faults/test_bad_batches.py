@@ -4,15 +4,21 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ipt_jax.errors import RunStopped, UserError
 from ipt_jax.records import Record, ShardWriter
 from ipt_jax.training.guard import GuardConfig
+from ipt_jax.training.loop import train
+from ipt_jax.training.optimizer import OptimizerConfig
+from ipt_jax.training.skips import SkipLog
 from tests.training_runs import (
     CORPUS,
     figures,
     finish,
     make_config,
+    positions,
     start,
     write_config,
 )
@@ -72,16 +78,67 @@ def test_a_batch_of_nan_is_skipped_and_its_records_named(tmp_path):
     assert found[24] is not None and found[24] < found[1] - 0.5  # and training went on
 
 
-def test_too_many_in_a_row_save_and_stop_with_a_code_of_their_own(tmp_path):
+def test_too_many_in_a_row_save_and_stop_and_the_next_start_counts_anew(tmp_path):
     shards = write_shards(tmp_path / "shards", set(range(50)))
-    code, _, errors = run(shards, tmp_path, guard=GuardConfig(stop_after=4))
-    assert code == 3
-    assert "skipped 4 batches in a row" in errors and "skipped.jsonl" in errors
-    assert "Traceback" not in errors
-    skipped = [line["step"] for line in lines(tmp_path / "run" / "skipped.jsonl")]
-    saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
-    assert max(saved) >= skipped[-1] >= 4
+    config = config_of(shards, tmp_path / "run", guard=GuardConfig(stop_after=4))
+    stopped = [0]
+    for _ in range(2):
+        with pytest.raises(RunStopped, match=r"skipped 4 batches in a row.*skipped\.jsonl") as told:
+            train(config)
+        assert told.value.code == 3
+        skipped = [line["step"] for line in lines(tmp_path / "run" / "skipped.jsonl")]
+        assert skipped[-1] >= stopped[-1] + 4
+        stopped.append(max(positions(tmp_path / "run")))
+        assert stopped[-1] >= skipped[-1]
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_weights_that_are_not_finite_are_said_to_be(tmp_path):
+    shards = write_shards(tmp_path / "shards", set())
+    optimizer = OptimizerConfig(peak_learning_rate=float("inf"), warmup_steps=1)
+    guard = GuardConfig(stop_after=4)
+    config = config_of(shards, tmp_path / "run", optimizer=optimizer, guard=guard)
+    with pytest.raises(RunStopped, match=r"batches are not at fault: weights.*blocks\.down_LFD"):
+        train(config)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"init_from=.*blocks\.down_LFD.* hold NaN or infinity"):
+        train(config_of(shards, tmp_path / "next", init_from=folder))
+
+
+def unanswered(folder: Path, answers: int = 0, **changes):
+    """A config over pairs of which only the last few have a response."""
+    pairs = [{"id": f"n{i}", "instruction": "river lamp " * 40, "response": ""} for i in range(40)]
+    for pair in pairs[len(pairs) - answers :]:
+        pair["response"] = "stone " * 30
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    task = {"source": "pairs.jsonl", "loss": "responses", "eos": False, "preprocessors": ["pair"]}
+    config = make_config(folder, folder / "run", train_tokens=512 * 6, **changes)
+    mixture = {"tasks": {"pairs": task}, "rates": "natural", "root": str(folder)}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=mixture))
+
+
+def test_a_run_without_a_token_to_learn_is_refused_before_its_first_step(tmp_path):
+    with pytest.raises(UserError, match="no token of the first 6 batches is to be learnt"):
+        train(unanswered(tmp_path))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_batches_without_a_token_to_learn_are_named_and_the_others_counted(tmp_path):
+    """Two long stretches of pairs without a response around few that have one."""
+    summary = train(unanswered(tmp_path, answers=3))
+    run = tmp_path / "run"
+    skipped = lines(run / "skipped.jsonl")
+    assert skipped and {line["reason"] for line in skipped} == {"no token to learn"}
+    assert summary["updates"] == 6 - len(skipped) > 0
+    assert 0 < summary["learnt_tokens"]["pairs"] < summary["tokens"]
+    assert summary["learnt_tokens"] == lines(run / "metrics.jsonl")[-1]["learnt_tokens"]
+    found = figures(run)
+    assert [step for step, loss in found.items() if loss is None] == [x["step"] for x in skipped]
+    log = SkipLog(run, rows=list, rows_per_batch=8, stop_after=2, first_position=0, write=False)  # type: ignore[arg-type]
+    for position in (1, 2):
+        nothing = {"skipped": True, "skipped_in_a_row": position, "learnt_tokens": np.zeros(1)}
+        log.take_in(position, {**nothing, "loss": np.nan, "gradient_norm": 0.0})
+    assert log.too_many and "tokens are masked" in str(log.stop(2, ""))
 
 
 @pytest.mark.parametrize("key", ["guard.spike_deviations", "guard.stop_after"])

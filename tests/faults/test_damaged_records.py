@@ -11,6 +11,7 @@ from ipt_jax.data.damage import DamageLog
 from ipt_jax.data.pipeline import MixtureRows, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record, ShardWriter
+from ipt_jax.training.checkpoints import CheckpointConfig
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.damaged import DamageFile
 from ipt_jax.training.loop import train
@@ -20,6 +21,7 @@ from tests.training_runs import (
     figures,
     finish,
     make_config,
+    positions,
     start,
     start_several,
     wait_for_steps,
@@ -83,12 +85,18 @@ def counted(keys: set[tuple[str, int]]) -> dict[str, int]:
 
 
 def test_without_being_asked_the_run_stops_and_names_the_record(shards):
-    config = config_of(shards, skip=False)
-    spoil(config, late=True)
+    """What was learnt before it is saved; the same command stops there again."""
+    rare = CheckpointConfig(every_steps=1000)
+    config = config_of(shards, skip=False, checkpoints=rare)
+    first = min(drawn(config_of(shards), spoil(config, late=True)).values())
     data = dataclasses.replace(config.data, verify_checksums=False)
     wanted = r"^record \d+ of \S+\.arrayrecord: .*skip_damaged: true"
-    with pytest.raises(UserError, match=wanted):
-        train(dataclasses.replace(config, data=data))
+    saved = [first - 2] if first > 2 else []
+    for _ in range(2):
+        with pytest.raises(UserError, match=wanted):
+            train(dataclasses.replace(config, data=data))
+        assert positions(config.run_folder) == saved
+    assert saved, "the damage comes too soon to see anything"
 
 
 def test_what_shows_while_rows_are_made_is_counted_and_named(shards):

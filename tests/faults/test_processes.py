@@ -1,14 +1,21 @@
 """Several real processes that train one model, and what happens when one of them does not."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
+from ipt_jax.training.processes import leaving_at_once
 from tests.training_runs import (
+    ROOT,
     figures,
     finish,
+    free_port,
     make_config,
     start,
     start_several,
@@ -88,12 +95,68 @@ def test_a_silent_process_is_named_and_not_waited_for(shards, tmp_path):
             process.kill()
 
 
-def test_a_process_that_fails_takes_the_others_with_it(shards, tmp_path):
+def test_a_killed_process_takes_the_others_with_it(shards, tmp_path):
+    """The first one, whose end JAX answers by aborting the others."""
     config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
     processes = start_several(config, 2, "--train_tokens", str(512 * 5000))
     wait_for_steps(tmp_path / "run", 6, processes[0])
-    processes[1].kill()
+    processes[0].kill()
     since = time.monotonic()
-    (code, _, errors), _ = finish(processes)
-    assert code not in (0, -signal.SIGKILL) and errors
+    _, (code, _, errors) = finish(processes)
+    assert code == 75 and "Another process of this run ended" in errors
     assert time.monotonic() - since < 30  # not JAX's own 100 s
+
+
+def test_processes_with_different_configs_do_not_train(shards, tmp_path):
+    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    joined = ("--processes.coordinator", f"localhost:{free_port()}", "--processes.count", "2")
+    others = ("--seed", "1", "--optimizer.peak_learning_rate", "1e-3", "--data.worker_count", "1")
+    processes = [
+        start(config, *joined, "--processes.index", str(index), *options)
+        for index, options in enumerate(((), others))
+    ]
+    for code, _, errors in finish(processes):
+        assert code == 2
+        assert "error: optimizer.peak_learning_rate, seed: process 1 of this run" in errors
+    assert not (tmp_path / "run").exists()
+
+
+ABORT = """
+import os, signal, threading
+from ipt_jax.training import processes
+processes.leave_when_aborted()
+child = os.fork()
+if child == 0:
+    os.abort()  # of its own: no one else is at fault
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT
+thread = threading.Thread(target=os.abort)
+thread.start()
+thread.join()
+"""
+
+
+def test_an_abort_by_the_client_of_jax_is_no_crash():
+    done = subprocess.run([sys.executable, "-c", ABORT], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert "Another process of this run ended" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:18355", 75),
+        ("UNAVAILABLE: Failed to send RPC to coordination service", 75),
+        ("INTERNAL: NCCL operation ncclAllReduce failed: remote process exited", 75),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes", 1),
+        ("INTERNAL: Mosaic failed to compile the kernel", 1),
+    ],
+)
+def test_which_errors_of_jax_mean_that_a_process_is_gone(monkeypatch, said, code):
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit) as told, leaving_at_once():
+        raise jax.errors.JaxRuntimeError(said)
+    assert told.value.code == code

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ipt_jax.configuration import (
     write_run_files,
 )
 from ipt_jax.errors import UserError
+from tests.training_runs import ROOT
 
 
 @dataclass(frozen=True)
@@ -119,3 +122,22 @@ def test_run_files_say_what_ran(tmp_path):
     assert environment["devices"] == ["cpu"]
     assert environment["packages"]["jax"].startswith("0.")
     assert parse("--config", str(tmp_path / "run" / "config.yaml")) == Config()
+
+
+LEFT_BEHIND = """
+import threading
+from ipt_jax import configuration, errors
+configuration.EXIT_SECONDS = 0.5
+def main():
+    threading.Thread(target=threading.Event().wait, name="left behind").start()
+    raise errors.UserError("the disk is full")
+configuration.run_main(main)
+"""
+
+
+def test_a_thread_that_a_library_left_behind_does_not_keep_the_process():
+    """As Orbax's after a save that failed for want of inodes."""
+    command = [sys.executable, "-c", LEFT_BEHIND]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "error: the disk is full" in done.stderr and "longer: left behind" in done.stderr

@@ -1,6 +1,8 @@
 """The pipeline on real text: the same batches however they are made, and what bad input gets."""
 
 import json
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from ipt_jax.data.pipeline import (
     source_tokens,
 )
 from ipt_jax.data.tasks import Mixture, Task
-from ipt_jax.errors import UserError
+from ipt_jax.errors import RunStopped, UserError
 from ipt_jax.records import Record, RecordSource, ShardWriter
 from ipt_jax.tokenizers import load_tokenizer
 from tests.data_batches import Batch, digest, joined
@@ -90,6 +92,43 @@ def test_any_number_of_processes_reads_the_same_batches(
 
 def test_worker_processes_change_nothing(mixture: Mixture, whole: list[Batch]) -> None:
     assert digest(list(batches(mixture, **ROWS, worker_count=2))) == digest(whole)
+
+
+def test_a_worker_process_that_is_killed_is_no_traceback(mixture: Mixture) -> None:
+    made = batches(mixture, **ROWS, worker_count=1)
+    next(made)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(RunStopped, match=r"data\.worker_count=.*ended from outside") as told:
+        list(made)
+    assert told.value.code == 75
+
+
+_ORPHANS = """
+import json, sys, threading
+from ipt_jax.data.pipeline import batches
+from ipt_jax.data.tasks import Mixture, Task
+if __name__ == "__main__":
+    mixture = Mixture("one", (Task("raw", sys.argv[1]),))
+    next(batches(mixture, rows_per_batch=8, total_batches=10**6, worker_count=1))
+    print("reading", flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_worker_processes_do_not_outlive_a_killed_run(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "read.py").write_text(_ORPHANS)  # a spawned worker imports it again
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "read.py"), str(corpus / "raw")],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "reading\n"
+    process.kill()
+    # The workers hold the pipe too: it ends when the last of them has.
+    assert process.communicate(timeout=60)[0] == ""
 
 
 _RESUME = """

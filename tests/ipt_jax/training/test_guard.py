@@ -7,7 +7,7 @@ import pytest
 
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.training.guard import GuardConfig, judge, new_guard
+from ipt_jax.training.guard import GuardConfig, judge, new_guard, restarted
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.state import init_state
 from ipt_jax.training.step import make_train_step
@@ -41,6 +41,10 @@ def test_a_spike_is_judged_by_mean_and_deviation_of_the_window():
     said, guard = run([*before, 9.0, 9.0, 9.0])
     assert said[8:] == [False] * 3 and int(guard.in_a_row) == 3
     assert all(run(np.linspace(10, 1, 30))[0])
+    # A run that it stopped begins to count anew; one that was stopped otherwise goes on counting.
+    assert int(restarted(CONFIG, guard).in_a_row) == 0
+    two = run([*before, 9.0, 9.0])[1]
+    assert restarted(CONFIG, two) is two and int(restarted(CONFIG, guard).skipped) == 3
 
 
 def test_the_window_forgets_and_needs_half_of_itself():
@@ -70,8 +74,9 @@ def batch(weight: float) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_skipped_batch_leaves_the_state_untouched(accumulation):
+@pytest.mark.parametrize(("accumulation", "weight"), [(1, np.nan), (2, np.nan), (1, 0.0)])
+def test_a_skipped_batch_leaves_the_state_untouched(accumulation, weight):
+    """Not finite, or without a token to learn, which would be an update by momentum alone."""
     mesh, settings = make_mesh(MeshConfig()), OptimizerConfig(peak_learning_rate=1e-2)
     optimizer = make_optimizer(settings, 10)
     step = jax.jit(
@@ -84,8 +89,11 @@ def test_a_skipped_batch_leaves_the_state_untouched(accumulation):
             mesh=mesh,
         )
     )
-    state, _ = step(init_state(TINY, optimizer, mesh, 0), batch(1.0))
-    after, metrics = step(state, batch(np.nan))
+    state, metrics = step(init_state(TINY, optimizer, mesh, 0), batch(1.0))
+    assert metrics["learnt_tokens"].tolist() == metrics["source_tokens"].tolist() == [64]
+    after, metrics = step(state, batch(weight))
+    assert metrics["learnt_tokens"].tolist() == [0 if weight == 0 else 64]
+    assert not np.isfinite(metrics["loss"])
     assert bool(metrics["skipped"]) and int(metrics["skipped_in_a_row"]) == 1
     for name in ("params", "optimizer_state", "key", "step"):
         before, now = jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(after, name))

@@ -1,6 +1,7 @@
 """Real runs of launch/train.py and launch/convert.py on real text."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import signal
@@ -13,12 +14,16 @@ from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
+from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.loop import train
+from ipt_jax.training.metrics import MetricsLog
+from ipt_jax.training.optimizer import ExtensionConfig
 from tests.run_folders import unlisted
 from tests.training_runs import (
     figures,
     finish,
     make_config,
+    positions,
     script,
     start,
     wait_for_steps,
@@ -39,15 +44,22 @@ def finished(shards, tmp_path_factory) -> Path:
     return folder
 
 
+def last_line(folder: Path) -> dict:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
 def test_a_run_learns_and_its_figures_agree(finished):
     found = figures(finished)
     assert list(found) == list(range(1, 25))
     assert found[24] < found[1] - 0.5
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["tokens"] == sum(summary["source_tokens"].values()) == 24 * 512
+    # All but the padding after the last token of a row's last segment is learnt.
+    assert summary["learnt_tokens"] == last_line(finished)["learnt_tokens"]
+    assert 0.9 * 24 * 512 < sum(summary["learnt_tokens"].values()) <= 24 * 512
     assert summary["realised_rates"]["augmented"] == pytest.approx(0.2, abs=0.05)
     assert summary["final_loss"] == found[24]
-    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    last = last_line(finished)
     assert last["source_tokens"] == summary["source_tokens"]
     assert json.loads((finished / "environment.json").read_text())["devices"]
     assert yaml.safe_load((finished / "config.yaml").read_text())["train_tokens"] == 512 * 24
@@ -137,6 +149,64 @@ def test_where_a_run_goes_on_from_can_be_said(shards, finished, tmp_path):
     )
     assert "steps 20 → 24" in done.stdout, done.stderr
     assert figures(tmp_path / "copy") == figures(finished)
+
+
+@pytest.mark.parametrize("broken", [(MetricsLog, "_note"), (Checkpoints, "save")], ids=str)
+def test_a_full_disk_ends_a_run_with_what_it_learnt_saved(
+    shards, finished, tmp_path, monkeypatch, broken
+):
+    """Where it can be: something else may have filled it, or the save that failed."""
+    owner, name = broken
+    does, calls = getattr(owner, name), []
+
+    def once(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == (7 if name == "_note" else 1):
+            raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+        return does(self, *arguments)
+
+    monkeypatch.setattr(owner, name, once)
+    config = make_config(shards, tmp_path / "run")
+    with pytest.raises(OSError, match=r"No space left.*metrics\.jsonl"):
+        train(config)
+    # Of step 7, read after 8 is begun, so 9 hears of it; of the save at 5.
+    assert max(positions(tmp_path / "run")) == (9 if name == "_note" else 6)
+    assert train(config)["final_loss"] == figures(finished)[24]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_anew_only_if_told(
+    shards, finished, tmp_path
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for position in positions(run):
+        (run / "checkpoints" / str(position) / "state" / "_METADATA").write_text("{}")
+    for _ in range(2):  # the second start finds them set aside
+        with pytest.raises(UserError, match="every checkpoint of this run is damaged.*resume 0"):
+            train(make_config(shards, run))
+    train(make_config(shards, run, resume="0"))
+    assert figures(run) == figures(finished)
+    train(make_config(shards, run, resume="0", train_tokens=512 * 24))
+    assert (run / "checkpoints" / "superseded" / "24").is_dir()
+
+
+def test_a_finished_run_is_continued_longer(shards, finished, tmp_path):
+    more = ExtensionConfig(512 * 5, "linear", warmup_steps=2, peak_learning_rate=5e-3)
+    run = shutil.copytree(finished, tmp_path / "run")
+    train(make_config(shards, run, extensions=(more,)))
+    train(make_config(shards, tmp_path / "at_once", extensions=(more,)))
+    assert len(figures(run)) == 29 and figures(run) == figures(tmp_path / "at_once")
+    found = figures(run)
+    assert {step: found[step] for step in range(1, 25)} == figures(finished)
+    rates = figures(run, "learning_rate")
+    assert [rates[step] for step in (25, 26, 27)] == pytest.approx([1e-3, 3e-3, 5e-3], rel=1e-5)
+    with pytest.raises(FolderRefused, match="train_tokens.* add to extensions"):
+        train(make_config(shards, run, extensions=(more,), train_tokens=512 * 29))
+    other = dataclasses.replace(more, schedule="constant")
+    for changed in ((), (other,)):
+        with pytest.raises(FolderRefused) as told:
+            train(make_config(shards, run, extensions=changed))
+        assert told.value.differs == ("extensions.0",)
+    assert train(make_config(shards, run, extensions=(more, other)))["steps"] == 34
 
 
 def test_epochs_become_whole_batches(shards, tmp_path):

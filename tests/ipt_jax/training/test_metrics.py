@@ -47,6 +47,7 @@ def step(position: int, loss: float | None = None, skipped_total: int = 0, **cha
         "learning_rate": jnp.float32(1e-3),
         "weight": jnp.float32(20),
         "source_tokens": jnp.array([20, 5], jnp.int32),
+        "learnt_tokens": jnp.array([4, 0], jnp.int32),
         "skipped": jnp.array(False),
         "skipped_total": jnp.int32(skipped_total),
         "skipped_in_a_row": jnp.int32(0),
@@ -78,9 +79,11 @@ def test_a_line_holds_every_figure(tmp_path):
         *("step", "tokens", "loss", "learning_rate", "gradient_norm", "skipped", "seconds"),
         *("tokens_per_second", "tokens_per_second_per_device", "mfu_causal", "mfu_full"),
         *("share_data", "share_checkpoint", "share_compile", "source_tokens"),
+        "learnt_tokens",
     }
     assert (line["step"], line["tokens"], line["loss"]) == (2, 50, 5.0)
     assert line["source_tokens"] == {"raw": 40, "augmented": 10}
+    assert line["learnt_tokens"] == {"raw": 8, "augmented": 0}
     assert host["loss"] == 5 and not host["skipped"]
     # Rates and shares are of the time since the line before, in which 25 tokens went through.
     passed = 25 / line["tokens_per_second"]

@@ -13,7 +13,13 @@ from ipt_jax.errors import UserError
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.lora import LoraConfig, new_adapters
-from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, warmup_steps
+from ipt_jax.training.optimizer import (
+    ExtensionConfig,
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    warmup_steps,
+)
 
 
 def rates(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
@@ -52,6 +58,30 @@ def test_a_warm_up_fraction_takes_the_place_of_steps():
 def test_warm_up_in_steps_is_at_most_half_the_run():
     assert warmup_steps(OptimizerConfig(warmup_steps=2000), 100) == 50
     assert warmup_steps(OptimizerConfig(warmup_steps=20), 100) == 20
+
+
+def test_extensions_follow_the_planned_schedule():
+    config = OptimizerConfig(warmup_steps=10)  # ends with 3e-5
+    rate = make_schedule(
+        config,
+        100,
+        [
+            (ExtensionConfig(1, "constant"), 20),
+            (ExtensionConfig(1, "linear", 1e-4, warmup_steps=10, final_fraction=0.0), 50),
+            (ExtensionConfig(1, "cosine", 2e-4, warmup_steps=1000, final_fraction=0.5), 40),
+        ],
+    )
+    planned = rates(config, 100)
+    assert [rate(s) for s in (5, 10, 60)] == pytest.approx([planned(s) for s in (5, 10, 60)])
+    assert [rate(s) for s in (100, 119)] == pytest.approx([3e-5, 3e-5])
+    assert [rate(s) for s in (120, 125, 130, 150)] == pytest.approx([3e-5, 6.5e-5, 1e-4, 5e-5])
+    # From the 0 before it; a rise is at most half of an extension.
+    assert [rate(s) for s in (170, 180, 190, 200, 210)] == pytest.approx(
+        [0, 1e-4, 2e-4, 1.5e-4, 1e-4]
+    )
+    for wrong in ({"tokens": 0}, {"schedule": "wsd"}):
+        with pytest.raises(UserError, match=f"extensions.{next(iter(wrong))}="):
+            ExtensionConfig(**{"tokens": 1, "schedule": "linear", **wrong})
 
 
 def test_linear_falls_from_the_end_of_warm_up_to_the_last_step():

@@ -1,0 +1,62 @@
+"""Batches read ahead of the step, so that a run ends before it lacks one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from ipt_jax.data.packing import Rows
+
+# `Agreement` answers a step late: what is voted at step n stops all processes after step n + 1.
+_AHEAD = 2
+
+
+class Lookahead(Iterator[Rows]):
+    """This process's batches, some of them read ahead."""
+
+    def __init__(self, batches: Iterator[Rows]):
+        """Read the first batches.
+
+        Raises:
+          Exception: what reading them raises, for nothing is learnt yet that could be saved.
+        """
+        self._batches = batches
+        self._read: deque[Rows] = deque()
+        self._error: Exception | None = None
+        self._fill(_AHEAD)
+        if self.error is not None:
+            raise self.error
+
+    def __next__(self) -> Rows:
+        batch = self._read.popleft()
+        self._fill(_AHEAD)
+        return batch
+
+    @property
+    def error(self) -> Exception | None:
+        """Why reading cannot go on, once it is time to stop: the next batch is still there."""
+        return self._error if len(self._read) < _AHEAD else None
+
+    def any_to_learn(self, most: int) -> bool:
+        """Whether one of the next `most` batches has a token with a loss weight.
+
+        Reads on only while none has.
+        """
+        looked = 0
+        while looked < most:
+            self._fill(looked + 1)
+            if looked == len(self._read):
+                return False
+            if self._read[looked]["loss_weights"].any():
+                return True
+            looked += 1
+        return False
+
+    def _fill(self, count: int) -> None:
+        while self._error is None and len(self._read) < count:
+            try:
+                self._read.append(next(self._batches))
+            except StopIteration:
+                return
+            except Exception as error:  # raised by the loop, when what was learnt is saved
+                self._error = error
