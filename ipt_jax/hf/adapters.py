@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ipt_jax.errors import UserError
 from ipt_jax.hf.export import dtype_named, unfinished, write_json
+from ipt_jax.hf.load import tensor_headers
 from ipt_jax.hf.weights import DTYPES
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params
 from ipt_jax.models.lora import FACTORS, TARGETS, LoraConfig, adapter_shapes
 from ipt_jax.tokenizers import Tokenizer
+from ipt_jax.weight_files import follow_umask
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {
@@ -93,6 +94,7 @@ def write_peft(
         tensors = peft_tensors(decoder, lora, adapters)
         stored = {name: tensor.astype(numpy_dtype) for name, tensor in tensors}
         save_file(stored, working / WEIGHTS_FILE, metadata={"format": "pt"})
+        follow_umask(working)
         write_json(working / CONFIG_FILE, peft_config(lora, base))
         tokenizer.save_pretrained(working)
     return folder
@@ -134,12 +136,8 @@ def read_peft(folder: Path, decoder: DecoderConfig) -> tuple[LoraConfig, Params]
     """
     lora = _read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}); write the adapter again."
-        ) from error
+    tensor_headers(path)
+    tensors = load_file(path)
     leaves: Params = {}
     for name, shape in adapter_shapes(decoder, lora).items():
         leaves[name] = np.empty(shape, np.float32)
@@ -176,6 +174,9 @@ def _read_config(path: Path) -> LoraConfig:
     for key in UNREADABLE:
         if raw.get(key):
             raise UserError(f"{path}: {key}={raw[key]!r}; adapters here know plain LoRA only.")
+    # Other initialisations (pissa, olora, corda, loftq) changed the weights of the base as well.
+    if (begun := raw.get("init_lora_weights")) not in (None, True, False, "gaussian", "eva"):
+        raise UserError(f"{path}: init_lora_weights={begun!r} changed the base's weights too.")
     if raw.get("bias", "none") != "none":
         raise UserError(f"{path}: bias={raw['bias']!r}; the decoder has no biases.")
     found = raw.get("target_modules")

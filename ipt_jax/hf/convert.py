@@ -30,10 +30,10 @@ from ipt_jax.tokenizer_export import allow_control_text
 from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.checkpoints import SAVES, load_params, newest_list, save_params
 
-# What two decoders must share for the weights of one to fit the other.
-SHAPE = (
+# What two decoders must share for the weights of one to compute the same in the other.
+SHARED = (
     *("vocabulary_size", "width", "mlp_width", "layers", "heads", "kv_heads", "head_width"),
-    "tied_embeddings",
+    *("tied_embeddings", "rope_theta", "rope_scaling", "window", "norm_epsilon"),
 )
 TOLERANCE = 1e-4  # largest absolute difference of float32 logits that is published
 VERIFY_TEXTS = 8
@@ -174,9 +174,10 @@ def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "floa
     merged, in memory.
 
     Raises:
-      UserError: neither, or weights of another shape.
+      UserError: neither, or weights of another shape or for another mathematics.
     """
     if (folder / "config.json").exists():
+        _check_fit(folder, read_config(folder), decoder)
         return open_hugging_face(folder, decoder, dtype)
     run = _read_run(folder)
     if run.lora is not None:
@@ -188,7 +189,7 @@ def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "floa
             return tensor
 
         return from_hugging_face(decoder, take, dtype)
-    _check_shape(run, decoder)
+    _check_fit(folder, run.decoder, decoder)
     params, _ = load_params(folder / "checkpoints")
     if dtype == "float32":
         return params
@@ -212,9 +213,10 @@ def weights_digest(folder: Path) -> str:
 def _tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face's tensors of such a folder or run, in file order, one at a time."""
     if (folder / "config.json").exists():
+        _check_fit(folder, read_config(folder), decoder)
         return stream_hugging_face(folder, decoder)
     run = _read_run(folder)
-    _check_shape(run, decoder)
+    _check_fit(folder, run.decoder, decoder)
     params, _ = load_params(folder / "checkpoints")
     if run.lora is None:
         return to_hugging_face(decoder, params)
@@ -270,28 +272,34 @@ def _hugging_face_base(base: Path, run: _Run) -> Path:
             f"peft could load; export it first (launch/convert.py to-hf --run {base})."
         )
     theirs = read_config(found)
-    mathematics = ("rope_theta", "rope_scaling", "window", "norm_epsilon")
-    for name in (*SHAPE, *mathematics):
-        given, wanted = getattr(theirs, name), getattr(run.decoder, name)
-        # A number that has been float32 on its way is still the same number.
-        if given != wanted and not (
-            isinstance(given, float) and np.float32(given) == np.float32(wanted)
-        ):
-            raise UserError(
-                f"adapter=peft: {found / 'config.json'} gives {name} as {given}, "
-                f"but the run trained with {wanted}, so that peft would build "
-                "another model; export with adapter=merged."
-            )
+    if name := _difference(theirs, run.decoder):
+        raise UserError(
+            f"adapter=peft: {found / 'config.json'} gives {name} as {getattr(theirs, name)}, but "
+            f"the run trained with {getattr(run.decoder, name)}, so that peft would build another "
+            "model; export with adapter=merged."
+        )
     return found
 
 
-def _check_shape(run: _Run, decoder: DecoderConfig) -> None:
-    for name in SHAPE:
-        if getattr(run.decoder, name) != getattr(decoder, name):
-            raise UserError(
-                f"init_from={run.folder}: its {name} is {getattr(run.decoder, name)}, the "
-                f"config's {getattr(decoder, name)}; choose the preset that fits the weights."
-            )
+def _difference(theirs: DecoderConfig, ours: DecoderConfig) -> str | None:
+    """The first of SHARED that differs; a number that was float32 on its way is the same."""
+    for name in SHARED:
+        given, wanted = getattr(theirs, name), getattr(ours, name)
+        if given != wanted and not (
+            isinstance(given, float) and np.float32(given) == np.float32(wanted)
+        ):
+            return name
+    return None
+
+
+def _check_fit(folder: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None:
+    if name := _difference(theirs, ours):
+        given = getattr(theirs, name)
+        raise UserError(
+            f"init_from={folder}: its config gives {name} as {given}, but model.{name} is "
+            f"{getattr(ours, name)}; choose the preset that fits the weights, or set "
+            f"model.overrides.{name}. To change it on purpose, change the folder's config."
+        )
 
 
 def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[str]:
