@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from ipt_jax.core.weight_files import follow_umask
 from ipt_jax.errors import UserError
 from ipt_jax.hf.export import dtype_named, unfinished, write_json
-from ipt_jax.hf.load import tensor_headers
+from ipt_jax.hf.load import read_json, tensor_headers
 from ipt_jax.hf.weights import DTYPES
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params
 from ipt_jax.models.lora import FACTORS, TARGETS, LoraConfig, adapter_shapes
 from ipt_jax.tokenizers import Tokenizer
-from ipt_jax.weight_files import follow_umask
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {
@@ -163,12 +162,7 @@ def read_peft(folder: Path, decoder: DecoderConfig) -> tuple[LoraConfig, Params]
 
 
 def _read_config(path: Path) -> LoraConfig:
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: not there; name a folder that PEFT wrote.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); write the adapter again.") from error
+    raw = read_json(path)
     if raw.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type={raw.get('peft_type')!r}; only LORA can be read.")
     for key in UNREADABLE:

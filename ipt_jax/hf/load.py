@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ipt_jax.core.weight_files import weight_files
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
 from ipt_jax.lazy_array import LazyArray
 from ipt_jax.models.config import DecoderConfig, RopeScaling
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.layers import Params
-from ipt_jax.weight_files import weight_files
 
 # What transformers takes where a config.json lacks the key.
 _DEFAULTS = {"mistral": {"sliding_window": 4096, "num_key_value_heads": 8}, "llama": {}}
@@ -36,13 +36,7 @@ def read_config(folder: Path) -> DecoderConfig:
     Raises:
       UserError: no config.json, another architecture, or a feature the decoder does not have.
     """
-    path = folder / "config.json"
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: not there; name a Hugging Face model folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again.") from error
+    raw = read_json(path := folder / "config.json")
     family = raw.get("model_type")
     if family not in ("mistral", "llama"):
         raise UserError(f"{path}: model_type={family!r}; only mistral and llama can be read.")
@@ -81,6 +75,23 @@ def read_config(folder: Path) -> DecoderConfig:
         raise UserError(f"{path}: lacks the key {error}; fetch the folder again.") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a Hugging Face folder.
+
+    Raises:
+      UserError: it is not there, or no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path}: not there; name a Hugging Face folder.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no JSON object; fetch the folder again.")
+    return found
 
 
 def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:

@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ CHUNK_BYTES = 64 * 2**20
 _AS_IS: dict[str, Any] = {"use_compression": False}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAVES = (
-    *("#/", "#.committing*/", "#.deleting/", "#.*orbax-checkpoint-tmp*/"),
+    *("#/", "#.committing*/", "#.deleting/", "#.*orbax-checkpoint-tmp*/", ".reading-*/"),
     *(f"{aside}/#{end}/" for aside in ("damaged", "superseded") for end in ("", "-*")),
 )
 """Names of what lies in `checkpoints/`, for the marker of a run folder."""
@@ -361,7 +362,8 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
     """The parameters alone, of the newest whole save in a run's `checkpoints/` or of `position`.
 
     Nothing is moved, for a run may be using the folder: what is damaged is named on stdout, and
-    the one before is taken.
+    the one before is taken. What the run deletes meanwhile stays readable, by links in
+    `checkpoints/.reading-*` that last as long as the arrays (or, after kill -9, until removed).
 
     Returns:
       The parameters as SavedArrays, that read from the disk what is asked of them, and the
@@ -372,19 +374,46 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
     """
     if not checkpoints.is_dir():
         raise UserError(f"{checkpoints}: no such folder; name the folder of a training run.")
-    folder = checkpoints.resolve()
+    held = _hold(folder := checkpoints.resolve())
+    folder = folder if held is None else Path(held.name)
     found = _newest_whole(
         folder, position, lambda number, damage: print(f"{damage}; {number} is not used.")
     )
     if found is None and position is not None:
-        there = ", ".join(map(str, _positions(folder))) or "none"
+        there = ", ".join(map(str, _positions(checkpoints))) or "none"
         raise UserError(f"{checkpoints}: no whole checkpoint {position}; there are: {there}.")
     if found is None:
         raise UserError(
             f"{checkpoints}: holds no finished checkpoint; train first, or look whether the "
             "run stopped before its first save (checkpoints.every_steps)."
         )
-    return open_saved(folder / str(found) / "state")["params"], found
+    for other in _positions(folder) if held else ():
+        if other != found:
+            shutil.rmtree(folder / str(other))
+    return open_saved(folder / str(found) / "state", held)["params"], found
+
+
+def _hold(folder: Path) -> tempfile.TemporaryDirectory[str] | None:
+    """Hard links to the checkpoints in `folder`; None where it or its file system allows none."""
+    try:
+        held = tempfile.TemporaryDirectory(
+            prefix=".reading-", dir=folder, ignore_cleanup_errors=True
+        )
+        while numbers := _positions(folder):
+            for number in map(str, numbers):
+                source, target = folder / number, Path(held.name, number)
+                try:
+                    shutil.copytree(source, target, copy_function=os.link)
+                except OSError:  # shutil.Error is one
+                    if source.exists():
+                        return None
+                if not source.exists():  # the run deleted it, so that files may be missing
+                    shutil.rmtree(target, ignore_errors=True)
+            if _positions(Path(held.name)):
+                break
+    except OSError:
+        return None
+    return held
 
 
 def newest_list(checkpoints: Path) -> Path | None:
