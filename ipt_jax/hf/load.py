@@ -247,7 +247,7 @@ def _reader(folder: Path, config: DecoderConfig) -> Callable[..., np.ndarray]:
 
     if head in there and head not in shapes:
         for start in range(0, config.vocabulary_size, _COMPARED_ROWS):
-            rows = slice(start, start + _COMPARED_ROWS)
+            rows = slice(start, min(start + _COMPARED_ROWS, config.vocabulary_size))
             if not np.array_equal(read(head, rows), read(embedding, rows)):
                 raise UserError(
                     f"{folder}: ties its output to the embedding (tie_word_embeddings), but "

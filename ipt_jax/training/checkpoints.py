@@ -374,11 +374,17 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
     """
     if not checkpoints.is_dir():
         raise UserError(f"{checkpoints}: no such folder; name the folder of a training run.")
-    held = _hold(folder := checkpoints.resolve())
-    folder = folder if held is None else Path(held.name)
-    found = _newest_whole(
-        folder, position, lambda number, damage: print(f"{damage}; {number} is not used.")
-    )
+    held = _hold(checkpoints.resolve())
+    folder = checkpoints.resolve() if held is None else Path(held.name)
+
+    def name_damage(number: int, damage: Damage) -> None:
+        file = checkpoints / damage.file.relative_to(folder)
+        print(f"{file} {damage.reason}; {number} is not used.")
+
+    found = _newest_whole(folder, position, name_damage)
+    for other in _positions(folder) if held else ():
+        if other != found:
+            shutil.rmtree(folder / str(other))
     if found is None and position is not None:
         there = ", ".join(map(str, _positions(checkpoints))) or "none"
         raise UserError(f"{checkpoints}: no whole checkpoint {position}; there are: {there}.")
@@ -387,9 +393,6 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
             f"{checkpoints}: holds no finished checkpoint; train first, or look whether the "
             "run stopped before its first save (checkpoints.every_steps)."
         )
-    for other in _positions(folder) if held else ():
-        if other != found:
-            shutil.rmtree(folder / str(other))
     return open_saved(folder / str(found) / "state", held)["params"], found
 
 
