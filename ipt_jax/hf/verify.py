@@ -116,7 +116,8 @@ def _expected(tokenizer: Tokenizer) -> dict[str, Any]:
     source = Path(tokenizer.name)
     if all((source / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return _described(AutoTokenizer.from_pretrained(tokenizer.name))
-    return {"eos_token": tokenizer.eos_token, "bos_token": tokenizer.bos_token}
+    own = {"eos_token": tokenizer.eos_token, "bos_token": tokenizer.bos_token}
+    return {name: token for name, token in own.items() if token is not None}
 
 
 def _compare(what: str, folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
