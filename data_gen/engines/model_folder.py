@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -26,12 +25,7 @@ def check_model_folder(folder: Path) -> None:
             f"{folder} has no config.json: it is not a Hugging Face model folder. Name the folder "
             "that holds config.json, *.safetensors and the tokenizer."
         )
-    single = folder / "model.safetensors"
-    if single not in weight_files(folder) and single.is_file():
-        raise UserError(
-            f"{single}: the index beside it names other files, and of the two forms transformers "
-            "reads the one and vLLM the other: take away the one that is out of date."
-        )
+    weight_files(folder, alone=True)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): copy it from the "

@@ -10,11 +10,13 @@ from ipt_jax.errors import UserError
 INDEX_NAME = "model.safetensors.index.json"
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, alone: bool = False) -> list[Path]:
     """The files that model.safetensors.index.json names, else model.safetensors; no others.
 
     Raises:
-      UserError: neither is there, or the index cannot be read or names a file that is not there.
+      UserError: neither is there, or the index cannot be read or names a file that is not there;
+        with `alone` also where a model.safetensors lies beside the index and is not named by it,
+        which transformers reads and vLLM does not.
     """
     index, single = folder / INDEX_NAME, folder / "model.safetensors"
     if not index.is_file():
@@ -22,7 +24,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [single]
         raise UserError(
             f"{folder}: has no {single.name} and no {INDEX_NAME}; weights are read from "
-            "safetensors only (pickled .bin files can run code), so convert or copy it first."
+            "safetensors only (pickled .bin files can run code): convert the folder, or export it "
+            "again."
         )
     try:
         named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
@@ -34,6 +37,11 @@ def weight_files(folder: Path) -> list[Path]:
     for path in files:
         if path.parent != folder or not path.is_file():
             raise UserError(f"{index} names {path.name}, which is not beside it: copy it again.")
+    if alone and single not in files and single.is_file():
+        raise UserError(
+            f"{single}: the index beside it names other files, and of the two forms transformers "
+            "reads the one and vLLM the other: take away the one that is out of date."
+        )
     return files
 
 

@@ -21,7 +21,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from ipt_jax.core.files import sync_folder
 from ipt_jax.errors import UserError
 from ipt_jax.models.layers import Params
 from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
-from ipt_jax.training.saved_arrays import StreamedArrays, differences, open_saved
+from ipt_jax.training.saved_arrays import StreamedArrays, differences, hold, open_saved
 
 # Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -374,7 +373,7 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
     """
     if not checkpoints.is_dir():
         raise UserError(f"{checkpoints}: no such folder; name the folder of a training run.")
-    held = _hold(checkpoints.resolve())
+    held = hold(checkpoints.resolve())
     folder = checkpoints.resolve() if held is None else Path(held.name)
 
     def name_damage(number: int, damage: Damage) -> None:
@@ -394,29 +393,6 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
             "run stopped before its first save (checkpoints.every_steps)."
         )
     return open_saved(folder / str(found) / "state", held)["params"], found
-
-
-def _hold(folder: Path) -> tempfile.TemporaryDirectory[str] | None:
-    """Hard links to the checkpoints in `folder`; None where it or its file system allows none."""
-    try:
-        held = tempfile.TemporaryDirectory(
-            prefix=".reading-", dir=folder, ignore_cleanup_errors=True
-        )
-        while numbers := _positions(folder):
-            for number in map(str, numbers):
-                source, target = folder / number, Path(held.name, number)
-                try:
-                    shutil.copytree(source, target, copy_function=os.link)
-                except OSError:  # shutil.Error is one
-                    if source.exists():
-                        return None
-                if not source.exists():  # the run deleted it, so that files may be missing
-                    shutil.rmtree(target, ignore_errors=True)
-            if _positions(Path(held.name)):
-                break
-    except OSError:
-        return None
-    return held
 
 
 def newest_list(checkpoints: Path) -> Path | None:

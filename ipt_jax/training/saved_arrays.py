@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +103,33 @@ def open_saved(folder: Path, held: Any = None) -> Any:
         return SavedArray(folder, leaf.name, context, held)
 
     return jax.tree.map(opened, _read_tree(folder), is_leaf=_is_array)
+
+
+def hold(folder: Path) -> tempfile.TemporaryDirectory[str] | None:
+    """Hard links to the checkpoints in `folder`, gone with the object; None where links fail."""
+    try:
+        held = tempfile.TemporaryDirectory(
+            prefix=".reading-", dir=folder, ignore_cleanup_errors=True
+        )
+        while names := _saves(folder):
+            for name in names:
+                source, target = folder / name, Path(held.name, name)
+                try:
+                    shutil.copytree(source, target, copy_function=os.link)
+                except OSError:  # shutil.Error is one
+                    if source.exists():
+                        return None
+                if not source.exists():  # the run deleted it, so that files may be missing
+                    shutil.rmtree(target, ignore_errors=True)
+            if _saves(Path(held.name)):
+                break
+    except OSError:
+        return None
+    return held
+
+
+def _saves(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.isdecimal()]
 
 
 def _read_tree(folder: Path) -> Any:
