@@ -67,8 +67,9 @@ def source(tmp_path_factory) -> Path:
     tokenizer = load_tokenizer(str(folder.parent / "tokenizer"))
     export_hugging_face(folder, TINY, new_params(TINY, jax.random.key(0)), tokenizer)
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
-    load_tokenizer("mistral-7b-v0.1").save_pretrained(folder.parent / "mistral")
-    shutil.copy(folder.parent / "mistral" / "tokenizer.model", folder)
+    package, file, install = tokenizers._NAMED["mistral-7b-v0.1"]
+    model = tokenizers._package_file(package, file, "mistral-7b-v0.1", install)
+    shutil.copy(model, folder / "tokenizer.model")
     return folder
 
 
