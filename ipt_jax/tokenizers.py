@@ -29,6 +29,7 @@ from ipt_jax.tokenizer_export import write_sentencepiece, write_tiktoken
 
 _HF_FILES = (
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -289,10 +290,7 @@ class FastTokenizer(Tokenizer):
         self._fast.no_padding()
         self._fast.no_truncation()
         self.vocab_size = self._fast.get_vocab_size(with_added_tokens=True)
-        settings: dict[str, Any] = {}
-        for file in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (folder / file).is_file():
-                settings |= {k: v for k, v in _read_json(folder / file).items() if v is not None}
+        settings = _settings(folder)
         self.bos_token, self.eos_token = (_content(settings, key) for key in ("bos", "eos"))
         self.bos_id, self.eos_id = (
             None if token is None else self._fast.token_to_id(token)
@@ -333,6 +331,14 @@ def _stretches(
         yield places
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the files beside a vocabulary say of it."""
+    settings: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        settings |= {k: v for k, v in _read_json(folder / file).items() if v is not None}
+    return settings
+
+
 def _content(settings: dict[str, Any], key: str) -> str | None:
     token = settings.get(f"{key}_token")
     return token.get("content") if isinstance(token, dict) else token
@@ -349,6 +355,9 @@ def _read(path: Path) -> bytes:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """An object; an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
     try:
         content = json.loads(_read(path))
     except ValueError as error:
@@ -379,8 +388,10 @@ _NAMED = {
 def load_tokenizer(name_or_folder: str) -> Tokenizer:
     """The tokenizer of that name (``mistral-7b-v0.1``, ``llama3``) or in that folder.
 
-    A folder holds tokenizer.model (sentencepiece or tiktoken) or tokenizer.json; where it holds
-    both, sentencepiece decides. Raises UserError naming the folder or package that is missing.
+    A folder holds tokenizer.json or tokenizer.model (sentencepiece or tiktoken); where it holds
+    both, tokenizer.json decides, as in transformers: it has the added tokens. Raises UserError
+    naming the folder or package that is missing, or a file beside tokenizer.model that tells of
+    tokens which that does not have.
     """
     if name_or_folder in _NAMED:
         package, file, install = _NAMED[name_or_folder]
@@ -392,10 +403,10 @@ def load_tokenizer(name_or_folder: str) -> Tokenizer:
                 f"there is no tokenizer {name_or_folder!r}: it is neither a folder nor one of "
                 f"{', '.join(_NAMED)}."
             )
+        if (folder / "tokenizer.json").is_file():
+            return FastTokenizer(name_or_folder, folder)
         path = folder / "tokenizer.model"
         if not path.is_file():
-            if (folder / "tokenizer.json").is_file():
-                return FastTokenizer(name_or_folder, folder)
             raise UserError(
                 f"the folder {folder} holds neither tokenizer.model nor tokenizer.json: name the "
                 "folder the model was saved in."
@@ -403,4 +414,27 @@ def load_tokenizer(name_or_folder: str) -> Tokenizer:
     with open(path, "rb") as file_:
         is_sentencepiece = file_.read(1) == b"\n"  # field 1 of its proto; tiktoken is base64 text
     kind = SentencePieceTokenizer if is_sentencepiece else TiktokenTokenizer
-    return kind(name_or_folder, path)
+    tokenizer = kind(name_or_folder, path)
+    if name_or_folder not in _NAMED:
+        _check_beside(path.parent, tokenizer)
+    return tokenizer
+
+
+def _check_beside(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raise UserError where the files beside tokenizer.model say more than it does."""
+    settings, differs = _settings(folder), list[str]()
+    added = folder / "added_tokens.json"
+    ids = [*settings.get("added_tokens_decoder", {}), *_read_json(added).values()]
+    if max(map(int, ids), default=0) >= tokenizer.vocab_size:
+        differs.append("added tokens")
+    if "chat_template" in settings or (folder / "chat_template.jinja").is_file():
+        differs.append("a chat template")
+    for key, own in (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token)):
+        if (said := _content(settings, key)) not in (None, own):
+            differs.append(f"{key}_token {said}")
+    if differs:
+        raise UserError(
+            f"{folder}: beside tokenizer.model its files name {', '.join(differs)}, which only a "
+            "tokenizer.json can hold: write one with transformers' "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_gen.engines.model_folder import weight_files
+from ipt_jax.core.weight_files import follow_umask, weight_files
 from ipt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def write_merged(base: Path, adapter: Adapter, folder: Path) -> None:
             f"{folder.parent} ({type(error).__name__}: {error}): see that the model's files are "
             "whole and the disk has room."
         ) from error
+    follow_umask(folder)
     for pattern in _BESIDE_WEIGHTS:
         for path in base.glob(pattern):
             shutil.copyfile(path, folder / path.name)

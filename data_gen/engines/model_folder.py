@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ipt_jax.core.fingerprint import folder_digest
+from ipt_jax.core.weight_files import weight_files
 from ipt_jax.errors import UserError
 
 
@@ -25,11 +25,7 @@ def check_model_folder(folder: Path) -> None:
             f"{folder} has no config.json: it is not a Hugging Face model folder. Name the folder "
             "that holds config.json, *.safetensors and the tokenizer."
         )
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} has no *.safetensors weights; other forms (pickles) are never loaded. "
-            "Convert them on a machine that trusts them: load the model, call save_pretrained."
-        )
+    weight_files(folder, alone=True)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): copy it from the "
@@ -41,29 +37,6 @@ def folder_revision(folder: Path) -> str:
     """Twelve hexadecimal digits of all that is read as the model: weights, config, tokenizer, chat
     template. Both ends of a file would not do: a merged adapter changes only its middle."""
     return folder_digest(folder, ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"))[:12]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that are read as the model: model.safetensors, or those of its index.
-
-    Raises UserError where there is neither, or the index cannot be read or names a file that is
-    not there.
-    """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    try:
-        named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder} has no model.safetensors, and no model.safetensors.index.json that can be "
-            f"read ({type(error).__name__}: {error}): copy the folder again."
-        ) from error
-    files = [folder / name for name in sorted(named)]
-    for path in files:
-        if path.parent != folder or not path.is_file():
-            raise UserError(f"{index} names {path.name}, which is not beside it: copy it again.")
-    return files
 
 
 def make_folder(target: Path, write: Callable[[Path], None]) -> Path:

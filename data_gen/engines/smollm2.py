@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from data_gen.engines.model_folder import make_folder
+from ipt_jax.core.weight_files import follow_umask
 from ipt_jax.errors import UserError
 
 MODEL_NAME = "smollm2-135m-instruct"
@@ -52,4 +53,5 @@ def _convert(weights: Path, folder: Path) -> None:
         dtype=torch.bfloat16,
     )
     model.save_pretrained(folder)
+    follow_umask(folder)
     tokenizer.save_pretrained(folder)

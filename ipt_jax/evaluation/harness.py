@@ -25,6 +25,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, folder_digest
 from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME, RUN_FILES, RunFolder
+from ipt_jax.core.weight_files import weight_files
 from ipt_jax.errors import UserError
 from ipt_jax.evaluation.results import TRUNCATED_NAME, Result, read_lm_eval, read_results, table
 from ipt_jax.evaluation.task_files import TASKS_FOLDER, render_tasks
@@ -102,8 +103,7 @@ def _check_model(folder: Path) -> None:
             f"{folder}: no config.json there, so it is no exported model; write one with "
             "launch/convert.py to-hf, or name the right folder."
         )
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: no *.safetensors there; export the model again.")
+    weight_files(folder, alone=True)
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder}: no tokenizer.json or tokenizer.model; export the model again.")
 

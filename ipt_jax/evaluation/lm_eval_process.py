@@ -36,6 +36,15 @@ class CountedLM(_HFLM):
                 CUT.update(self._items[texts])
         return super()._loglikelihood_tokens(requests, *arguments, **settings)
 
+    def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
+        """One BOS before a text, as in training: the harness puts it there, and the tokenizer's
+        own would be a second that is scored as well."""
+        before, self.add_bos_token = self.add_bos_token, False
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self.add_bos_token = before
+
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         self._note_items([request.args[0] for request in requests], requests)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)

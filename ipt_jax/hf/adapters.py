@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from ipt_jax.core.weight_files import follow_umask
 from ipt_jax.errors import UserError
 from ipt_jax.hf.export import dtype_named, unfinished, write_json
+from ipt_jax.hf.load import read_json, tensor_headers
 from ipt_jax.hf.weights import DTYPES
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params
@@ -93,6 +93,7 @@ def write_peft(
         tensors = peft_tensors(decoder, lora, adapters)
         stored = {name: tensor.astype(numpy_dtype) for name, tensor in tensors}
         save_file(stored, working / WEIGHTS_FILE, metadata={"format": "pt"})
+        follow_umask(working)
         write_json(working / CONFIG_FILE, peft_config(lora, base))
         tokenizer.save_pretrained(working)
     return folder
@@ -134,12 +135,8 @@ def read_peft(folder: Path, decoder: DecoderConfig) -> tuple[LoraConfig, Params]
     """
     lora = _read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}); write the adapter again."
-        ) from error
+    tensor_headers(path)
+    tensors = load_file(path)
     leaves: Params = {}
     for name, shape in adapter_shapes(decoder, lora).items():
         leaves[name] = np.empty(shape, np.float32)
@@ -165,17 +162,15 @@ def read_peft(folder: Path, decoder: DecoderConfig) -> tuple[LoraConfig, Params]
 
 
 def _read_config(path: Path) -> LoraConfig:
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: not there; name a folder that PEFT wrote.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); write the adapter again.") from error
+    raw = read_json(path)
     if raw.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type={raw.get('peft_type')!r}; only LORA can be read.")
     for key in UNREADABLE:
         if raw.get(key):
             raise UserError(f"{path}: {key}={raw[key]!r}; adapters here know plain LoRA only.")
+    # Other initialisations (pissa, olora, corda, loftq) changed the weights of the base as well.
+    if (begun := raw.get("init_lora_weights")) not in (None, True, False, "gaussian", "eva"):
+        raise UserError(f"{path}: init_lora_weights={begun!r} changed the base's weights too.")
     if raw.get("bias", "none") != "none":
         raise UserError(f"{path}: bias={raw['bias']!r}; the decoder has no biases.")
     found = raw.get("target_modules")

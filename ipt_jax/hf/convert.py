@@ -19,7 +19,7 @@ from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, write_peft
 from ipt_jax.hf.export import export_hugging_face, export_tensors
-from ipt_jax.hf.load import open_hugging_face, read_config, stream_hugging_face
+from ipt_jax.hf.load import open_hugging_face, read_config, read_json, stream_hugging_face
 from ipt_jax.hf.verify import logit_difference
 from ipt_jax.hf.weights import DTYPES, from_hugging_face, to_hugging_face
 from ipt_jax.models.config import DecoderConfig, ModelConfig
@@ -27,14 +27,15 @@ from ipt_jax.models.layers import Params
 from ipt_jax.models.lora import TARGETS, LoraConfig
 from ipt_jax.records import atomic_write
 from ipt_jax.tokenizer_export import allow_control_text
-from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.training.checkpoints import SAVES, load_params, newest_list, save_params
 
-# What two decoders must share for the weights of one to fit the other.
-SHAPE = (
+# What two decoders must share for the weights of one to compute the same in the other.
+SHARED = (
     *("vocabulary_size", "width", "mlp_width", "layers", "heads", "kv_heads", "head_width"),
-    "tied_embeddings",
+    *("tied_embeddings", "rope_theta", "rope_scaling", "window", "norm_epsilon"),
 )
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 TOLERANCE = 1e-4  # largest absolute difference of float32 logits that is published
 VERIFY_TEXTS = 8
 
@@ -95,6 +96,7 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
     base = None if run.lora is None else _base_of(run, config.base)
     peft_base = _hugging_face_base(base, run) if base and config.adapter == "peft" else None
     tokenizer = load_tokenizer(run.tokenizer)
+    generation = _generation(run, tokenizer)
     params, _ = load_params(config.run / "checkpoints")
     output = config.output or config.run / ("adapter" if peft_base else "export")
     difference: float | None = None
@@ -114,6 +116,7 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
             lora=run.lora,
             adapters=adapters,
             base=peft_base,
+            generation=None if peft_base else generation,
         )
         if not difference <= TOLERANCE:
             raise UserError(
@@ -126,9 +129,11 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
 
     options: dict[str, Any] = {"dtype": config.dtype, "check": check if config.verify else None}
     if run.lora is None or base is None:
+        options["generation"] = generation
         export_hugging_face(output, run.decoder, params, tokenizer, **options)
     elif peft_base is None:
         tensors = merged(run.decoder, run.lora, params, _tensors(base, run.decoder))
+        options["generation"] = generation
         export_tensors(output, run.decoder, tensors, tokenizer, **options)
     else:
         name = config.base_name or str(peft_base.resolve())
@@ -162,6 +167,7 @@ def _write_weights(
     described = {
         "model": {"preset": "tiny", "overrides": dataclasses.asdict(decoder)},
         "data": {"tokenizer": str(config.folder.resolve())},
+        "init_from": str(config.folder.resolve()),
     }
     atomic_write(run / "config.yaml", yaml.safe_dump(described, sort_keys=False))
 
@@ -174,9 +180,10 @@ def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "floa
     merged, in memory.
 
     Raises:
-      UserError: neither, or weights of another shape.
+      UserError: neither, or weights of another shape or for another mathematics.
     """
     if (folder / "config.json").exists():
+        _check_fit(folder, read_config(folder), decoder)
         return open_hugging_face(folder, decoder, dtype)
     run = _read_run(folder)
     if run.lora is not None:
@@ -188,7 +195,7 @@ def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "floa
             return tensor
 
         return from_hugging_face(decoder, take, dtype)
-    _check_shape(run, decoder)
+    _check_fit(folder, run.decoder, decoder)
     params, _ = load_params(folder / "checkpoints")
     if dtype == "float32":
         return params
@@ -212,9 +219,10 @@ def weights_digest(folder: Path) -> str:
 def _tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face's tensors of such a folder or run, in file order, one at a time."""
     if (folder / "config.json").exists():
+        _check_fit(folder, read_config(folder), decoder)
         return stream_hugging_face(folder, decoder)
     run = _read_run(folder)
-    _check_shape(run, decoder)
+    _check_fit(folder, run.decoder, decoder)
     params, _ = load_params(folder / "checkpoints")
     if run.lora is None:
         return to_hugging_face(decoder, params)
@@ -270,28 +278,67 @@ def _hugging_face_base(base: Path, run: _Run) -> Path:
             f"peft could load; export it first (launch/convert.py to-hf --run {base})."
         )
     theirs = read_config(found)
-    mathematics = ("rope_theta", "rope_scaling", "window", "norm_epsilon")
-    for name in (*SHAPE, *mathematics):
-        given, wanted = getattr(theirs, name), getattr(run.decoder, name)
-        # A number that has been float32 on its way is still the same number.
-        if given != wanted and not (
-            isinstance(given, float) and np.float32(given) == np.float32(wanted)
-        ):
-            raise UserError(
-                f"adapter=peft: {found / 'config.json'} gives {name} as {given}, "
-                f"but the run trained with {wanted}, so that peft would build "
-                "another model; export with adapter=merged."
-            )
+    if name := _difference(theirs, run.decoder):
+        raise UserError(
+            f"adapter=peft: {found / 'config.json'} gives {name} as {getattr(theirs, name)}, but "
+            f"the run trained with {getattr(run.decoder, name)}, so that peft would build another "
+            "model; export with adapter=merged."
+        )
     return found
 
 
-def _check_shape(run: _Run, decoder: DecoderConfig) -> None:
-    for name in SHAPE:
-        if getattr(run.decoder, name) != getattr(decoder, name):
-            raise UserError(
-                f"init_from={run.folder}: its {name} is {getattr(run.decoder, name)}, the "
-                f"config's {getattr(decoder, name)}; choose the preset that fits the weights."
-            )
+def _generation(run: _Run, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What generation_config.json says: as in the Hugging Face folder that the run began with.
+
+    Of one without that file, the special tokens that its config.json names, as transformers has
+    it. The tokenizer's own BOS and EOS where the run began with no such folder, or with one whose
+    texts do not end with the tokenizer's EOS.
+    """
+    own = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    own["_from_model_config"] = True
+    folder = run.folder
+    while not (folder / "config.json").exists():
+        named = _read_run(folder).settings.get("init_from")
+        if named is None:
+            return own
+        folder = Path(named)
+        if not any((folder / name).exists() for name in ("config.json", "config.yaml")):
+            print(f"{folder}: is gone, so its generation_config.json could not be taken over.")
+            return own
+    found = read_json(folder / "config.json")
+    if (path := folder / "generation_config.json").exists():
+        found = read_json(path)
+    else:
+        found = own | {key: found[key] for key in SPECIAL_IDS if found.get(key) is not None}
+    ends = found.get("eos_token_id")
+    if tokenizer.eos_id in (ends if isinstance(ends, list) else [ends]):
+        return found
+    print(
+        f"{path}: not taken over, for its eos_token_id is {ends} and the tokenizer "
+        f"{tokenizer.name} ends with {tokenizer.eos_id}."
+    )
+    return own
+
+
+def _difference(theirs: DecoderConfig, ours: DecoderConfig) -> str | None:
+    """The first of SHARED that differs; a number that was float32 on its way is the same."""
+    for name in SHARED:
+        given, wanted = getattr(theirs, name), getattr(ours, name)
+        if given != wanted and not (
+            isinstance(given, float) and np.float32(given) == np.float32(wanted)
+        ):
+            return name
+    return None
+
+
+def _check_fit(folder: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None:
+    if name := _difference(theirs, ours):
+        given = getattr(theirs, name)
+        raise UserError(
+            f"init_from={folder}: its config gives {name} as {given}, but model.{name} is "
+            f"{getattr(ours, name)}; choose the preset that fits the weights or set "
+            f"model.overrides.{name} (to train with another value, set it in both)."
+        )
 
 
 def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from ipt_jax.core.files import naming, sync_folder
 from ipt_jax.core.run_folder import RunFolder
+from ipt_jax.core.weight_files import INDEX_NAME, follow_umask
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, tensor_shapes, to_hugging_face
 from ipt_jax.models.config import DecoderConfig
@@ -35,19 +36,20 @@ def export_hugging_face(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
     check: Callable[[Path], None] | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `folder` for `transformers.AutoModelForCausalLM` and `AutoTokenizer`.
 
     The folder appears only when it is whole and `check`, if given, has passed on it: `check` gets
-    the finished folder under a temporary name and raises to refuse it.
+    the finished folder under a temporary name and raises to refuse it. `generation` is what
+    generation_config.json says, by default BOS and EOS of the tokenizer.
 
     Raises:
       UserError: the folder holds something else, or an unknown dtype.
     """
+    options: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes, "check": check}
     tensors = to_hugging_face(config, params)
-    return export_tensors(
-        folder, config, tensors, tokenizer, dtype=dtype, shard_bytes=shard_bytes, check=check
-    )
+    return export_tensors(folder, config, tensors, tokenizer, generation=generation, **options)
 
 
 def export_tensors(
@@ -59,14 +61,17 @@ def export_tensors(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
     check: Callable[[Path], None] | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> Path:
     """`export_hugging_face` of tensors that come by name, in the order of `tensor_shapes`."""
     numpy_dtype = dtype_named(dtype)
     with unfinished(folder, "config.json", check) as working:
         _write_weights(working, config, tensors, numpy_dtype, shard_bytes)
-        write_json(working / "config.json", hugging_face_config(config, tokenizer, dtype))
         ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        write_json(working / "generation_config.json", {"_from_model_config": True, **ends})
+        said = generation or {"_from_model_config": True, **ends}
+        ends |= {key: said[key] for key in ends if key in said}
+        write_json(working / "config.json", hugging_face_config(config, dtype) | ends)
+        write_json(working / "generation_config.json", said)
         tokenizer.save_pretrained(working)
     return folder
 
@@ -116,8 +121,8 @@ def dtype_named(dtype: str) -> np.dtype:
     return DTYPES[dtype]
 
 
-def hugging_face_config(config: DecoderConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """The config.json that makes transformers build the same decoder."""
+def hugging_face_config(config: DecoderConfig, dtype: str) -> dict[str, Any]:
+    """The config.json that makes transformers build the same decoder, without special tokens."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if scaling := config.rope_scaling:
         rope |= {
@@ -127,11 +132,6 @@ def hugging_face_config(config: DecoderConfig, tokenizer: Tokenizer, dtype: str)
             "high_freq_factor": scaling.high_frequency_factor,
             "original_max_position_embeddings": scaling.original_positions,
         }
-    if config.window is not None and config.family == "llama":
-        raise UserError(
-            f"model.window={config.window}: Hugging Face's Llama has no sliding window; set "
-            "model.family to mistral, or the window to null."
-        )
     window = {"sliding_window": config.window} if config.family == "mistral" else {}
     biases = {"attention_bias": False, "mlp_bias": False} if config.family == "llama" else {}
     return {
@@ -155,8 +155,6 @@ def hugging_face_config(config: DecoderConfig, tokenizer: Tokenizer, dtype: str)
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
         "dtype": dtype,
         "torch_dtype": dtype,
         **window,
@@ -183,9 +181,8 @@ def _write_weights(
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = {"total_size": sum(size_bytes.values())}
-        write_json(
-            folder / "model.safetensors.index.json", {"metadata": total, "weight_map": index}
-        )
+        write_json(folder / INDEX_NAME, {"metadata": total, "weight_map": index})
+    follow_umask(folder)
 
 
 def _take(
@@ -211,7 +208,7 @@ def _plan(size_bytes: dict[str, int], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Indented, in the order of the keys."""
     with naming(path):
         path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

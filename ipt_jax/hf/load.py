@@ -11,12 +11,23 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ipt_jax.core.weight_files import weight_files
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
 from ipt_jax.lazy_array import LazyArray
 from ipt_jax.models.config import DecoderConfig, RopeScaling
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.layers import Params
+
+# What transformers takes where a config.json lacks the key.
+_DEFAULTS = {"mistral": {"sliding_window": 4096, "num_key_value_heads": 8}, "llama": {}}
+_REFUSED = {
+    "attention_bias": "the decoder has no biases",
+    "mlp_bias": "the decoder has no biases",
+    "quantization_config": "quantised weights cannot be read; take the model as it was before",
+}
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_COMPARED_ROWS = 8192
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -25,22 +36,25 @@ def read_config(folder: Path) -> DecoderConfig:
     Raises:
       UserError: no config.json, another architecture, or a feature the decoder does not have.
     """
-    path = folder / "config.json"
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: not there; name a Hugging Face model folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again.") from error
+    raw = read_json(path := folder / "config.json")
     family = raw.get("model_type")
     if family not in ("mistral", "llama"):
         raise UserError(f"{path}: model_type={family!r}; only mistral and llama can be read.")
-    for key in ("attention_bias", "mlp_bias"):
+    for key, reason in _REFUSED.items():
         if raw.get(key):
-            raise UserError(f"{path}: {key} is set; the decoder has no biases.")
+            raise UserError(f"{path}: {key} is set; {reason}.")
+    if (activation := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise UserError(f"{path}: hidden_act={activation!r}; the decoder's MLP knows silu only.")
+    if family == "llama" and raw.get("sliding_window") is not None:
+        raise UserError(
+            f"{path}: sliding_window={raw['sliding_window']} in a llama config, where transformers "
+            "does not use it; take the key out, or set model_type to mistral."
+        )
+    raw = _DEFAULTS[family] | raw
     try:
         heads, width = raw["num_attention_heads"], raw["hidden_size"]
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        rope = {"partial_rotary_factor": raw.get("partial_rotary_factor") or 1}
+        rope |= raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         return DecoderConfig(
             vocabulary_size=raw["vocab_size"],
             width=width,
@@ -52,21 +66,42 @@ def read_config(folder: Path) -> DecoderConfig:
             max_positions=raw["max_position_embeddings"],
             family=family,
             rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-            rope_scaling=_rope_scaling(rope, path),
+            rope_scaling=_rope_scaling(rope),
             window=raw.get("sliding_window"),
             tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
             norm_epsilon=raw["rms_norm_eps"],
         )
     except KeyError as error:
         raise UserError(f"{path}: lacks the key {error}; fetch the folder again.") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def _rope_scaling(rope: dict[str, Any], path: Path) -> RopeScaling | None:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a Hugging Face folder.
+
+    Raises:
+      UserError: it is not there, or no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path}: not there; name a Hugging Face folder.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no JSON object; fetch the folder again.")
+    return found
+
+
+def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope["partial_rotary_factor"] != 1 or any(isinstance(v, dict) for v in rope.values()):
+        raise UserError("rotary embeddings of part of a head, or other ones by layer, are unknown.")
     if kind == "default":
         return None
     if kind != "llama3":
-        raise UserError(f"{path}: rope type {kind!r}; only default and llama3 can be read.")
+        raise UserError(f"rope type {kind!r}; only default and llama3 can be read.")
     return RopeScaling(
         factor=rope["factor"],
         low_frequency_factor=rope["low_freq_factor"],
@@ -151,25 +186,44 @@ def stream_hugging_face(folder: Path, config: DecoderConfig) -> Iterator[tuple[s
     return ((name, get(name)) for name in tensor_shapes(config))
 
 
-def _reader(folder: Path, config: DecoderConfig) -> Callable[..., np.ndarray]:
-    """Reads a tensor by name, or some of its rows, as float32; all shapes are checked now."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+def tensor_headers(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a safetensors file, by name.
+
+    Raises:
+      UserError: not a whole file, or a tensor that is not float32, float16 or bfloat16.
+    """
+    try:
+        with safe_open(file, framework="numpy") as reader:
+            parts = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
+            found = {n: (tuple(p.get_shape()), p.get_dtype()) for n, p in parts.items()}
+    except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{folder}: holds no .safetensors file; weights are read from safetensors only "
-            "(pickled .bin files can run code), so convert it first."
-        )
-    there: dict[str, tuple[Path, tuple[int, ...]]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as reader:
-                for name in reader.keys():  # noqa: SIM118 (it is no dict)
-                    there[name] = file, tuple(reader.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
+            f"{file}: not a whole safetensors file ({error}); fetch it again."
+        ) from error
+    for name, (_, dtype) in found.items():
+        if dtype not in _DTYPES:
             raise UserError(
-                f"{file}: not a whole safetensors file ({error}); fetch it again."
-            ) from error
-    for name, shape in tensor_shapes(config).items():
+                f"{file}: {name} is {dtype}; only {', '.join(_DTYPES.values())} can be read: take "
+                "the weights as they were before they were quantised."
+            )
+    return {name: shape for name, (shape, _) in found.items()}
+
+
+def _reader(folder: Path, config: DecoderConfig) -> Callable[..., np.ndarray]:
+    """Reads a tensor by name, or some of its rows, as float32; all of them are checked now."""
+    there: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    files, single = weight_files(folder), folder / "model.safetensors"
+    if single not in files and single.is_file():
+        print(f"{single}: not read, for the index beside it names other files.")
+    for file in files:
+        for name, shape in tensor_headers(file).items():
+            if name in there:
+                raise UserError(f"{file}: {name} is in {there[name][0].name} too.")
+            there[name] = file, shape
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    shapes = tensor_shapes(config)
+    wanted = shapes | ({head: shapes[embedding]} if head in there else {})
+    for name, shape in wanted.items():
         if name not in there:
             raise UserError(f"{folder}: tensor {name} is in none of its {len(files)} file(s).")
         found = there[name][1]
@@ -178,10 +232,25 @@ def _reader(folder: Path, config: DecoderConfig) -> Callable[..., np.ndarray]:
                 f"{folder}: tensor {name} has shape {found}, but the model config "
                 f"asks for {shape}; choose the preset that fits the weights."
             )
+    # Older exports hold the rotary frequencies, which follow from the config.
+    unknown = sorted(n for n in there.keys() - wanted if not n.endswith("rotary_emb.inv_freq"))
+    if unknown:
+        raise UserError(
+            f"{there[unknown[0]][0]}: the decoder has no place for {unknown[0]} ({len(unknown)} "
+            "such tensors in all); without them it would be another model."
+        )
 
     def read(name: str, rows: slice = slice(None)) -> np.ndarray:
         # Opened anew each time: what an open file has shown of itself stays in memory.
         with safe_open(there[name][0], framework="numpy") as reader:
             return reader.get_slice(name)[rows].astype(np.float32, copy=False)
 
+    if head in there and head not in shapes:
+        for start in range(0, config.vocabulary_size, _COMPARED_ROWS):
+            rows = slice(start, min(start + _COMPARED_ROWS, config.vocabulary_size))
+            if not np.array_equal(read(head, rows), read(embedding, rows)):
+                raise UserError(
+                    f"{folder}: ties its output to the embedding (tie_word_embeddings), but "
+                    f"{head} holds other numbers; set it to false in config.json."
+                )
     return read

@@ -7,7 +7,7 @@ functions, and only for `--verify`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ def logit_difference(
     lora: LoraConfig | None = None,
     adapters: Params | None = None,
     base: Path | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> float:
     """The largest absolute difference of logits, both sides in float32, over `texts`.
 
     Each text is cut to its first `tokens` tokens. The folder's own tokenizer must give the same
-    ids as ours.
+    ids as ours; where ours came from a tokenizer.json, it must have the special and added tokens
+    and the chat template that lie beside it.
 
     Args:
       folder: a Hugging Face model, or with `base` a PEFT adapter.
@@ -49,9 +51,11 @@ def logit_difference(
       lora: what the adapters are, where there are any.
       adapters: ours, as `ipt_jax.models.lora.new_adapters` makes them.
       base: Hugging Face folder on which peft puts `folder`, rounded to `lora.base_dtype`.
+      generation: what transformers must take from the folder for `generate`, key by key.
 
     Raises:
-      UserError: a folder does not load, or its tokenizer gives other ids.
+      UserError: a folder does not load, its tokenizer or its settings for generation are others,
+        or a text has ids that the model has no row for.
     """
     import torch
     from transformers import AutoTokenizer
@@ -62,8 +66,12 @@ def logit_difference(
     try:
         theirs = _load(folder) if base is None else _load_adapted(folder, base, base_dtype)
         their_tokenizer = AutoTokenizer.from_pretrained(folder)
+        wanted = _expected(tokenizer)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: transformers does not load it ({error}).") from error
+    _compare("tokenizer", folder, _described(their_tokenizer), wanted)
+    if generation:
+        _compare("generation", folder, theirs.generation_config.to_dict(), generation)
     placed = _on_device((params, adapters))
 
     @jax.jit
@@ -80,6 +88,12 @@ def logit_difference(
                 f"{folder}: its tokenizer gives other ids than {tokenizer.name} for the text that "
                 f"begins {text[:60]!r}; export the folder again."
             )
+        if max(ids) >= config.vocabulary_size:
+            raise UserError(
+                f"{folder}: {tokenizer.name} gives the id {max(ids)} for the text that begins "
+                f"{text[:60]!r}, but the model has {config.vocabulary_size} rows "
+                "(model.vocabulary_size): name the tokenizer that it was trained with."
+            )
         ids_BT = np.asarray([ids[:tokens]], np.int32)
         positions_BT = np.arange(ids_BT.shape[1], dtype=np.int32)[None]
         with torch.inference_mode():
@@ -87,6 +101,32 @@ def logit_difference(
         ours = np.asarray(forward(placed, ids_BT, positions_BT))
         worst = max(worst, float(np.max(np.abs(ours - expected))))
     return worst
+
+
+def _described(tokenizer: Any) -> dict[str, Any]:
+    """What verification compares of a transformers tokenizer beside its ids."""
+    names = ("eos_token", "bos_token", "pad_token", "chat_template")
+    added = tokenizer.get_added_vocab()
+    return {name: getattr(tokenizer, name) for name in names} | {"added tokens": added}
+
+
+def _expected(tokenizer: Tokenizer) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    source = Path(tokenizer.name)
+    if all((source / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return _described(AutoTokenizer.from_pretrained(tokenizer.name))
+    own = {"eos_token": tokenizer.eos_token, "bos_token": tokenizer.bos_token}
+    return {name: token for name, token in own.items() if token is not None}
+
+
+def _compare(what: str, folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if key not in ("_from_model_config", "transformers_version") and found.get(key) != value:
+            raise UserError(
+                f"{folder}: transformers takes {key}={found.get(key)!r} from it for its {what}, "
+                f"but where it came from it is {value!r}; export the folder again."
+            )
 
 
 def _load(folder: Path) -> Any:

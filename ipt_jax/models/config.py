@@ -92,6 +92,11 @@ class DecoderConfig:
             )
         if self.head_width % 2:
             raise UserError(f"model.head_width={self.head_width} must be even (rotary pairs).")
+        if self.window is not None and self.family == "llama":
+            raise UserError(
+                f"model.window={self.window}: Hugging Face's Llama has no sliding window; set "
+                "model.family to mistral, or the window to null."
+            )
 
     def _check_remat(self) -> None:
         valid = ", ".join(SAVEABLE)

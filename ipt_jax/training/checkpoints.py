@@ -36,7 +36,7 @@ from ipt_jax.core.files import sync_folder
 from ipt_jax.errors import UserError
 from ipt_jax.models.layers import Params
 from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
-from ipt_jax.training.saved_arrays import StreamedArrays, differences, open_saved
+from ipt_jax.training.saved_arrays import StreamedArrays, differences, hold, open_saved
 
 # Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -48,7 +48,7 @@ CHUNK_BYTES = 64 * 2**20
 _AS_IS: dict[str, Any] = {"use_compression": False}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAVES = (
-    *("#/", "#.committing*/", "#.deleting/", "#.*orbax-checkpoint-tmp*/"),
+    *("#/", "#.committing*/", "#.deleting/", "#.*orbax-checkpoint-tmp*/", ".reading-*/"),
     *(f"{aside}/#{end}/" for aside in ("damaged", "superseded") for end in ("", "-*")),
 )
 """Names of what lies in `checkpoints/`, for the marker of a run folder."""
@@ -380,7 +380,8 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
     """The parameters alone, of the newest whole save in a run's `checkpoints/` or of `position`.
 
     Nothing is moved, for a run may be using the folder: what is damaged is named on stdout, and
-    the one before is taken.
+    the one before is taken. What the run deletes meanwhile stays readable, by links in
+    `checkpoints/.reading-*` that last as long as the arrays (or, after kill -9, until removed).
 
     Returns:
       The parameters as SavedArrays, that read from the disk what is asked of them, and the
@@ -391,19 +392,26 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
     """
     if not checkpoints.is_dir():
         raise UserError(f"{checkpoints}: no such folder; name the folder of a training run.")
-    folder = checkpoints.resolve()
-    found = _newest_whole(
-        folder, position, lambda number, damage: print(f"{damage}; {number} is not used.")
-    )
+    held = hold(checkpoints.resolve())
+    folder = checkpoints.resolve() if held is None else Path(held.name)
+
+    def name_damage(number: int, damage: Damage) -> None:
+        file = checkpoints / damage.file.relative_to(folder)
+        print(f"{file} {damage.reason}; {number} is not used.")
+
+    found = _newest_whole(folder, position, name_damage)
+    for other in _positions(folder) if held else ():
+        if other != found:
+            shutil.rmtree(folder / str(other))
     if found is None and position is not None:
-        there = ", ".join(map(str, _positions(folder))) or "none"
+        there = ", ".join(map(str, _positions(checkpoints))) or "none"
         raise UserError(f"{checkpoints}: no whole checkpoint {position}; there are: {there}.")
     if found is None:
         raise UserError(
             f"{checkpoints}: holds no finished checkpoint; train first, or look whether the "
             "run stopped before its first save (checkpoints.every_steps)."
         )
-    return open_saved(folder / str(found) / "state")["params"], found
+    return open_saved(folder / str(found) / "state", held)["params"], found
 
 
 def newest_list(checkpoints: Path) -> Path | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +15,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from ipt_jax.errors import UserError
 from ipt_jax.lazy_array import LazyArray
 
 
 class SavedArray(LazyArray):
     """One array of a checkpoint."""
 
-    def __init__(self, folder: Path, name: str, context: ts.Context):
-        """Open the array `name` (keys joined by dots) of the tree saved in `folder`."""
+    def __init__(self, folder: Path, name: str, context: ts.Context, held: Any = None):
+        """Open the array `name` (keys joined by dots) of the tree saved in `folder`.
+
+        `held` is kept as long as the array: what lets the folder last.
+        """
+        self._held, self._from = held, f"{folder}: {name}"
         info = ocp.type_handlers.ParamInfo(name=name, parent_dir=cast(Any, folder))
         spec = ts.Spec(ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=True))
         self._store = ts.open(spec, open=True, context=context).result()
@@ -27,7 +35,13 @@ class SavedArray(LazyArray):
         self.dtype = self._store.dtype.numpy_dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return self._store[index].read().result()
+        try:
+            return self._store[index].read().result()
+        except ValueError as error:
+            raise UserError(
+                f"{self._from} cannot be read any more ({error}); where a run that is training "
+                "deleted the checkpoint, try again or raise its checkpoints.keep."
+            ) from error
 
 
 class StreamedArrays(ocp.type_handlers.NumpyHandler):
@@ -78,12 +92,44 @@ def differences(folder: Path, abstract: Any) -> list[str]:
     ][:3]
 
 
-def open_saved(folder: Path) -> Any:
-    """The tree saved in `folder` (dicts and lists) with SavedArrays as leaves; reads no array."""
+def open_saved(folder: Path, held: Any = None) -> Any:
+    """The tree saved in `folder` (dicts and lists) with SavedArrays as leaves; reads no array.
+
+    `held`: what they keep as long as they last.
+    """
     context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
-    return jax.tree.map(
-        lambda leaf: SavedArray(folder, leaf.name, context), _read_tree(folder), is_leaf=_is_array
-    )
+
+    def opened(leaf: Any) -> SavedArray:
+        return SavedArray(folder, leaf.name, context, held)
+
+    return jax.tree.map(opened, _read_tree(folder), is_leaf=_is_array)
+
+
+def hold(folder: Path) -> tempfile.TemporaryDirectory[str] | None:
+    """Hard links to the checkpoints in `folder`, gone with the object; None where links fail."""
+    try:
+        held = tempfile.TemporaryDirectory(
+            prefix=".reading-", dir=folder, ignore_cleanup_errors=True
+        )
+        while names := _saves(folder):
+            for name in names:
+                source, target = folder / name, Path(held.name, name)
+                try:
+                    shutil.copytree(source, target, copy_function=os.link)
+                except OSError:  # shutil.Error is one
+                    if source.exists():
+                        return None
+                if not source.exists():  # the run deleted it, so that files may be missing
+                    shutil.rmtree(target, ignore_errors=True)
+            if _saves(Path(held.name)):
+                break
+    except OSError:
+        return None
+    return held
+
+
+def _saves(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.isdecimal()]
 
 
 def _read_tree(folder: Path) -> Any:

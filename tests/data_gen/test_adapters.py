@@ -126,6 +126,7 @@ def test_merged_weights_are_pefts_rounded_once(
     folder = resolve_model(tuned.config).folder
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     assert files == sorted(path.name for path in tuned.base.glob("*.safetensors"))
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # the umask's, for all
     assert (len(files) > 1) == (shard_size == "40KB")
     ours = {k: v for name in files for k, v in load_file(folder / name).items()}
     expected = tuned.merged_by_peft().state_dict()
@@ -302,6 +303,10 @@ def test_a_base_that_does_not_fit_is_named(tuned: Tuned, tmp_path: Path) -> None
     (tuned.base / "model.safetensors.index.json").write_text(json.dumps(index))
     (tuned.base / "model-1.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"index.json names model-2.safetensors"):
+        resolve_model(tuned.config)
+    for name in ("model.safetensors", "model-2.safetensors"):
+        (tuned.base / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"model.safetensors: the index beside it names other"):
         resolve_model(tuned.config)
     assert in_cache(tuned.config) == []
 

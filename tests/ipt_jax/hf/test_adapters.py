@@ -316,7 +316,7 @@ def test_a_missing_or_unfit_base_is_named(tmp_path, params, tokenizer):
     cut = {"gate_up_LD2F": np.s_[..., :32], "down_LFD": np.s_[:, :32]}
     blocks = {name: leaf[cut.get(name, ...)] for name, leaf in params["blocks"].items()}
     export_hugging_face(base, narrow, params | {"blocks": blocks}, tokenizer)
-    assert "gate_proj.weight has shape (32, 32)" in refusal(run)
+    assert "gives mlp_width as 32" in refusal(run)
     assert "gives mlp_width as 32" in refusal(run, adapter="peft")
     alone = write_run(tmp_path / "alone", None, lora, random_adapters(lora))
     assert "has no init_from" in refusal(alone)

@@ -1,7 +1,10 @@
 """Saving, keeping, choosing and reading checkpoints; damage and kills are in tests/faults."""
 
 import dataclasses
+import gc
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -278,7 +281,43 @@ def test_params_of_a_position_and_of_the_newest_that_is_whole(tmp_path, capsys):
     assert load_params(tmp_path, 1)[1] == 1
     with pytest.raises(UserError, match="no whole checkpoint 3; there are: 1, 2, 3"):
         load_params(tmp_path, 3)
+    del params
+    gc.collect()  # of the refusals, whose frames are a circle
     assert names(tmp_path) == {"1", "2", "3", "4.committing.orbax-checkpoint-tmp"}
+
+
+def delete(folder: Path, position: int) -> None:
+    """As a run that rotates its checkpoints."""
+    (folder / str(position)).rename(folder / f"{position}.deleting")
+    shutil.rmtree(folder / f"{position}.deleting")
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_checkpoint_that_is_deleted_while_it_is_read(tmp_path, monkeypatch, linked):
+    for name, number in (("run", 0), ("later", 1)):
+        save_params(tmp_path / name, {"weight_DF": np.full((64, 4096), number, np.float32)})
+    folder, later, link = tmp_path / "run", tmp_path / "later" / "0", os.link
+
+    def rotating(source: str, target: str) -> None:
+        if not linked:
+            raise PermissionError(source)
+        link(source, target)
+        if later.exists():  # the run saves anew and deletes what is being linked
+            later.rename(folder / "1")
+            delete(folder, 0)
+
+    monkeypatch.setattr(os, "link", rotating)
+    params, position = load_params(folder)
+    assert position == int(linked)
+    delete(folder, position)
+    if linked:
+        assert (np.asarray(params["weight_DF"]) == 1).all()
+    else:
+        with pytest.raises(UserError, match=r"0/state: params.weight_DF.*checkpoints.keep"):
+            np.asarray(params["weight_DF"])
+    del params
+    gc.collect()
+    assert not any(folder.iterdir())
 
 
 CONVERT = """
