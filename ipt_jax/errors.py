@@ -19,7 +19,7 @@ class DamagedRecord(UserError):
 class RunStopped(Exception):
     """A run that ended itself before its end, saved as far as it got.
 
-    `code` is the exit code of the process (docs/operations.md lists them), the message one
+    `code` is the exit code of the process (docs/training.md lists them), the message one
     paragraph.
     """
 

@@ -38,7 +38,7 @@ def read_corpus(
     count, readable, first = 0, False, ""
     for file in find_files(paths):
         source = file.source
-        for raw in _raws(file, text_field):
+        for raw in _raws(file, (text_field, id_field)):
             if limit is not None and count >= limit:
                 return
             count += 1
@@ -59,14 +59,14 @@ def read_corpus(
         )
 
 
-def _raws(file: CorpusFile, text_field: str) -> Iterator[Raw]:
+def _raws(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
     match file.form:
         case "jsonl":
             return read_jsonl(file)
         case "txt":
             return read_txt(file)
         case "parquet":
-            return read_parquet(file, text_field)
+            return read_parquet(file, asked)
         case "arrayrecord":
             return read_examples(file)
         case "records":
@@ -74,7 +74,7 @@ def _raws(file: CorpusFile, text_field: str) -> Iterator[Raw]:
         case "warc" | "wet":
             return read_web_archive(file)
         case "saved":
-            return read_saved(file, text_field)
+            return read_saved(file, asked)
         case "hub":
-            return read_hub(file, text_field)
+            return read_hub(file, asked)
     raise ValueError(f"no reader for the form {file.form!r} of {file.path}")

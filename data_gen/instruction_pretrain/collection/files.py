@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
-import json
 import tarfile
 import tempfile
 import zipfile
@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
+from ipt_jax.core import json_lines
+from ipt_jax.core.arrow_rows import rows_of
 from ipt_jax.errors import UserError
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -46,16 +48,22 @@ class DataFile:
     part: str = ""
     """The split that is wanted of it: `train` where the pattern was `name#train`."""
 
+    def open(self) -> IO[bytes]:
+        """Its bytes, decompressed as they are read."""
+        return (
+            cast(IO[bytes], gzip.open(self.path))
+            if self.path.suffix == ".gz"
+            else open(self.path, "rb")
+        )
+
     def text(self) -> str:
         """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8."""
-        data = self.path.read_bytes()
-        if self.path.suffix == ".gz":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
+        with self.open() as file:
+            return file.read().decode("utf-8-sig")
 
     def json(self) -> Any:
         """Its content as JSON. Raises ValueError where it is none."""
-        return json.loads(self.text())
+        return json_lines.parse_json(self.text())
 
     def rows(self, header: Sequence[str] | None = None) -> Iterator[Located]:
         """Records of JSON lines, a JSON list, CSV, TSV (by the file's ending) or parquet.
@@ -79,8 +87,9 @@ class DataFile:
         place = 0
         with pyarrow.parquet.ParquetFile(self.path) as file:
             for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield Located(f"{self.name}[{place}]", row)
+                for row in rows_of(batch, ()):
+                    error = row if isinstance(row, str) else ""
+                    yield Located(f"{self.name}[{place}]", None if error else row, error)
                     place += 1
 
     def _table(self, delimiter: str, header: Sequence[str] | None) -> Iterator[Located]:
@@ -89,19 +98,25 @@ class DataFile:
             yield Located(f"{self.name}:{row.get('id') or place_of(row)}", row)
 
     def _json_rows(self) -> Iterator[Located]:
-        text = self.text()
-        if text.lstrip().startswith("["):
-            for place, value in enumerate(json.loads(text)):
-                yield Located(f"{self.name}[{place}]", value)
-            return
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{self.name}:{number}"
-            try:
-                yield Located(where, json.loads(line))
-            except ValueError as error:
-                yield Located(where, error=f"is not JSON: {error}")
+        with self.open() as file:
+            if file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                for place, value in enumerate(self.json()):
+                    yield Located(f"{self.name}[{place}]", value)
+                return
+            file.seek(0)
+            for number, line in enumerate(json_lines.read_lines(file), start=1):
+                where = f"{self.name}:{number}"
+                if line is None:
+                    yield Located(where, error=json_lines.too_long())
+                elif line.strip():
+                    try:
+                        value = json_lines.parse_json(line.decode("utf-8-sig"))
+                    except UnicodeDecodeError as error:
+                        yield Located(where, error=f"cannot be read: {error}")
+                    except ValueError as error:
+                        yield Located(where, error=f"is not JSON: {error}")
+                    else:
+                        yield Located(where, value)
 
 
 def place_of(row: dict[Any, Any]) -> str:

@@ -221,7 +221,8 @@ def test_a_file_that_cannot_be_read_is_counted(tmp_path: Path, name: str, file: 
     path.write_bytes(b"1 caf\xe9\n")  # neither UTF-8 nor packed
     found = gather(DATASETS[name], tmp_path)
     (piece,) = found.unusable
-    assert (piece.reason, piece.where, found.examples) == ("malformed_file", file, [])
+    where = piece.where.removesuffix(":1")
+    assert (piece.reason, where, found.examples) == ("malformed_file", file, [])
     assert piece.detail.startswith("cannot be read: ")
 
 
