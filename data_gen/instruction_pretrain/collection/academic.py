@@ -55,8 +55,14 @@ def _dream_questions(record: Any) -> Iterator[Question | Unusable]:
 
 
 def _logiqa_records(files: Files) -> Iterator[Located]:
-    """Blocks of 8 lines: an empty one, letter, text, question, 4 options."""
+    """Blocks of 8 lines: an empty one, letter, text, question, 4 options; or the JSON lines of the
+    second edition, which are named .txt too."""
     for file in files.chosen():
+        with file.open() as opened:
+            of_json = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
+        if of_json:
+            yield from file.rows()
+            continue
         try:
             lines = [line.rstrip("\r") for line in file.text().rstrip("\r\n").split("\n")]
         except (OSError, EOFError, ValueError) as error:
@@ -71,6 +77,15 @@ def _logiqa_records(files: Files) -> Iterator[Located]:
             letter, text, question, *options = block
             record = {"answer": letter, "article": text, "question": question}
             yield Located(where, {**record, "options": [*map(_unmarked, _LETTERS, options)]})
+
+
+def _logiqa_questions(record: Any) -> Iterator[Question | Unusable]:
+    if "article" in record:
+        yield from _race_questions(record)
+        return
+    options, label = tuple(record["options"]), record["answer"]
+    answer = options[label] if 0 <= label < len(options) else str(label)
+    yield Question(record["text"], Pair(record["question"], answer, options))
 
 
 def _unmarked(letter: str, option: str) -> str:
@@ -145,7 +160,19 @@ DATASETS = (
         train=("Train.txt",),
         held_out=("Eval.txt",),
         records=_logiqa_records,
-        questions=_race_questions,
+        questions=_logiqa_questions,
+    ),
+    Dataset(
+        name="logiqa2",
+        domain="academic_tests",
+        source="Liu et al. (2023); github.com/csitfun/LogiQA2.0, logiqa/DATA/LOGIQA/",
+        licence="CC BY-NC-SA 4.0",
+        train=("train.txt",),
+        held_out=("dev.txt",),
+        records=_logiqa_records,
+        questions=_logiqa_questions,
+        label="answer",
+        copy_of="logiqa",
     ),
     Dataset(
         name="reclor",
@@ -157,6 +184,7 @@ DATASETS = (
         records=rows,
         questions=_reclor_questions,
         hub="metaeval/reclor",
+        label="label",
     ),
     Dataset(
         name="aqua",
