@@ -9,7 +9,7 @@ import io
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -159,34 +159,37 @@ class Files:
             )
         return found
 
+    def check(self) -> None:
+        """Raises UserError as `chosen` does; archives are unpacked only where no file outside them
+        is one of the patterns'."""
+        if not _matching(self._walk(self._folder(), "", archives=False), self._patterns):
+            self.chosen()
+
     def find(self, *patterns: str) -> list[DataFile]:
         """Files whose path in the set ends like one of the patterns, sorted by name.
 
         `name#split` finds a file of several splits, of which its reader keeps the one.
         """
-        wanted = [pattern.partition("#")[::2] for pattern in patterns]
-        found = [
-            replace(file, part=part)
-            for file in self._files()
-            for name, part in wanted
-            if fnmatch(f"/{file.name}", f"*/{name}")
-        ]
-        return list(dict.fromkeys(found))
+        return _matching(self._files(), patterns)
+
+    def _folder(self) -> Path:
+        if not self._root.is_dir():
+            raise UserError(f"there is no folder {self._root}: give that of the data set.")
+        return self._root
 
     def _files(self) -> list[DataFile]:
         if self._all is None:
-            if not self._root.is_dir():
-                raise UserError(f"there is no folder {self._root}: give that of the data set.")
-            self._all = sorted(self._walk(self._root, ""), key=lambda file: file.name)
+            self._all = sorted(self._walk(self._folder(), ""), key=lambda file: file.name)
         return self._all
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[DataFile]:
+    def _walk(self, folder: Path, prefix: str, archives: bool = True) -> Iterator[DataFile]:
         for path in sorted(folder.rglob("*")):
             if not path.is_file():
                 continue
             name = prefix + path.relative_to(folder).as_posix()
             if name.endswith(_ARCHIVES):
-                yield from self._walk(self._unpack(path), f"{name}/")
+                if archives:
+                    yield from self._walk(self._unpack(path), f"{name}/")
             else:
                 yield DataFile(name.removesuffix(".gz"), path)
 
@@ -206,6 +209,17 @@ class Files:
                 "the archive away, or download it again."
             ) from error
         return target
+
+
+def _matching(files: Iterable[DataFile], patterns: Sequence[str]) -> list[DataFile]:
+    wanted = [pattern.partition("#")[::2] for pattern in patterns]
+    found = [
+        replace(file, part=part)
+        for file in files
+        for name, part in wanted
+        if fnmatch(f"/{file.name}", f"*/{name}")
+    ]
+    return list(dict.fromkeys(found))
 
 
 def unquoted_rows(file: DataFile) -> Iterator[Located]:
