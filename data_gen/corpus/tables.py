@@ -39,9 +39,9 @@ def _place(file: CorpusFile) -> Any:
 
 
 def check_column(file: CorpusFile, text_field: str, names: Iterable[str]) -> None:
-    """Raises UserError where a table has no column `text_field`."""
+    """Raises UserError where a table has no column `text_field`, if there is to be one."""
     names = list(names)
-    if text_field not in names:
+    if text_field and text_field not in names:
         raise UserError(
             f"{file.path} has no column `{text_field}`: set `text_field`. "
             f"{nearest(text_field, names)}"
