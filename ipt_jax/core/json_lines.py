@@ -12,6 +12,16 @@ it read, or to read it where more calls stand above."""
 _SKIPPED_BYTES = 1 << 20
 
 
+class TooDeep(json.JSONDecodeError):
+    """Objects and lists lie more than MAX_DEPTH deep in each other."""
+
+    def __init__(self) -> None:
+        super().__init__("objects and lists lie too deep in each other", "", 0)
+
+    def __str__(self) -> str:
+        return f"objects and lists lie more than {MAX_DEPTH} deep in each other"
+
+
 def read_lines(file: IO[bytes]) -> Iterator[bytes | None]:
     """The lines of a file, with their breaks; None for one longer than MAX_LINE_BYTES, which is
     passed over without being held."""
@@ -31,19 +41,16 @@ def too_long() -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError where it is none or lies too deep."""
+    """The value of a JSON text. Raises what json.loads raises where it is none, or TooDeep."""
     try:
         value = json.loads(text)
-    except RecursionError:
-        value = None
-        deep = True
-    else:
-        # Nearly every text has too few brackets to be deep: counting them costs least.
-        marks = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-        brackets = sum(text.count(mark) for mark in marks)  # pyright: ignore[reportArgumentType]
-        deep = brackets > MAX_DEPTH and _is_deep(value)
-    if deep:
-        raise ValueError(f"objects and lists lie more than {MAX_DEPTH} deep in each other")
+    except RecursionError as error:
+        raise TooDeep from error
+    # Nearly every text has too few brackets to be deep: counting them costs least.
+    marks = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    brackets = sum(text.count(mark) for mark in marks)  # pyright: ignore[reportArgumentType]
+    if brackets > MAX_DEPTH and _is_deep(value):
+        raise TooDeep
     return value
 
 
