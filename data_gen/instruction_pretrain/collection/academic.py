@@ -58,16 +58,15 @@ def _logiqa_records(files: Files) -> Iterator[Located]:
     """Blocks of 8 lines: an empty one, letter, text, question, 4 options; or the JSON lines of the
     second edition, which are named .txt too."""
     for file in files.chosen():
-        with file.open() as opened:
-            of_json = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
-        if of_json:
-            yield from file.rows()
-            continue
         try:
-            lines = [line.rstrip("\r") for line in file.text().rstrip("\r\n").split("\n")]
+            text = file.text()
         except (OSError, EOFError, ValueError) as error:
             yield Located(file.name, error=f"cannot be read: {error}")
             continue
+        if text.lstrip().startswith("{"):
+            yield from file.rows()
+            continue
+        lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
         for start in range(0, len(lines), 8):
             empty, *block = lines[start : start + 8]
             where = f"{file.name}:{start + 1}"

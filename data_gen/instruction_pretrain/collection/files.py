@@ -9,6 +9,7 @@ import io
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -57,9 +58,13 @@ class DataFile:
         )
 
     def text(self) -> str:
-        """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8."""
-        with self.open() as file:
-            return file.read().decode("utf-8-sig")
+        """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8, or
+        damaged."""
+        try:
+            with self.open() as file:
+                return file.read().decode("utf-8-sig")
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
 
     def json(self) -> Any:
         """Its content as JSON. Raises ValueError where it is none."""
@@ -78,7 +83,7 @@ class DataFile:
                 yield from self._table("\t" if kind == ".tsv" else ",", header)
             else:
                 yield from self._json_rows()
-        except (OSError, EOFError, ValueError, csv.Error) as error:
+        except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
             yield Located(self.name, error=f"cannot be read: {error}")
 
     def _parquet(self) -> Iterator[Located]:

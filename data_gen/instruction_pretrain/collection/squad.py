@@ -53,8 +53,10 @@ def answered(text: str, asked: Any, key: str = "text") -> Question | Unusable:
 
 def _first(answers: Any, key: str) -> dict[str, Any]:
     if isinstance(answers, dict):  # columns, as in the hub's tables
-        return {name: values[0] for name, values in answers.items() if len(values)} or {key: ""}
-    return {key: "", **answers[0]} if answers else {key: ""}
+        columns = zip(*answers.values(), strict=True)
+        answers = [dict(zip(answers, values, strict=True)) for values in columns]
+    first = answers[0] if answers else {key: ""}
+    return {**first, key: first[key]}
 
 
 def _place(text: str, answer: Any) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 WINDOW_WORDS = 800
 _WHOLE_WORDS = 2 * WINDOW_WORDS
 _STEP_WORDS = WINDOW_WORDS // 2  # each window shares a half with the next: answers lie well within
+_NEAR_CHARACTERS = 1000  # tables and transcripts have no sentences
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])[\"')\]]*\s+)|\n\s*")
 
 
@@ -19,7 +20,7 @@ def window(text: str, start: int, end: int) -> str:
     """The part of a long text that holds the characters from `start` to `end`; a short one whole.
 
     Of all windows of a text the one whose middle is nearest, so that questions whose answers lie
-    near each other have the same; it begins and ends where a sentence does.
+    near each other have the same; it begins and ends where a sentence does, if one is near.
     """
     windows = _windows(text)
     if not windows:
@@ -53,8 +54,10 @@ def _cuts(text: str) -> list[int]:
 
 
 def _before(cuts: Sequence[int], place: int) -> int:
-    return cuts[bisect.bisect_right(cuts, place) - 1]
+    cut = cuts[bisect.bisect_right(cuts, place) - 1]
+    return cut if place - cut <= _NEAR_CHARACTERS else place
 
 
 def _after(cuts: Sequence[int], place: int) -> int:
-    return cuts[bisect.bisect_left(cuts, place)]
+    cut = cuts[bisect.bisect_left(cuts, place)]
+    return cut if cut - place <= _NEAR_CHARACTERS else place

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather
+from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather, windows
 from data_gen.instruction_pretrain.format import Pair
 
 
@@ -168,6 +168,8 @@ def test_a_question_of_a_long_paper_has_the_window_of_its_answer(tmp_path: Path)
             assert "All" not in question or far["text"] in window
         assert 800 <= len(window.split()) < 830 or "All?" in questions
     assert len(by_text) < 9  # near answers share a window
+    unbroken = "word " * 3000
+    assert windows.window(unbroken, 7000, 7004) == ("word " * 800).strip()
 
 
 # ---- COVID-QA -----------------------------------------------------------------------------------
