@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data_gen.corpus import Document, RejectedDocument
@@ -50,9 +51,30 @@ def take_in(
         if Manifest.load(output.shards(RAW)).fingerprint == before["fingerprint"]:
             sources = {(source, licence): n for source, licence, n in before["sources"]}
             return Intake(Counter(before["rejected"]), Counter(sources))
+    found = write_documents(
+        documents, output, output.shards(RAW), check=check, records_per_shard=records_per_shard
+    )
+    note = {
+        "rejected": found.rejected,
+        "sources": [[*key, count] for key, count in found.sources.items()],
+        "fingerprint": Manifest.load(output.shards(RAW)).fingerprint,
+    }
+    ledger.set_note(_NOTE, note)
+    return found
+
+
+def write_documents(
+    documents: Iterable[Document | RejectedDocument],
+    output: OutputFolder,
+    folder: Path,
+    *,
+    check: Check = lambda document: None,
+    records_per_shard: int = 4096,
+) -> Intake:
+    """Write every accepted document to shards in `folder`, the others to rejected/; as take_in."""
     reasons, sources = Counter[str](), Counter[tuple[str, str]]()
     with (
-        ShardWriter(output.shards(RAW), records_per_shard) as shards,
+        ShardWriter(folder, records_per_shard) as shards,
         output.rejected_documents() as reject,
     ):
         for found in documents:
@@ -63,17 +85,17 @@ def take_in(
                 reasons[problem[0]] += 1
                 reject(found.id, found.source, *problem)
             else:
-                kept = {"metadata": _jsonable(dict(found.metadata))} if found.metadata else {}
-                shards.write(Record(found.id, found.text, found.source, provenance=kept))
+                shards.write(_record(found))
                 licence = found.metadata.get("licence") or found.metadata.get("license")
                 sources[found.source, str(licence or UNKNOWN)] += 1
-    note = {
-        "rejected": reasons,
-        "sources": [[*key, count] for key, count in sources.items()],
-        "fingerprint": Manifest.load(output.shards(RAW)).fingerprint,
-    }
-    ledger.set_note(_NOTE, note)
     return Intake(reasons, sources)
+
+
+def _record(document: Document) -> Record:
+    metadata, parts = dict(document.metadata), document.parts
+    kept = {"metadata": _jsonable(metadata)} if metadata else {}
+    loss = tuple(float(number % 2) for number in range(len(parts))) if parts else None
+    return Record(document.id, document.text, document.source, parts or None, loss, kept)
 
 
 def _jsonable(metadata: dict[str, Any]) -> dict[str, Any]:

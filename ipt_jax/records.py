@@ -16,6 +16,7 @@ from typing import Any, Self
 from google.protobuf.message import DecodeError
 
 from ipt_jax.core.files import sync_folder
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import DamagedRecord, UserError
 from ipt_jax.example_proto import example_class
 from ipt_jax.manifest import (
@@ -168,7 +169,7 @@ def _record(data: bytes) -> Record:
         parts = tuple([part.decode() for part in features["parts"].bytes_list.value])
     if "loss" in features:
         loss = tuple(features["loss"].float_list.value)
-    provenance = json.loads(one("provenance")) if "provenance" in features else {}
+    provenance = parse_json(one("provenance")) if "provenance" in features else {}
     if not isinstance(provenance, dict):
         raise ValueError("feature 'provenance' is not a JSON mapping")
     return Record(one("id"), one("text"), one("source"), parts, loss, provenance)

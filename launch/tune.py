@@ -15,7 +15,12 @@ with importing():
     from pathlib import Path
 
     from data_gen.engines import EngineConfig, resolve_model
-    from data_gen.instruction_pretrain.tuning import TuningConfig, tuning_prints, write_tuning_data
+    from data_gen.instruction_pretrain.tuning import (
+        TuningConfig,
+        print_counts,
+        tuning_prints,
+        write_tuning_data,
+    )
     from ipt_jax.configuration import (
         as_yaml,
         parse_config,
@@ -69,6 +74,7 @@ def run(config: TuneConfig) -> Path:
         [Path(tuning.output) / "summary.json"],
         functools.partial(write_tuning_data, tuning),
     )
+    print_counts(data)
     if config.only_data:
         return Path(tuning.output)
     training = dataclasses.replace(

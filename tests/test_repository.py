@@ -73,6 +73,25 @@ def test_locks_with_addresses_stay_out() -> None:
     assert {"uv.lock", "pylock*.toml", "/.venv/"} <= set(ignored)
 
 
+def test_pages_that_are_named_are_there() -> None:
+    """In code, configs and pages; links between pages are relative."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    missing = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix not in (".py", ".md", ".yaml", ".toml", ".html") or not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        named = {ROOT / page for page in re.findall(r"\bdocs/[\w/]+\.\w+\b", text)}
+        if path.suffix == ".md":
+            links = re.findall(r"\]\((?!\w+:)([^)#]+)", text)
+            named |= {path.parent / link for link in links}
+        missing += [f"{name}: {page}" for page in named if not page.exists()]
+    assert missing == []
+
+
 def test_licence_is_apache() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
+from data_gen.ingest import IngestConfig, ingest
 from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import run_synthesis
@@ -81,6 +82,13 @@ def synthesis(inputs: Path, folder: Path, fresh: bool = False, other: bool = Fal
     run_synthesis(config, engine=FakeEngine(), on_start=on_start)
 
 
+def ingested(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
+    config = IngestConfig(
+        [str(inputs / "corpus.jsonl")], str(folder), limit=9 if other else None, fresh=fresh
+    )
+    ingest(config, on_start=partial(write_run_files, config=config))
+
+
 def random_pairs(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
     run_random_pairs(
         RandomPairsConfig(str(inputs / "synthesis"), str(folder), seed=int(other), fresh=fresh)
@@ -136,6 +144,7 @@ def job(inputs: Path, folder: Path, fresh: bool = False) -> None:
 
 DOORS = {
     "synthesize": Door(synthesis),
+    "ingest": Door(ingested),
     "random_pairs": Door(random_pairs),
     "filter": Door(filtered),
     "tokenize": Door(tokens, fresh=False, other=False),

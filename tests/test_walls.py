@@ -1,6 +1,7 @@
 """The walls between the packages, read from the source and tried in a fresh interpreter."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,13 @@ def test_only_these_rooms_of_ours_are_used(folder: str) -> None:
             if ours and not any(within(module, room) for room in MAY_IMPORT[folder]):
                 found.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert found == []
+
+
+def test_contributing_names_the_same_rooms() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    said = re.search(r"- `data_gen` .* of `ipt_jax` only ([^.]*)\.", text, re.DOTALL)
+    rooms = {f"ipt_jax.{name}" for name in re.findall(r"`(\w+)`", said[1] if said else "")}
+    assert rooms == MAY_IMPORT["data_gen"] - {"data_gen"}
 
 
 def test_launch_scripts_are_wiring() -> None:

@@ -10,7 +10,7 @@ from typing import IO, Any
 _GZIP = b"\x1f\x8b\x08"
 _WARC = b"WARC/"
 _SCAN_BYTES = 1 << 20
-_MOST_BYTES = 256 << 20  # of one record; films and archives are passed over unread
+MOST_BYTES = 256 << 20  # of one record; films and archives are passed over unread
 _TELLING = {"warcinfo", "request", "metadata", "revisit"}
 
 
@@ -128,7 +128,7 @@ def _read(record: Any, file: _Watched) -> Captured | Damage:
     if not headers.get("content-length", "").strip().isdigit():
         return Damage("it does not say its length", name)
     kind = headers.get("warc-type", "").strip().lower()
-    if length > _MOST_BYTES:
+    if length > MOST_BYTES:
         return Captured(name, kind, headers, length, None)
     try:
         block = record.reader.read()

@@ -23,6 +23,8 @@ class Document:
     """The record's own `source`, else the file's name without its ending."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the record."""
+    parts: tuple[str, ...] = ()
+    """Of a record of pairs, instruction and response in turn; they join to the text."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class RejectedDocument:
     """File and line, row or record."""
     reason: str
     """`undecodable`, `not_json`, `no_text`, `empty`, `nul_character`, `duplicate_id`, `too_long`,
-    `bad_id`; `damaged` for what cannot be read at all; of web archives also `not_text` (neither
-    HTML nor plain text), `http_status` (no success) and `bad_html`."""
+    `bad_id`; `damaged` for what cannot be read at all; `no_pair` where pairs are asked for; of web
+    archives also `not_text` (neither HTML nor plain text), `http_status` (no success) and
+    `bad_html`."""
     detail: str
     """For a person."""
 
@@ -51,6 +54,8 @@ class Raw(NamedTuple):
     detail: str = ""
     name: str = ""
     """The id of a record without fields, where it is known."""
+    parts: tuple[str, ...] = ()
+    """As Document's."""
     own: bool = False
     """The reader named the fields `text` and `id`, whatever the corpus calls its own."""
 
@@ -91,7 +96,7 @@ class Checker:
         own_source = fields.pop("source", None)
         if isinstance(own_source, str) and own_source:
             source = own_source
-        return Document(name, text, source, fields)
+        return Document(name, text, source, fields, raw.parts)
 
     def _wrong(self, text: object, text_field: str) -> tuple[str, str] | None:
         if not isinstance(text, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_gen.corpus.documents import Raw
@@ -24,7 +24,7 @@ def hub_commit(name: str, revision: str) -> str:
     return str(HfApi().dataset_info(name, revision=revision or None).sha)
 
 
-def read_saved(file: CorpusFile, text_field: str) -> Iterator[Raw]:
+def read_saved(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
     """The rows of a folder that `save_to_disk` wrote; of one with splits, those of `train`."""
     datasets = _library(file)
     with read_errors(file):
@@ -36,10 +36,10 @@ def read_saved(file: CorpusFile, text_field: str) -> Iterator[Raw]:
                     f"as {file.path}/{next(iter(data), 'test')}. {nearest('train', map(str, data))}"
                 )
             data = data["train"]
-        yield from _rows(file, data, text_field)
+        yield from _rows(file, data, asked)
 
 
-def read_hub(file: CorpusFile, text_field: str) -> Iterator[Raw]:
+def read_hub(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
     """The rows of a split of a data set on the hub, streamed."""
     datasets = _library(file)
     name = HubName.parse(file.path)
@@ -51,15 +51,15 @@ def read_hub(file: CorpusFile, text_field: str) -> Iterator[Raw]:
             revision=hub_commit(name.name, name.revision),
             streaming=True,
         )
-        yield from _rows(file, data, text_field)
+        yield from _rows(file, data, asked)
 
 
-def _rows(file: CorpusFile, data: Any, text_field: str) -> Iterator[Raw]:
+def _rows(file: CorpusFile, data: Any, asked: Sequence[str]) -> Iterator[Raw]:
     if data.column_names is not None:
-        check_column(file, text_field, data.column_names)
+        check_column(file, asked[0], data.column_names)
     # As Arrow tables nothing in a row, such as an image, is decoded.
     batches = data.with_format("arrow").iter(batch_size=_BATCH)
-    yield from rows_of(batches, file.label)
+    yield from rows_of(batches, file.label, asked)
 
 
 def _library(file: CorpusFile) -> Any:

@@ -9,9 +9,8 @@ from typing import Any
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, read_errors, unreadable
+from ipt_jax.core import json_lines
 from ipt_jax.errors import UserError
-
-_decode_json = json.JSONDecoder().decode
 
 
 def read_jsonl(file: CorpusFile) -> Iterator[Raw]:
@@ -23,10 +22,13 @@ def read_jsonl(file: CorpusFile) -> Iterator[Raw]:
     first_bad = ""
     label = file.label
     with read_errors(file), file.unpacked() as lines:
-        for number, line in enumerate(lines, 1):
-            if line.isspace():
+        for number, line in enumerate(json_lines.read_lines(lines), 1):
+            if line is None:
+                raw = Raw(f"{label}:{number}", None, "too_long", json_lines.too_long())
+            elif line.isspace():
                 continue
-            raw = _read_line(line, f"{label}:{number}")
+            else:
+                raw = _read_line(line, f"{label}:{number}")
             if raw.fields is None:
                 bad += 1
                 first_bad = first_bad or raw.detail
@@ -45,7 +47,7 @@ def _read_line(line: bytes, place: str) -> Raw:
         text = line.decode()
         if text[0] == "\ufeff":
             text = text[1:]
-        fields = _decode_json(text)
+        fields = json_lines.parse_json(text)
         if isinstance(fields, dict):
             _refuse_half_pairs(fields)
     except UnicodeDecodeError as error:
@@ -53,7 +55,7 @@ def _read_line(line: bytes, place: str) -> Raw:
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         return Raw(place, None, "undecodable", f"half a surrogate pair ({half!a})")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Raw(place, None, "not_json", str(error)[:200])
     if not isinstance(fields, dict):
         return Raw(place, None, "not_json", f"a {type(fields).__name__}, not an object")
@@ -79,7 +81,10 @@ def read_txt(file: CorpusFile) -> Iterator[Raw]:
     with read_errors(file):
         try:
             with file.unpacked() as content:
-                data = content.read()
+                data = content.read(json_lines.MAX_LINE_BYTES + 1)
+            if len(data) > json_lines.MAX_LINE_BYTES:
+                yield Raw(place, None, "too_long", json_lines.too_long())
+                return
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             detail = (

@@ -10,6 +10,7 @@ from data_gen.corpus.files import CorpusFile
 from data_gen.corpus.finding import find_files
 from data_gen.corpus.hugging_face import read_hub, read_saved
 from data_gen.corpus.lines import read_jsonl, read_txt
+from data_gen.corpus.pairs import PairLayout, as_pair
 from data_gen.corpus.tables import read_parquet
 from data_gen.corpus.web_archives import read_web_archive
 from ipt_jax.errors import UserError
@@ -24,25 +25,27 @@ def read_corpus(
     id_field: str = "id",
     max_characters: int = MAX_CHARACTERS,
     limit: int | None = None,
+    pairs: Sequence[PairLayout] = (),
 ) -> Iterator[Document | RejectedDocument]:
     """Every document of the corpus in order, or in its place what was wrong with it.
 
     `paths` as for find_files. `limit` ends the corpus after that many records, rejected ones
-    counted too.
+    counted too. With `pairs` the records hold pairs, which become the text.
 
     Raises:
       UserError: a path is missing, a file's form is unknown, a file cannot be read as a whole,
         or the corpus holds no record at all or none that can be read.
     """
-    checker = Checker(text_field, id_field, max_characters)
+    asked = ("" if pairs else text_field, id_field)
+    checker = Checker("text" if pairs else text_field, id_field, max_characters)
     count, readable, first = 0, False, ""
     for file in find_files(paths):
         source = file.source
-        for raw in _raws(file, text_field):
+        for raw in _raws(file, asked):
             if limit is not None and count >= limit:
                 return
             count += 1
-            found = checker.check(raw, source)
+            found = checker.check(as_pair(raw, pairs) if pairs else raw, source)
             if not readable:
                 if isinstance(found, Document) or found.reason not in _UNREADABLE:
                     readable = True
@@ -59,14 +62,14 @@ def read_corpus(
         )
 
 
-def _raws(file: CorpusFile, text_field: str) -> Iterator[Raw]:
+def _raws(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
     match file.form:
         case "jsonl":
             return read_jsonl(file)
         case "txt":
             return read_txt(file)
         case "parquet":
-            return read_parquet(file, text_field)
+            return read_parquet(file, asked)
         case "arrayrecord":
             return read_examples(file)
         case "records":
@@ -74,7 +77,7 @@ def _raws(file: CorpusFile, text_field: str) -> Iterator[Raw]:
         case "warc" | "wet":
             return read_web_archive(file)
         case "saved":
-            return read_saved(file, text_field)
+            return read_saved(file, asked)
         case "hub":
-            return read_hub(file, text_field)
+            return read_hub(file, asked)
     raise ValueError(f"no reader for the form {file.form!r} of {file.path}")

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
+from ipt_jax.core import arrow_rows
 from ipt_jax.errors import UserError, nearest
 
 _MOST_ROWS = 1024
 _BATCH_BYTES = 32 << 20  # of decoded columns: a batch of long documents is a small one
 
 
-def read_parquet(file: CorpusFile, text_field: str) -> Iterator[Raw]:
-    """The rows of a parquet file. Raises UserError where it has no column `text_field`."""
+def read_parquet(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
+    """The rows of a parquet file. Raises UserError where it has no column for the text.
+
+    `asked` are the columns of the text and of the id.
+    """
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise missing_package(file.path, "pyarrow", "sources") from error
     with read_errors(file), parquet.ParquetFile(_place(file)) as opened:
-        check_column(file, text_field, opened.schema_arrow.names)
+        check_column(file, asked[0], opened.schema_arrow.names)
         details = opened.metadata
         groups = [details.row_group(number) for number in range(details.num_row_groups)]
         widest = max(
             (group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1
         )
         rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // max(widest, 1)))
-        yield from rows_of(opened.iter_batches(batch_size=rows), file.label)
+        yield from rows_of(opened.iter_batches(batch_size=rows), file.label, asked)
 
 
 def _place(file: CorpusFile) -> Any:
@@ -35,33 +39,23 @@ def _place(file: CorpusFile) -> Any:
 
 
 def check_column(file: CorpusFile, text_field: str, names: Iterable[str]) -> None:
-    """Raises UserError where a table has no column `text_field`."""
+    """Raises UserError where a table has no column `text_field`, if there is to be one."""
     names = list(names)
-    if text_field not in names:
+    if text_field and text_field not in names:
         raise UserError(
             f"{file.path} has no column `{text_field}`: set `text_field`. "
             f"{nearest(text_field, names)}"
         )
 
 
-def rows_of(batches: Iterable[Any], label: str) -> Iterator[Raw]:
-    """The rows of Arrow batches or tables, counted from 1."""
+def rows_of(batches: Iterable[Any], label: str, asked: Sequence[str]) -> Iterator[Raw]:
+    """The rows of Arrow batches or tables, counted from 1; one that cannot be read in a column
+    of `asked` is rejected."""
     row = 0
     for batch in batches:
-        try:
-            found = batch.to_pylist()
-        except UnicodeDecodeError:
-            found = [_row_of(batch.slice(number, 1)) for number in range(batch.num_rows)]
-        for fields in found:
+        for fields in arrow_rows.rows_of(batch, asked):
             row += 1
             if isinstance(fields, dict):
                 yield Raw(f"{label}:{row}", fields)
             else:
                 yield Raw(f"{label}:{row}", None, "undecodable", fields)
-
-
-def _row_of(row: Any) -> dict[str, Any] | str:
-    try:
-        return row.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return f"a field is not UTF-8 at byte {error.start}"

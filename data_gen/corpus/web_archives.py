@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.corpus.archive_records import Captured, Damage, captures
+from data_gen.corpus.archive_records import MOST_BYTES, Captured, Damage, captures
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.html import html_text
@@ -102,7 +102,10 @@ def _http(block: bytes) -> tuple[int, str, str | None, bytes]:
     if status is None:
         raise ValueError("it has no status line")
     declared = record.http_headers.get("Content-Type") or ""
-    return int(status), _plain_type(declared), _charset(declared), record.reader.read()
+    body = record.reader.read(MOST_BYTES + 1)  # what is compressed tells no length
+    if len(body) > MOST_BYTES:
+        raise ValueError(f"its body is longer than {MOST_BYTES:,} bytes")
+    return int(status), _plain_type(declared), _charset(declared), body
 
 
 def _plain_type(declared: str) -> str:

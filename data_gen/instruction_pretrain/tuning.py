@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from data_gen.instruction_pretrain.analysis.held_out import held_out_line
 from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.collection import DATASETS, Dataset, Example, Gathered, gather
 from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES, Unusable
+from data_gen.instruction_pretrain.collection.files import Files
 from data_gen.instruction_pretrain.format import (
     BOS,
     CONTEXT_CLOSE,
@@ -171,7 +172,8 @@ def write_tuning_data(config: TuningConfig) -> dict[str, Any]:
     A finished folder of the same settings is left as it is.
 
     Raises:
-      UserError: no sources, a data set that is not there, a folder made with other settings.
+      UserError: no sources, data sets that are not there or give no example, a folder made with
+        other settings.
     """
     if not config.sources and not config.unseen:
         raise UserError("`sources` is empty: name at least one data set and its folder.")
@@ -224,6 +226,36 @@ def _write(config: TuningConfig, output: Path) -> dict[str, Any]:
     return summary
 
 
+def print_counts(summary: Mapping[str, Any]) -> None:
+    """Print what became of each data set's records and questions."""
+    for name, counts in summary["datasets"].items():
+        left = {"surplus": counts["surplus_pairs"], "unused": counts.get("unused_pairs", 0)}
+        left |= dict(sorted(counts["rejected"].items(), key=lambda item: -item[1]))
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left.items() if count)
+        print(
+            f"{name}: {counts['records']:,} records with {counts['questions']:,} questions, "
+            f"{counts.get('in_windows', 0):,} of them on windows of longer texts: "
+            f"{counts['tuned_pairs']:,} pairs of {counts['tuned_examples']:,} examples in "
+            f"{counts['sequences']:,} sequences, "
+            f"{counts['held_out_pairs']:,} of {counts['held_out_examples']:,} held out; "
+            f"left out: {reasons or 'none'}"
+        )
+
+
+def _check_files(config: TuningConfig) -> None:
+    """Raises UserError naming every data set whose files are not there, before any is read."""
+    missing = []
+    for source in [*config.sources, *config.unseen]:
+        patterns = source.files or DATASETS[source.dataset].train
+        try:
+            with Files(local_folder(source.folder, config.root), patterns) as files:
+                files.check()
+        except UserError as error:
+            missing.append(f"`{source.dataset}`: {error}")
+    if missing:
+        raise UserError(" ".join(missing))
+
+
 class _Source:
     """One data set on its way; every question of it ends in exactly one count."""
 
@@ -242,7 +274,8 @@ class _Source:
             examples = [self._unique(example) for example in examples]
         order = [examples[int(i)] for i in generator.permutation(len(examples))]
         kept = min(config.held_out_examples, len(order) // 10)
-        if config.unseen and source in config.unseen:
+        self._unseen = source in config.unseen
+        if self._unseen:
             kept = min(config.held_out_examples, len(order))
         self._held_out, self._rest = order[:kept], order[kept:]
         self._generator: np.random.Generator = generator
@@ -353,9 +386,19 @@ class _Source:
             **self._counts,
             "surplus_examples": found.surplus_examples,
             "surplus_pairs": found.surplus_pairs,
+            "in_windows": found.in_windows,
             "rejected": dict(found.reasons),
         }
-        if self._source in self._config.unseen:
+        if not (self._counts["sequences"] or (self._unseen and self._held_out)):
+            first = found.unusable[0] if found.unusable else None
+            raise UserError(
+                f"`{self.dataset.name}` gives no example: of {found.records:,} records with "
+                f"{found.questions:,} questions in {self._source.folder} none can be used"
+                + (f" (the first, {first.where}: {first.reason}, {first.detail})" if first else "")
+                + f"; {path} lists them: {dict(found.reasons)}. Give the folder as its authors "
+                f"publish it ({self.dataset.source}), name the right `files`, or leave it out."
+            )
+        if self._unseen:
             counts["unused_pairs"] = sum(len(example.pairs) for example in self._rest)
         return counts
 
@@ -397,8 +440,9 @@ def _settings(config: TuningConfig) -> dict[str, Any]:
 def tuning_prints(config: TuningConfig) -> dict[str, str]:
     """What tuning data are made from, by name: data sets and tokenizer by content.
 
-    Raises UserError where a data set or the tokenizer is not there.
+    Raises UserError naming every data set whose files are not there, or the tokenizer.
     """
+    _check_files(config)
     prints = {**_settings(config), "tokenizer": load_tokenizer(config.tokenizer).prints()}
     for source in (*config.sources, *config.unseen):
         folder = local_folder(source.folder, config.root)

@@ -31,9 +31,11 @@ class DecontaminateConfig:
     """`substring`: drawn from each example (GPT-4 report)."""
     substring_characters: int = 50
     """`substring`: letters and digits of each; a shorter example is taken whole."""
-    shortest_characters: int = 0
-    """`substring`: examples with fewer letters and digits are not looked for. 0 as in the paper,
-    where an example like "True or false?" removes every record that says so."""
+    shortest_characters: int = 20
+    """`substring`: examples with fewer letters and digits are not looked for, and are counted as
+    `unmatchable`. The paper has no such bound (0), and an example of one word then removes every
+    record that holds it: of 24M characters of texts examples of 10 to 14 letters removed 5%, those
+    of 15 to 19 0.06%, those of 20 to 49 (10,449 of them) none."""
     coverage_ngram: int = 8
     """`coverage`: words of an n-gram (Tulu 3)."""
     coverage: float = 0.5
@@ -52,6 +54,10 @@ class DecontaminateConfig:
         for key in at_least_one:
             if getattr(self, key) < 1:
                 raise UserError(f"decontaminate: `{key}` is {getattr(self, key)}: at least 1.")
+        if self.shortest_characters < 0:
+            raise UserError(
+                f"decontaminate: `shortest_characters` is {self.shortest_characters}: at least 0."
+            )
         for key in ("coverage", "contaminated_share"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(

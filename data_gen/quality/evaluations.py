@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core import json_lines
 from ipt_jax.errors import UserError, nearest
 
 
@@ -57,10 +57,8 @@ def _load(file: EvaluationFile) -> list[Example]:
             f"the evaluation '{file.path}' needs a `name` and at least one of `fields`."
         )
     try:
-        data = path.read_bytes()
-        if path.name.endswith(".gz"):
-            data = gzip.decompress(data)
-        rows = _rows(data.decode("utf-8-sig"), path.name.removesuffix(".gz").endswith(".jsonl"))
+        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as content:
+            rows = _rows(content, path.name.removesuffix(".gz").endswith(".jsonl"))
     except FileNotFoundError as error:
         raise UserError(f"there is no evaluation file {path}: correct `evaluations`.") from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
@@ -76,12 +74,16 @@ def _load(file: EvaluationFile) -> list[Example]:
     ]
 
 
-def _rows(text: str, lines: bool) -> list[tuple[str, Any]]:
+def _rows(content: Any, lines: bool) -> list[tuple[str, Any]]:
     if lines:
-        # Not splitlines: a JSON string may hold other line separators as they are.
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = []
+        for number, line in enumerate(json_lines.read_lines(content), 1):
+            if line is None:
+                raise ValueError(f"line {number}: {json_lines.too_long()}")
+            if line.strip():
+                rows.append(json_lines.parse_json(line.decode("utf-8-sig")))
     else:
-        rows = json.loads(text)
+        rows = json_lines.parse_json(content.read().decode("utf-8-sig"))
         if isinstance(rows, Mapping):
             return [(str(key), row) for key, row in rows.items()]
         if not isinstance(rows, list):

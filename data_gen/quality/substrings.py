@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_gen.quality.evaluations import Example
-from data_gen.quality.words import HashLookup, batches
+from data_gen.quality.words import HashLookup, batches, normalised
 
 _DELETED = bytes(byte for byte in range(128) if not chr(byte).isalnum())
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
@@ -19,7 +19,8 @@ _ANCHOR = 8  # bytes of a pattern that are looked up; the rest is then compared
 
 
 def alphanumerics(text: str) -> str:
-    """Only the letters and digits of `text`, case kept."""
+    """Only the letters and digits of the normalised `text`, case kept."""
+    text = normalised(text)
     if text.isascii():
         return text.encode().translate(None, _DELETED).decode()
     return _NOT_ALPHANUMERIC.sub("", text)

@@ -1,13 +1,15 @@
 """Words of many texts at once, as 64-bit hashes: no Python object for each word.
 
-A word is a run of letters, digits and underscores of the text in lower case: `\\w+`. Text written
-without spaces between words (Chinese, Japanese, Thai) gives one word a clause.
+A word is a run of letters, digits and underscores of the normalised text in lower case: `\\w+`.
+Text written without spaces between words (Chinese, Japanese, Thai) gives one word a clause.
 """
 
 from __future__ import annotations
 
 import hashlib
+import html
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,10 @@ from typing import Any
 import numpy as np
 
 _WORD = re.compile(r"\w+")
+# Soft hyphens, joiners, marks of direction and byte order, variation selectors: nobody sees them.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
 _OUTSIDE_ASCII = re.compile(r"[^\w\x00-\x7f]+")
 # Bytes of UTF-8 to bytes of words: ASCII letters in lower case, all else of ASCII to a space.
 _TABLE = bytes(
@@ -29,7 +35,15 @@ _BATCH_BYTES = 1 << 19  # arrays of a batch stay in the processor's cache
 
 def words(text: str) -> list[str]:
     """The words of one text, in order."""
-    return _WORD.findall(text.lower())
+    return _WORD.findall(normalised(text).lower())
+
+
+def normalised(text: str) -> str:
+    """The text as every rule of matching compares it: character references (`&nbsp;`) resolved,
+    letters composed (NFKC: no accents apart, ligatures or full-width forms), nothing invisible."""
+    if "&" in text:
+        text = html.unescape(text)
+    return text if text.isascii() else _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ def hash_words(texts: Sequence[str]) -> WordHashes:
         text.encode()
         if text.isascii()
         else _OUTSIDE_ASCII.sub(" ", text.lower()).encode(errors="replace")
-        for text in texts
+        for text in map(normalised, texts)
     ]
     ends_of_texts = np.cumsum([0, *(len(piece) + 1 for piece in pieces)], dtype=np.int64)
     data = (b" ".join(pieces) + b" " * 9).translate(_TABLE)

@@ -233,7 +233,7 @@ def open_source(
             return shards
         return RowSource(_RecordRows(shards), task, shards.folder)
     if format == "huggingface":
-        data = HuggingFaceRows(task, _columns(task))
+        data = HuggingFaceRows(task, _asked(task), _columns(task))
         return RowSource(data, task, _folder(task, index_folder, data.beside))
     if task.subset is not None:
         raise UserError(
@@ -245,10 +245,14 @@ def open_source(
     if format == "jsonl":
         rows: Rows = JsonlRows(files, folder, verify)
     elif format == "parquet":
-        rows = ParquetRows(files, folder, verify, task.text_key, _columns(task))
+        rows = ParquetRows(files, folder, verify, _asked(task), _columns(task))
     else:
         rows = ArrayRecordRows(files, folder, verify)
     return RowSource(rows, task, folder)
+
+
+def _asked(task: Task) -> tuple[str, str]:
+    return task.text_key, task.id_key or "id"
 
 
 def _columns(task: Task) -> set[str] | None:

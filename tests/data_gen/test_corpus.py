@@ -19,6 +19,7 @@ from data_gen.corpus import Document, RejectedDocument, corpus_sha256, find_file
 from data_gen.corpus import seen_ids as seen_ids_module
 from data_gen.corpus.seen_ids import SeenIds
 from data_gen.intake import _jsonable
+from ipt_jax.core import json_lines
 from ipt_jax.errors import UserError
 from ipt_jax.example_proto import example_class
 from ipt_jax.records import Record, ShardWriter, serialize
@@ -154,6 +155,7 @@ def test_bad_records_in_a_good_file_are_rejected_with_their_reason(tmp_path: Pat
         b'{"id": "11", "text": "fine", "more": {"deep": "\\udc00"}}',
         b'{"id": {"a": 1}, "text": "odd"}',
         b'{"id": "12", "text": ' + b"[" * 100_000,
+        b'{"id": "13", "text": "x", "more": ' + b"[" * 1490 + b"]" * 1490 + b"}",
         b'{"id": "10", "text": "good too \\ud83d\\ude00"}',
     ]
     path = tmp_path / "a.jsonl"
@@ -178,6 +180,7 @@ def test_bad_records_in_a_good_file_are_rejected_with_their_reason(tmp_path: Pat
                 "undecodable",
                 "undecodable",
                 "bad_id",
+                "not_json",
                 "not_json",
             ],
             2,
@@ -262,6 +265,44 @@ def test_a_row_that_is_not_utf8_is_rejected_alone(tmp_path: Path) -> None:
         assert [(one.reason, one.where) for one in rejected(tmp_path / name)] == [
             ("undecodable", f"{name}:2")
         ]
+
+
+def test_values_that_python_cannot_hold(tmp_path: Path) -> None:
+    """Text where nobody asks for them; a rejected row where the id is one."""
+    table = pa.table(
+        {
+            "text": ["a", "b", "c"],
+            "day": pa.array([1, 5_000_000, None], pa.date32()),
+            "at": pa.array([None, None, 1], pa.timestamp("s", "Mars/City")),
+        }
+    )
+    pq.write_table(table, path := tmp_path / "a.parquet")
+    first, second, third = documents(path)
+    assert str(first.metadata["day"]) == "1970-01-02"
+    assert second.metadata == {"day": "15659-07-15", "at": None}
+    assert third.metadata == {"day": None, "at": "1970-01-01 00:00:01.000Z"}
+    assert [(one.where, one.reason) for one in rejected(path, id_field="at")] == [
+        ("a.parquet:3", "undecodable")
+    ]
+
+
+def test_a_line_of_any_length_is_never_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
+    row = b'{"text": "%b"}'
+    lines = [row % b"a", row % (b"x" * 1000), row % (b"x" * 89), row % (b"x" * 88), row % b"b"]
+    for name, data in (
+        ("a.jsonl", b"\n".join(lines)),
+        ("a.jsonl.gz", gzip.compress(b"\n".join(lines))),
+        ("a.jsonl.zst", packed(b"\n".join(lines))),
+        ("1.txt.gz", gzip.compress(b"x" * 101)),
+    ):
+        (tmp_path / name).write_bytes(data)
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+        found = list(read_corpus([str(tmp_path / name)]))
+        assert [getattr(one, "reason", "") for one in found] == ["", *["too_long"] * 2, "", ""]
+    assert [one.reason for one in rejected(tmp_path / "1.txt.gz")] == ["too_long"]
 
 
 def test_a_table_without_the_text_column_is_named_with_the_nearest(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_a_model_that_was_tuned_whole_reads_its_prompts_as_trained(
 ) -> None:
     folder = tmp_path / "whole"
     said = tune(base, shared, folder, "--only_data", "true")
+    assert "\naqua: 254 records with 217 questions" in said and "37 no_context" in said
     assert said.strip().endswith("whole/ipt_tuning") and not (folder / "train").exists()
     tune(base, shared, folder)
     config = json.loads((folder / "export" / "tokenizer_config.json").read_text())

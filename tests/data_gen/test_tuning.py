@@ -18,6 +18,7 @@ from data_gen.instruction_pretrain.tuning import (
     count_tokens,
     fit_example,
     local_folder,
+    print_counts,
     sequences,
     tuning_prints,
     write_tuning_data,
@@ -29,6 +30,7 @@ from ipt_jax.tokenizers import load_tokenizer
 from tests.run_folders import unlisted
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
+HERE = Path(__file__).parent / "collection"
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +200,46 @@ def test_what_does_not_fit_is_cut_or_refused() -> None:
             {"sources": [TuningSource("aqua", "x")], "unseen": [TuningSource("aqua", "x")]},
             "`aqua` stands in `sources` and in `unseen`",
         ),
-        ({"sources": [TuningSource("aqua", "nowhere")]}, "no folder .*nowhere"),
+        (
+            {
+                "sources": [TuningSource("dream", "nowhere"), TuningSource("babi", str(HERE))],
+                "unseen": [TuningSource("wikiwhy", str(HERE))],
+            },
+            "`dream`: there is no folder nowhere.*`babi`: .* no file qa.*`wikiwhy`: .* no file v1",
+        ),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         write_tuning_data(TuningConfig(output=str(tmp_path / "out"), **changes))
+
+
+@pytest.mark.parametrize("part", ["sources", "unseen"])
+def test_a_set_in_anothers_layout_is_no_success(
+    config: TuningConfig, tmp_path: Path, part: str
+) -> None:
+    wrong = TuningSource("cosmosqa", "aqua", files=["dev.json"])
+    sources = {"sources": [], "unseen": [], part: [wrong]}
+    with pytest.raises(UserError) as told:
+        write_tuning_data(replace(config, output=str(tmp_path / "out"), **sources))
+    said = str(told.value)
+    assert "`cosmosqa` gives no example: of 254 records" in said and "dev.json:1" in said
+    assert "{'malformed_record': 254}" in said and "wilburOne/cosmosqa" in said
+    rejected = tmp_path / "out" / "rejected" / "cosmosqa.jsonl"
+    assert str(rejected) in said and len(rejected.read_text().splitlines()) == 254
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_counts_are_printed_by_set_and_reason(
+    summary: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_counts(summary)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["fairytaleqa", "aqua", "babi", "logiqa"]
+    counts = summary["datasets"]["aqua"]
+    assert lines[1].startswith("aqua: 254 records with 217 questions")
+    assert f": {counts['tuned_pairs']} pairs of" in lines[1] and "37 no_context" in lines[1]
+    assert f"{summary['datasets']['logiqa']['unused_pairs']} unused" in lines[3]
 
 
 def test_a_finished_folder_is_kept_and_another_is_not_overwritten(

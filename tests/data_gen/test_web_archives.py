@@ -246,7 +246,7 @@ def test_an_error_of_the_disk_is_not_taken_for_damage() -> None:
 def test_a_record_too_long_to_be_read_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_records_module, "_MOST_BYTES", 100)
+    monkeypatch.setattr(archive_records_module, "MOST_BYTES", 100)
     records = [record("a", b"short"), record("b", b"long " * 50), record("c", b"short too")]
     for name, data in (("a.wet.gz", members(records)), ("a.wet", b"".join(records))):
         (tmp_path / name).write_bytes(data)

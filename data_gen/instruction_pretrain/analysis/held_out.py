@@ -13,6 +13,7 @@ import numpy as np
 from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.format import Pair, Shot
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
 
 
@@ -116,7 +117,7 @@ def _pair_value(pair: Pair) -> dict[str, Any]:
 
 def _example(line: str, where: str) -> HeldOut:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error}): one example a line.") from error
     if not isinstance(value, dict):

@@ -55,13 +55,18 @@ def _dream_questions(record: Any) -> Iterator[Question | Unusable]:
 
 
 def _logiqa_records(files: Files) -> Iterator[Located]:
-    """Blocks of 8 lines: an empty one, letter, text, question, 4 options."""
+    """Blocks of 8 lines: an empty one, letter, text, question, 4 options; or the JSON lines of the
+    second edition, which are named .txt too."""
     for file in files.chosen():
         try:
-            lines = [line.rstrip("\r") for line in file.text().rstrip("\r\n").split("\n")]
+            text = file.text()
         except (OSError, EOFError, ValueError) as error:
             yield Located(file.name, error=f"cannot be read: {error}")
             continue
+        if text.lstrip().startswith("{"):
+            yield from file.rows()
+            continue
+        lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
         for start in range(0, len(lines), 8):
             empty, *block = lines[start : start + 8]
             where = f"{file.name}:{start + 1}"
@@ -71,6 +76,15 @@ def _logiqa_records(files: Files) -> Iterator[Located]:
             letter, text, question, *options = block
             record = {"answer": letter, "article": text, "question": question}
             yield Located(where, {**record, "options": [*map(_unmarked, _LETTERS, options)]})
+
+
+def _logiqa_questions(record: Any) -> Iterator[Question | Unusable]:
+    if "article" in record:
+        yield from _race_questions(record)
+        return
+    options, label = tuple(record["options"]), record["answer"]
+    answer = options[label] if 0 <= label < len(options) else str(label)
+    yield Question(record["text"], Pair(record["question"], answer, options))
 
 
 def _unmarked(letter: str, option: str) -> str:
@@ -145,7 +159,19 @@ DATASETS = (
         train=("Train.txt",),
         held_out=("Eval.txt",),
         records=_logiqa_records,
-        questions=_race_questions,
+        questions=_logiqa_questions,
+    ),
+    Dataset(
+        name="logiqa2",
+        domain="academic_tests",
+        source="Liu et al. (2023); github.com/csitfun/LogiQA2.0, logiqa/DATA/LOGIQA/",
+        licence="CC BY-NC-SA 4.0",
+        train=("train.txt",),
+        held_out=("dev.txt",),
+        records=_logiqa_records,
+        questions=_logiqa_questions,
+        label="answer",
+        copy_of="logiqa",
     ),
     Dataset(
         name="reclor",
@@ -157,6 +183,7 @@ DATASETS = (
         records=rows,
         questions=_reclor_questions,
         hub="metaeval/reclor",
+        label="label",
     ),
     Dataset(
         name="aqua",

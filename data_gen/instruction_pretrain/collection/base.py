@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.instruction_pretrain.collection.files import Files, Located
+from data_gen.instruction_pretrain.collection.windows import window
 from data_gen.instruction_pretrain.format import (
     ANSWER,
     CONTEXT_CLOSE,
@@ -28,6 +29,7 @@ DOMAINS = (
 )
 MULTI_DOMAIN = "multi_domain"
 _TAGS = (CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "</s>")
+_NO_LABEL = (None, "", -1)  # in files whose answers are withheld
 # What a record that is not as its layout promises makes an adapter raise.
 MALFORMED = (KeyError, TypeError, IndexError, ValueError, AttributeError)
 
@@ -40,6 +42,9 @@ class Question:
     """The context."""
     pair: Pair
     """The task."""
+    at: tuple[int, int] | None = None
+    """Where the text answers it, from the first character to behind the last, if that is known:
+    of a long text the window round it is the context."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ class Unusable:
     """A record, or a question of one, that no example holds."""
 
     reason: str
-    """`malformed_file`, `malformed_record`, `no_context`, `no_question`, `no_answer`,
-    `answer_not_among_options`, `holds_a_tag`, `repeated_question`, `unanswerable`."""
+    """`malformed_file`, `malformed_record`, `unlabelled` (its answer is withheld, as in test sets),
+    `no_context`, `no_question`, `no_answer`, `answer_not_among_options`, `holds_a_tag`,
+    `repeated_question`, `unanswerable`."""
     detail: str = ""
     """What was found."""
     where: str = ""
@@ -96,6 +102,8 @@ class Dataset:
     """Its name on the Hugging Face hub, where a copy has files that this adapter reads."""
     unseen: bool = False
     """One of the four sets of section 5.1 that the synthesizer is never tuned on."""
+    label: str = ""
+    """Key of a record's answer, where the set has records without it."""
     copy_of: str = ""
     """The set that this is another layout of; it is no set of its own where sets are counted."""
 
@@ -112,6 +120,8 @@ class Gathered:
     """Records read, the unreadable ones included."""
     questions: int = 0
     """Questions found: pairs of examples, and unusable ones that the adapter did give."""
+    in_windows: int = 0
+    """Of them, those whose context is a window of a longer text."""
     surplus_examples: int = 0
     """Examples past the most of a data set, those with the fewest pairs."""
     surplus_pairs: int = 0
@@ -147,7 +157,9 @@ def gather(
                 problem = piece if isinstance(piece, Unusable) else check(piece)
                 found.questions += isinstance(piece, Question)
                 if problem is None and isinstance(piece, Question):
-                    key = piece.text.strip()
+                    text = window(piece.text, *piece.at) if piece.at else piece.text
+                    found.in_windows += text is not piece.text
+                    key = text.strip()
                     pair = _stripped(piece.pair)
                     asked = pair.question.lower()
                     if asked not in seen.setdefault(key, set()):
@@ -215,9 +227,14 @@ def _records(dataset: Dataset, files: Files, folder: str | Path) -> Iterator[Loc
 def _pieces(dataset: Dataset, record: Located) -> list[Question | Unusable]:
     if record.error:
         return [Unusable("malformed_file", record.error)]
+    label, value = dataset.label, record.value
+    if label and isinstance(value, dict) and label in value and value[label] in _NO_LABEL:
+        return [Unusable("unlabelled", f"`{label}` is {value[label]!r}")]
     try:
-        found = list(dataset.questions(record.value))
+        found = list(dataset.questions(value))
     except MALFORMED as error:
+        if label and isinstance(error, KeyError) and error.args == (label,):
+            return [Unusable("unlabelled", f"it has no `{label}`")]
         return [Unusable("malformed_record", f"{type(error).__name__}: {error}")]
     return found or [Unusable("no_question", "the record holds none")]
 

@@ -29,8 +29,9 @@ def _qasper_question(text: str, asked: Any) -> Question | Unusable:
     answers = [annotation["answer"] for annotation in asked["answers"]]
     if answers and all(answer["unanswerable"] for answer in answers):
         return Unusable("unanswerable", asked["question"])
-    found = [said for answer in answers if (said := _qasper_answer(answer))]
-    return Question(text, Pair(asked["question"], found[0] if found else ""))
+    found = [(said, _place(text, answer)) for answer in answers if (said := _qasper_answer(answer))]
+    answer, at = found[0] if found else ("", None)
+    return Question(text, Pair(asked["question"], answer), at)
 
 
 def _qasper_answer(answer: Any) -> str:
@@ -39,6 +40,17 @@ def _qasper_answer(answer: Any) -> str:
     if answer["yes_no"] is not None:
         return "Yes" if answer["yes_no"] else "No"
     return answer["free_form_answer"].strip() or ", ".join(answer["extractive_spans"])
+
+
+def _place(text: str, answer: Any) -> tuple[int, int] | None:
+    """Where the first paragraph of an answer's evidence stands that the text holds (tables and
+    figures it does not), else the first of its spans. Paragraphs are told by their beginnings:
+    further on, formulas are spelt in other ways."""
+    for words in map(str.strip, (*answer.get("evidence", ()), *answer["extractive_spans"])):
+        start = text.find(words[:60]) if words else -1
+        if start >= 0:
+            return start, min(start + len(words), len(text))
+    return None
 
 
 def _conversations(document: Any) -> Iterator[tuple[object, Any]]:

@@ -134,6 +134,7 @@ DATASETS = (
         records=rows,
         questions=_qasc_questions,
         hub="allenai/qasc",
+        label="answerKey",
     ),
     Dataset(
         name="qasc_flan",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
-import json
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
+from ipt_jax.core import json_lines
+from ipt_jax.core.arrow_rows import rows_of
 from ipt_jax.errors import UserError
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -46,16 +49,26 @@ class DataFile:
     part: str = ""
     """The split that is wanted of it: `train` where the pattern was `name#train`."""
 
+    def open(self) -> IO[bytes]:
+        """Its bytes, decompressed as they are read."""
+        return (
+            cast(IO[bytes], gzip.open(self.path))
+            if self.path.suffix == ".gz"
+            else open(self.path, "rb")
+        )
+
     def text(self) -> str:
-        """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8."""
-        data = self.path.read_bytes()
-        if self.path.suffix == ".gz":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
+        """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8, or
+        damaged."""
+        try:
+            with self.open() as file:
+                return file.read().decode("utf-8-sig")
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
 
     def json(self) -> Any:
         """Its content as JSON. Raises ValueError where it is none."""
-        return json.loads(self.text())
+        return json_lines.parse_json(self.text())
 
     def rows(self, header: Sequence[str] | None = None) -> Iterator[Located]:
         """Records of JSON lines, a JSON list, CSV, TSV (by the file's ending) or parquet.
@@ -70,7 +83,7 @@ class DataFile:
                 yield from self._table("\t" if kind == ".tsv" else ",", header)
             else:
                 yield from self._json_rows()
-        except (OSError, EOFError, ValueError, csv.Error) as error:
+        except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
             yield Located(self.name, error=f"cannot be read: {error}")
 
     def _parquet(self) -> Iterator[Located]:
@@ -79,8 +92,9 @@ class DataFile:
         place = 0
         with pyarrow.parquet.ParquetFile(self.path) as file:
             for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield Located(f"{self.name}[{place}]", row)
+                for row in rows_of(batch, ()):
+                    error = row if isinstance(row, str) else ""
+                    yield Located(f"{self.name}[{place}]", None if error else row, error)
                     place += 1
 
     def _table(self, delimiter: str, header: Sequence[str] | None) -> Iterator[Located]:
@@ -89,19 +103,25 @@ class DataFile:
             yield Located(f"{self.name}:{row.get('id') or place_of(row)}", row)
 
     def _json_rows(self) -> Iterator[Located]:
-        text = self.text()
-        if text.lstrip().startswith("["):
-            for place, value in enumerate(json.loads(text)):
-                yield Located(f"{self.name}[{place}]", value)
-            return
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{self.name}:{number}"
-            try:
-                yield Located(where, json.loads(line))
-            except ValueError as error:
-                yield Located(where, error=f"is not JSON: {error}")
+        with self.open() as file:
+            if file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                for place, value in enumerate(self.json()):
+                    yield Located(f"{self.name}[{place}]", value)
+                return
+            file.seek(0)
+            for number, line in enumerate(json_lines.read_lines(file), start=1):
+                where = f"{self.name}:{number}"
+                if line is None:
+                    yield Located(where, error=json_lines.too_long())
+                elif line.strip():
+                    try:
+                        value = json_lines.parse_json(line.decode("utf-8-sig"))
+                    except UnicodeDecodeError as error:
+                        yield Located(where, error=f"cannot be read: {error}")
+                    except ValueError as error:
+                        yield Located(where, error=f"is not JSON: {error}")
+                    else:
+                        yield Located(where, value)
 
 
 def place_of(row: dict[Any, Any]) -> str:
@@ -144,34 +164,37 @@ class Files:
             )
         return found
 
+    def check(self) -> None:
+        """Raises UserError as `chosen` does; archives are unpacked only where no file outside them
+        is one of the patterns'."""
+        if not _matching(self._walk(self._folder(), "", archives=False), self._patterns):
+            self.chosen()
+
     def find(self, *patterns: str) -> list[DataFile]:
         """Files whose path in the set ends like one of the patterns, sorted by name.
 
         `name#split` finds a file of several splits, of which its reader keeps the one.
         """
-        wanted = [pattern.partition("#")[::2] for pattern in patterns]
-        found = [
-            replace(file, part=part)
-            for file in self._files()
-            for name, part in wanted
-            if fnmatch(f"/{file.name}", f"*/{name}")
-        ]
-        return list(dict.fromkeys(found))
+        return _matching(self._files(), patterns)
+
+    def _folder(self) -> Path:
+        if not self._root.is_dir():
+            raise UserError(f"there is no folder {self._root}: give that of the data set.")
+        return self._root
 
     def _files(self) -> list[DataFile]:
         if self._all is None:
-            if not self._root.is_dir():
-                raise UserError(f"there is no folder {self._root}: give that of the data set.")
-            self._all = sorted(self._walk(self._root, ""), key=lambda file: file.name)
+            self._all = sorted(self._walk(self._folder(), ""), key=lambda file: file.name)
         return self._all
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[DataFile]:
+    def _walk(self, folder: Path, prefix: str, archives: bool = True) -> Iterator[DataFile]:
         for path in sorted(folder.rglob("*")):
             if not path.is_file():
                 continue
             name = prefix + path.relative_to(folder).as_posix()
             if name.endswith(_ARCHIVES):
-                yield from self._walk(self._unpack(path), f"{name}/")
+                if archives:
+                    yield from self._walk(self._unpack(path), f"{name}/")
             else:
                 yield DataFile(name.removesuffix(".gz"), path)
 
@@ -191,6 +214,17 @@ class Files:
                 "the archive away, or download it again."
             ) from error
         return target
+
+
+def _matching(files: Iterable[DataFile], patterns: Sequence[str]) -> list[DataFile]:
+    wanted = [pattern.partition("#")[::2] for pattern in patterns]
+    found = [
+        replace(file, part=part)
+        for file in files
+        for name, part in wanted
+        if fnmatch(f"/{file.name}", f"*/{name}")
+    ]
+    return list(dict.fromkeys(found))
 
 
 def unquoted_rows(file: DataFile) -> Iterator[Located]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 from data_gen.instruction_pretrain.collection.base import MULTI_DOMAIN, Dataset, Question, Unusable
-from data_gen.instruction_pretrain.collection.files import Files, Located, rows
+from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, rows
 from data_gen.instruction_pretrain.collection.nested import each
 from data_gen.instruction_pretrain.collection.squad import (
     answered,
@@ -76,7 +77,9 @@ def _multirc_questions(record: Any) -> Iterator[Question | Unusable]:
     passage = record["passage"] if "passage" in record else record["paragraph"]
     text = _SENTENCE.sub("", passage["text"])
 
-    def question(asked: Any) -> Question:
+    def question(asked: Any) -> Question | Unusable:
+        if any(answer.get("label") == -1 for answer in asked["answers"]):
+            return Unusable("unlabelled", asked["question"])
         options = tuple(answer["text"] for answer in asked["answers"])
         right = [
             answer["text"]
@@ -87,6 +90,35 @@ def _multirc_questions(record: Any) -> Iterator[Question | Unusable]:
         return Question(text, Pair(asked["question"], "; ".join(right), options if choose else ()))
 
     return one_by_one(passage["questions"], question)
+
+
+def _quail_records(files: Files) -> Iterator[Located]:
+    """Rows; or of the XML files, the same questions again, those whose options are shuffled."""
+    chosen = files.chosen()
+    tables = [file for file in chosen if not file.name.endswith(".xml")]
+    shuffled = [file for file in chosen if "randomized" in file.name]
+    for file in tables or shuffled or chosen:
+        yield from _quail_xml(file) if file.name.endswith(".xml") else file.rows()
+
+
+def _quail_xml(file: DataFile) -> Iterator[Located]:
+    try:
+        texts = ElementTree.fromstring(file.text()).findall("text")
+    except (OSError, EOFError, ValueError, ElementTree.ParseError) as error:
+        yield Located(file.name, error=f"cannot be read: {error}")
+        return
+    for text in texts:
+        context = (text.findtext("text_body") or "").strip()
+        for asked in text.iterfind("questions/q"):
+            answers = asked.findall("a")
+            right = [n for n, answer in enumerate(answers) if answer.get("correct") == "True"]
+            record = {
+                "context": context,
+                "question": (asked.text or "").strip(),
+                "answers": [(answer.text or "").strip() for answer in answers],
+                "correct_answer_id": right[0] if len(right) == 1 else None,
+            }
+            yield Located(f"{file.name}:{text.get('id')}.{asked.get('id')}", record)
 
 
 def _quail_questions(record: Any) -> Iterator[Question | Unusable]:
@@ -143,6 +175,7 @@ DATASETS = (
         held_out=("dev.jsonl",),
         records=rows,
         questions=_quartz_questions,
+        label="answerKey",
     ),
     Dataset(
         name="multirc",
@@ -159,11 +192,12 @@ DATASETS = (
         domain=MULTI_DOMAIN,
         source="Rogers et al. (2020); github.com/text-machine-lab/quail, quail_v1.3/json/",
         licence="CC BY-NC-SA 4.0",
-        train=("quail_v1.3/json/train.jsonl", "quail/train-*.parquet"),
-        held_out=("quail/validation-*.parquet",),
-        records=rows,
+        train=("quail_v1.3/json/train.jsonl", "quail/train-*.parquet", "quail_1.?_train*.xml"),
+        held_out=("quail/validation-*.parquet", "quail_1.?_dev*.xml"),
+        records=_quail_records,
         questions=_quail_questions,
         hub="textmachinelab/quail",
+        label="correct_answer_id",
     ),
     Dataset(
         name="cosmosqa",
@@ -175,5 +209,6 @@ DATASETS = (
         records=rows,
         questions=_cosmos_questions,
         hub="allenai/cosmos_qa",
+        label="label",
     ),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from data_gen.instruction_pretrain.collection.squad import (
     squad_records,
 )
 from data_gen.instruction_pretrain.format import Pair
+from ipt_jax.core.json_lines import parse_json
 
 # Evidence is whole pages, longer than a sequence of tuning (4,096 tokens, Table 8) can hold.
 TRIVIA_WORDS = 800
@@ -60,7 +60,7 @@ def _newsqa_row(row: dict[str, str]) -> Question | Unusable:
     """A question of the table, with `196:228|196:202,217:228|None` for three annotators."""
     votes = Counter(row["answer_char_ranges"].lower().split("|"))
     if row.get("validated_answers"):
-        votes = Counter(json.loads(row["validated_answers"]))
+        votes = Counter(parse_json(row["validated_answers"]))
     ranges = votes.most_common(1)[0][0]
     if ranges in ("none", "bad_question"):
         return Unusable("unanswerable", row["question"])

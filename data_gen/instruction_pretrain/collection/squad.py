@@ -46,13 +46,27 @@ def answered(text: str, asked: Any, key: str = "text") -> Question | Unusable:
     answer = asked.get("orig_answer") or _first(asked["answers"], key)
     if asked.get("is_impossible") or CANNOT_ANSWER in answer.values():
         return Unusable("unanswerable", asked["question"])
-    text = text.strip().removesuffix(CANNOT_ANSWER)
-    return Question(text, Pair(asked["question"], answer[key]))
+    at = _place(text, answer)
+    text = text.rstrip().removesuffix(CANNOT_ANSWER)
+    return Question(text, Pair(asked["question"], answer[key]), at)
 
 
-def _first(answers: Any, key: str) -> dict[str, str]:
-    words = answers[key] if isinstance(answers, dict) else [answer[key] for answer in answers]
-    return {key: words[0] if len(words) else ""}
+def _first(answers: Any, key: str) -> dict[str, Any]:
+    if isinstance(answers, dict):  # columns, as in the hub's tables
+        columns = zip(*answers.values(), strict=True)
+        answers = [dict(zip(answers, values, strict=True)) for values in columns]
+    first = answers[0] if answers else {key: ""}
+    return {**first, key: first[key]}
+
+
+def _place(text: str, answer: Any) -> tuple[int, int] | None:
+    """Where an answer stands in the text, by its offset or else where its words come first."""
+    start, said = answer.get("answer_start"), answer.get("text")
+    if not isinstance(said, str) or not said:
+        return None
+    if not isinstance(start, int) or text[start : start + len(said)] != said:
+        start = text.find(said)
+    return (start, start + len(said)) if start >= 0 else None
 
 
 def one_by_one(

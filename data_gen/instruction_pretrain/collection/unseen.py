@@ -29,17 +29,17 @@ _BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-COLON-": 
 
 
 def _social_records(files: Files) -> Iterator[Located]:
-    """The lines with the numbers of their right answers, which are the lines of a file beside."""
+    """The lines with the numbers of their right answers, which are the lines of a file beside;
+    or lines, and rows of the hub's tables, that hold them."""
     for file in files.chosen():
-        if not file.name.endswith(".jsonl"):
-            yield from file.rows()  # the hub's tables hold the label
+        first = next((row.value for row in file.rows() if not row.error), None)
+        if isinstance(first, dict) and "label" in first:
+            yield from file.rows()
             continue
         beside = file.name.removesuffix(".jsonl") + "-labels.lst"
         found = [labels for labels in files.find(beside) if labels.name == beside]
-        if not found:
-            yield Located(file.name, error=f"has no labels: {beside} is missing")
-            continue
-        labels = [line.value[0].strip() for line in unquoted_rows(found[0]) if not line.error]
+        lines = unquoted_rows(found[0]) if found else ()
+        labels = [line.value[0].strip() for line in lines if not line.error]
         for number, row in enumerate(file.rows()):
             if row.error:
                 yield row
@@ -171,11 +171,12 @@ DATASETS = (
         domain="social_media",
         source="Sap et al. (2019); leaderboard.allenai.org/socialiqa, socialiqa-train-dev.zip",
         licence="none stated",
-        train=("socialiqa-train-dev/train.jsonl", "train/*.parquet", "train-*.parquet"),
-        held_out=("socialiqa-train-dev/dev.jsonl", "validation/*.parquet", "validation-*.parquet"),
+        train=("train.jsonl", "train/*.parquet", "train-*.parquet"),
+        held_out=("dev.jsonl", "validation/*.parquet", "validation-*.parquet"),
         records=_social_records,
         questions=_social_questions,
         hub="allenai/social_i_qa",
+        label="label",
         unseen=True,
     ),
     Dataset(

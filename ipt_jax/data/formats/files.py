@@ -7,9 +7,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from ipt_jax.data.damage import Placed
 from ipt_jax.data.tasks import FORMATS, HUB, Task
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.errors import DamagedRecord, UserError, nearest
 from ipt_jax.manifest import (
     TOKENS_FORMAT,
     Manifest,
@@ -168,6 +170,13 @@ def write_index(path: Path, data: bytes | str) -> None:
             f"the index {path} cannot be written ({error.strerror}): free disk space, or set "
             "`index_folder` to a folder that can be written."
         ) from error
+
+
+def whole(row: dict[str, Any] | str, rows: Placed, index: int) -> dict[str, Any]:
+    """The fields of a row. Raises DamagedRecord, naming it, where it is what is wrong with it."""
+    if isinstance(row, str):
+        raise DamagedRecord(f"{rows.where(index)}: {row}: mend or remove it.")
+    return row
 
 
 def fingerprint_of(sums: Sequence[str]) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.arrow_rows import rows_of
 from ipt_jax.core.fingerprint import digest_of, file_digest
+from ipt_jax.data.formats.files import whole
 from ipt_jax.data.tasks import HUB, Task
 from ipt_jax.errors import DamagedRecord, UserError, nearest
 
@@ -13,10 +15,12 @@ class HuggingFaceRows:
     """The rows of one split of a data set; picklable, threads may share it.
 
     The data set lies in Arrow files that are mapped into memory, so that rows are read at random
-    access; one from the hub is downloaded into the library's cache first.
+    access; one from the hub is downloaded into the library's cache first. They are given as they
+    lie there: an image, say, is not decoded. ``columns`` and ``asked`` as of ``ParquetRows``.
     """
 
-    def __init__(self, task: Task, columns: set[str] | None) -> None:
+    def __init__(self, task: Task, asked: Sequence[str], columns: set[str] | None) -> None:
+        self._asked = tuple(asked)
         self._source, self._split = task.source, task.split
         data = _load(task)
         names = list(data.column_names)
@@ -27,7 +31,7 @@ class HuggingFaceRows:
                     f"`tasks.{task.name}.text_key`. {nearest(task.text_key, names)}"
                 )
             data = data.select_columns([name for name in names if name in columns])
-        self._data = data
+        self._data = data.with_format("arrow")
         files = data.cache_files
         # A saved folder's own fingerprint is a line in it, whatever its files are by now.
         self.fingerprint = str(data._fingerprint)
@@ -58,13 +62,13 @@ class HuggingFaceRows:
         if min(wanted) < 0:
             raise IndexError(f"there are {len(self)} rows, not {min(wanted)}")
         try:
-            columns = self._data[wanted]
-        except (OSError, ValueError, UnicodeDecodeError) as error:
+            rows = rows_of(self._data[wanted], self._asked)
+        except (OSError, ValueError) as error:
             raise DamagedRecord(
                 f"rows of {self._source} cannot be read ({error}), among them "
                 f"{self.where(wanted[0])}: save or download the data set again."
             ) from error
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return [whole(row, self, index) for index, row in zip(wanted, rows, strict=True)]
 
 
 def _load(task: Task) -> Any:

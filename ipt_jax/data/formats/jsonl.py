@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from ipt_jax.core import json_lines
 from ipt_jax.data.formats.files import content_sha256, fingerprint_of, write_index
 from ipt_jax.errors import DamagedRecord, UserError
 from ipt_jax.shards import ShardReader
@@ -73,7 +74,7 @@ class _Lines:
         return place + 1 + int(np.searchsorted(blank - np.arange(len(blank)), place, side="right"))
 
     def read(self, places: Sequence[int]) -> list[bytes]:
-        """The bytes of lines."""
+        """The bytes of lines; none of a line that is longer than is read."""
         if self._shards is not None:
             return self._shards.read(places)
         found: list[bytes] = [b""] * len(places)
@@ -82,7 +83,8 @@ class _Lines:
             with open(self.path, "rb") as file:
                 for at in np.argsort(bounds[0], kind="stable").tolist():
                     start, end = int(bounds[0, at]), int(bounds[1, at])
-                    found[at] = os.pread(file.fileno(), end - start, start)
+                    if end - start <= json_lines.MAX_LINE_BYTES:
+                        found[at] = os.pread(file.fileno(), end - start, start)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}): mend it.") from error
         return found
@@ -133,11 +135,13 @@ class JsonlRows:
 
     def _object(self, index: int, line: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(line.removeprefix(_BOM).decode())
+            if not 0 < len(line) <= json_lines.MAX_LINE_BYTES:
+                raise ValueError(json_lines.too_long())
+            value = json_lines.parse_json(line.removeprefix(_BOM).decode())
             error = f"it is a {type(value).__name__}"
         except UnicodeDecodeError as caught:
             value, error = None, f"not UTF-8 at byte {caught.start} of the line"
-        except (ValueError, RecursionError) as caught:
+        except ValueError as caught:
             value, error = None, str(caught)
         if not isinstance(value, dict):
             raise DamagedRecord(
@@ -150,26 +154,35 @@ def _find(path: Path, out: Path) -> tuple[int, list[int]]:
     """Write where the lines of a plain file begin and end; how many, and which are blank."""
     starts, ends, blank, line, at, open_at = [], [], [], 0, 0, 0
     rest = b""  # of the last block: a line that is not at its end
+    long_at: int | None = None  # where that line begins, if it is too long to be held
     try:
         with open(path, "rb") as file:
             while True:
                 block = file.read(_BLOCK)
                 data = rest + block
                 breaks = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).astype(np.int64)
-                if not block and rest:
+                if not block and (rest or long_at is not None):
                     breaks = np.asarray([len(data)], np.int64)  # the last line has no break
                 if len(breaks):
                     begins = np.concatenate([[0], breaks[:-1] + 1])
                     first = np.frombuffer(data + b" ", np.uint8)[begins]
                     # A line that begins as an object is not blank; only the others are looked at.
                     odd = np.flatnonzero(first != ord("{")).tolist()
+                    if long_at is not None:
+                        odd = [i for i in odd if i]
                     empty = [i for i in odd if not data[begins[i] : breaks[i]].strip()]
                     kept = np.delete(np.arange(len(breaks)), empty)
-                    starts.append(at + begins[kept])
+                    begins += at
+                    if long_at is not None:
+                        begins[0], long_at = long_at, None
+                    starts.append(begins[kept])
                     ends.append(at + breaks[kept])
                     blank += [line + i for i in empty]
                     line += len(breaks)
                     open_at = int(breaks[-1]) + 1
+                elif long_at is not None or len(data) > json_lines.MAX_LINE_BYTES:
+                    long_at = at if long_at is None else long_at
+                    open_at = len(data)
                 else:
                     open_at = 0
                 rest = data[open_at:]
@@ -193,7 +206,10 @@ def _pack(path: Path, out: Path) -> tuple[int, list[int]]:
         writer = ArrayRecordWriter(str(temporary), "group_size:16,zstd:3")
         try:
             for number, line in enumerate(_decompressed(path)):
-                if line.strip():
+                if line is None:
+                    writer.write(b"")  # no line that is kept is empty: this stands for a long one
+                    records += 1
+                elif line.strip():
                     writer.write(line.rstrip(b"\r\n"))
                     records += 1
                 else:
@@ -211,10 +227,10 @@ def _pack(path: Path, out: Path) -> tuple[int, list[int]]:
     return records, blank
 
 
-def _decompressed(path: Path) -> Iterator[bytes]:
+def _decompressed(path: Path) -> Iterator[bytes | None]:
     try:
         with _opened(path) as file:
-            yield from file
+            yield from json_lines.read_lines(file)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
             f"{path} cannot be decompressed ({error}): it is damaged or not what its ending says. "

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ipt_jax.data.formats.files import content_sha256, fingerprint_of
+from ipt_jax.core.arrow_rows import rows_of
+from ipt_jax.data.formats.files import content_sha256, fingerprint_of, whole
 from ipt_jax.errors import DamagedRecord, UserError, nearest
 
 # Decoded row groups kept. A global shuffle touches all of them: where they do not fit, each row
@@ -19,8 +20,9 @@ _CACHE_BYTES = 512 << 20
 class ParquetRows:
     """The rows of one or several files; picklable, threads may share it.
 
-    ``columns`` limits what is decoded; None for all. Raises UserError naming the file that is no
-    parquet or lacks the column ``text_key``.
+    ``columns`` limits what is decoded; None for all. A value that Python cannot hold makes the row
+    damaged in the columns ``asked``, the first of which is the text's, and is given as text in
+    others. Raises UserError naming the file that is no parquet or lacks the text's column.
     """
 
     def __init__(
@@ -28,20 +30,20 @@ class ParquetRows:
         files: Sequence[Path],
         folder: Path,
         verify: bool,
-        text_key: str,
+        asked: Sequence[str],
         columns: set[str] | None,
     ) -> None:
-        self._files = tuple(files)
+        self._files, self._asked = tuple(files), tuple(asked)
         self._groups: list[tuple[int, int, int]] = []  # file, group in it, its first row in it
         self._columns: list[list[str] | None] = []
         counts = []
         for number, path in enumerate(files):
             with _open(path) as file:
                 names = file.schema_arrow.names
-                if columns is not None and text_key not in names:
+                if columns is not None and asked[0] not in names:
                     raise UserError(
-                        f"{path} has no column `{text_key}`: set `text_key`. "
-                        f"{nearest(text_key, names)}"
+                        f"{path} has no column `{asked[0]}`: set `text_key`. "
+                        f"{nearest(asked[0], names)}"
                     )
                 kept = None if columns is None else [name for name in names if name in columns]
                 self._columns.append(kept)
@@ -101,16 +103,16 @@ class ParquetRows:
             (places,) = np.nonzero(groups == group)
             rows = self._rows(group, (wanted[places] - self._starts[group]).tolist())
             for place, row in zip(places.tolist(), rows, strict=True):
-                found[place] = row
+                found[place] = whole(row, self, int(wanted[place]))
         return found
 
-    def _rows(self, group: int, local: list[int]) -> list[dict[str, Any]]:
+    def _rows(self, group: int, local: list[int]) -> list[dict[str, Any] | str]:
         import pyarrow
 
         file, number, _ = self._groups[group]
         try:
-            return self._table(group).take(local).to_pylist()
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            return rows_of(self._table(group).take(local), self._asked)
+        except (pyarrow.ArrowException, OSError) as error:
             raise DamagedRecord(
                 f"row group {number} of {self._files[file]} cannot be read "
                 f"({' '.join(str(error).split())[:200]}): it is damaged. Copy the file again."

@@ -139,7 +139,7 @@ def test_files_that_are_no_text_are_one_record(tmp_path: Path) -> None:
     (tmp_path / "bad.tsv").write_bytes(b"\xff\t\xfe")
     found = gather(TOY, tmp_path)
     assert found.reasons == {"malformed_file": 1}
-    assert found.unusable[0].where == "train.jsonl"
+    assert found.unusable[0].where == "train.jsonl:1"
     with Files(tmp_path, ["*.jsonl"]) as files:
         assert "cannot be read" in next(documents(files)).error
         assert "cannot be read" in next(unquoted_rows(files.find("bad.tsv")[0])).error

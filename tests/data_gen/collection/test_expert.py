@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather
+from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather, windows
 from data_gen.instruction_pretrain.format import Pair
 
 
@@ -55,7 +55,16 @@ def test_qasper(shared: Path) -> None:
     )
     assert paper.pairs[4].response == "negative, positive"  # two extracted spans
     held_out = gather(DATASETS["qasper"], folder, files=DATASETS["qasper"].held_out)
-    assert [len(example.pairs) for example in held_out.examples] == [4]
+    # A paper of 2,381 words, too long for a sequence: its questions have windows of their evidence.
+    assert (held_out.in_windows, held_out.questions, held_out.unusable) == (4, 4, [])
+    found_in = {pair.instruction: one.text for one in held_out.examples for pair in one.pairs}
+    for asked, evidence in (
+        ("which multilingual approaches do they compare with?", "Table TABREF19 and TABREF26"),
+        ("what are the pivot-based baselines?", "Table TABREF19 and TABREF26"),
+        ("which datasets did they experiment with?", "We evaluate our cross-lingual pre-training"),
+        ("what language pairs are explored?", "The statistics of Europarl and MultiUN"),
+    ):
+        assert evidence in found_in[asked] and 790 < len(found_in[asked].split()) < 900
 
 
 def _qasper_paper(*answers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -120,6 +129,47 @@ def test_a_damaged_document_is_one_unreadable_record(
     (piece,) = found.unusable
     assert (piece.reason, piece.where) == ("malformed_file", "a/qasper-train-v0.3.json")
     assert piece.detail.startswith(problem)
+
+
+# ---- Windows ----------------------------------------------------------------------------------
+
+
+def test_a_question_of_a_long_paper_has_the_window_of_its_answer(tmp_path: Path) -> None:
+    """3,000 words of which one sentence in fifty has an answer, the same words in each."""
+    said = [f"Sentence {n} tells of cell {n} and of little else." for n in range(333)]
+    said[::50] = [f"Drug {n} works in {n} days." for n in range(7)]
+    text = " \n" + " ".join(said)
+    asked = [
+        {
+            "question": f"How long of {n}?",
+            "answers": [{"text": "days", "answer_start": text.index(f"{n} days") + 2}],
+        }
+        for n in range(7)
+    ]
+    far = {"text": text[50:9000], "answer_start": 50}
+    more = [
+        {"question": "Nowhere?", "answers": [{"text": "hours", "answer_start": 3}]},
+        {"question": "Off by some?", "answers": [{"text": "Drug 3 works", "answer_start": 7}]},
+        {"question": "All?", "answers": [far]},
+    ]
+    short = {"context": " ".join(said[:100]), "qas": asked[:1]}
+    document = {"data": [{"paragraphs": [{"context": text, "qas": asked + more}, short]}]}
+    found = gather(DATASETS["covid_qa"], _written(tmp_path, "COVID-QA.json", document))
+    assert (found.unusable, found.in_windows, found.questions) == ([], 9, 11)
+    by_text = {one.text: [pair.instruction for pair in one.pairs] for one in found.examples}
+    assert by_text.pop(text.strip()) == ["Nowhere?"]  # as long as it was, and counted in tuning
+    assert by_text.pop(" ".join(said[:100])) == ["How long of 0?"]
+    for window, questions in by_text.items():
+        assert window.startswith(("Sentence", "Drug")) and window.endswith(".")
+        for question in questions:
+            number = question.removeprefix("How long of ").removesuffix("?")
+            assert not number.isdigit() or f"Drug {number} works in {number} days." in window
+            assert "Off" not in question or "Drug 3 works" in window
+            assert "All" not in question or far["text"] in window
+        assert 800 <= len(window.split()) < 830 or "All?" in questions
+    assert len(by_text) < 9  # near answers share a window
+    unbroken = "word " * 3000
+    assert windows.window(unbroken, 7000, 7004) == ("word " * 800).strip()
 
 
 # ---- COVID-QA -----------------------------------------------------------------------------------

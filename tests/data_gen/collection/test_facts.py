@@ -126,7 +126,7 @@ def test_qasc(shared: Path, tmp_path: Path) -> None:
     # The test file has no answers.
     test = gather(DATASETS["qasc"], folder, files=("test.jsonl",))
     where = "default/QASC_Dataset/test.jsonl:1"
-    assert test.unusable == [Unusable("malformed_record", "KeyError: 'answerKey'", where)]
+    assert test.unusable == [Unusable("unlabelled", "it has no `answerKey`", where)]
     row = {
         "question": "What type of water formation is formed by clouds?",
         "choices": {"text": list(options), "label": list("ABCDEFGH")},

@@ -204,13 +204,47 @@ def test_quail_of_the_official_lines_and_of_the_hub(tmp_path: Path) -> None:
     ]
     assert [(u.reason, u.where) for u in found.unusable] == [
         ("malformed_record", "quail_v1.3/json/train.jsonl:3"),
-        ("malformed_record", "quail_v1.3/json/train.jsonl:4"),
+        ("unlabelled", "quail_v1.3/json/train.jsonl:4"),
     ]
     (tmp_path / "quail").mkdir()
     table = pa.Table.from_pylist([quail("What?", 1)])
     pq.write_table(table, tmp_path / "quail/validation-00000-of-00001.parquet")
     held_out = gather(DATASETS["quail"], tmp_path, files=DATASETS["quail"].held_out)
     assert pairs(held_out) == [Pair("What?", "an owl", options)]
+
+
+def quail_xml(*questions: str) -> str:
+    asked = "".join(questions)
+    return (
+        '<data>\n <text domain="fiction" id="f1">\n  <metadata/>\n  <text_body>\n   A mill '
+        f"stands.\nIt turns.\n  </text_body>\n  <questions>{asked}</questions>\n </text>\n</data>\n"
+    )
+
+
+def quail_asked(words: str, *correct: str) -> str:
+    answers = "".join(
+        f'<a id="{n}"{said}>\n     {option}\n    </a>\n'
+        for n, (option, said) in enumerate(zip(("a mill", "an owl"), correct, strict=True))
+    )
+    return f'<q id="1" type="Factual">\n    {words}\n    {answers}   </q>\n'
+
+
+def test_quail_of_the_official_xml(tmp_path: Path) -> None:
+    folder = "quail_v1.3/xml"
+    right, wrong = ' correct="True"', ' correct="False"'
+    asked = [quail_asked("What?", wrong, right), quail_asked("Who?", "", "")]
+    write(tmp_path, f"{folder}/randomized/quail_1.3_train_randomized.xml", quail_xml(*asked))
+    # The same with the right option first, which is left alone, and what is no XML.
+    write(tmp_path, f"{folder}/ordered/quail_1.3_train.xml", quail_xml(quail_asked("x", right, "")))
+    write(tmp_path, f"{folder}/randomized/quail_1.3_dev_randomized.xml", "<data>")
+    found = gather(DATASETS["quail"], tmp_path)
+    (example,) = found.examples
+    assert example.text == "A mill stands.\nIt turns."
+    assert example.pairs == (Pair("What?", "an owl", ("a mill", "an owl")),)
+    name = f"{folder}/randomized/quail_1.3_train_randomized.xml:f1.1"
+    assert [(u.reason, u.where) for u in found.unusable] == [("unlabelled", name)]
+    bad = gather(DATASETS["quail"], tmp_path, files=DATASETS["quail"].held_out)
+    assert bad.reasons == {"malformed_file": 1}
 
 
 # Cosmos QA

@@ -41,7 +41,7 @@ def test_socialiqa_with_its_labels_in_a_file_beside(tmp_path: Path) -> None:
     name = "socialiqa-train-dev/train.jsonl"
     records = [social("Why?"), social("What next?"), social("How?"), {"context": "x"}, [], 7]
     write(tmp_path, name, lines(*records[:3]) + "{\n" + lines(*records[3:5]))
-    write(tmp_path, "socialiqa-train-dev/train-labels.lst", "1\n3\n4\n1\n1\n")
+    write(tmp_path, "socialiqa-train-dev/train-labels.lst", "1\n3\n4\n1\n1\n1\n")
     found = gather(DATASETS["socialiqa"], tmp_path)
     options = ("be kind", "go home", "sleep")
     assert [example.text for example in found.examples] == ["Kim lent Lee a pen."]
@@ -56,12 +56,11 @@ def test_socialiqa_with_too_few_labels_or_none(tmp_path: Path) -> None:
     name = "socialiqa-train-dev/train.jsonl"
     write(tmp_path, name, lines(social("Why?"), social("How?")))
     found = gather(DATASETS["socialiqa"], tmp_path)
-    assert reasons(found) == [("malformed_file", name)]
-    assert "train-labels.lst is missing" in found.unusable[0].detail
+    assert reasons(found) == [("unlabelled", f"{name}:1"), ("unlabelled", f"{name}:2")]
     write(tmp_path, "socialiqa-train-dev/train-labels.lst", "2\n")
     found = gather(DATASETS["socialiqa"], tmp_path)
     assert [pair.response for pair in pairs(found)] == ["go home"]
-    assert reasons(found) == [("no_answer", f"{name}:2")]
+    assert reasons(found) == [("unlabelled", f"{name}:2")]
 
 
 def test_socialiqa_of_the_hub(tmp_path: Path) -> None:
@@ -69,6 +68,14 @@ def test_socialiqa_of_the_hub(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{**social("Why?"), "label": "2"}])
     pq.write_table(table, tmp_path / "data/train-00000-of-00001.parquet")
     assert [p.response for p in pairs(gather(DATASETS["socialiqa"], tmp_path))] == ["go home"]
+
+
+def test_socialiqa_in_lines_with_their_labels(tmp_path: Path) -> None:
+    records = [{**social(asked), "label": label} for asked, label in (("Why?", "3"), ("How?", ""))]
+    write(tmp_path, "train.jsonl", lines(*records))
+    found = gather(DATASETS["socialiqa"], tmp_path)
+    assert [pair.response for pair in pairs(found)] == ["sleep"]
+    assert reasons(found) == [("unlabelled", "train.jsonl:2")]
 
 
 # TextbookQA

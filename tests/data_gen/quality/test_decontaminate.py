@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,32 @@ def test_every_planted_copy_is_found_and_nothing_else(
         assert number in [match.example for match in matches[place]]
 
 
+DISGUISES = {
+    "decomposed": lambda text: unicodedata.normalize("NFD", text),
+    "references": lambda text: text.replace(" ", "&nbsp;").replace("é", "&eacute;"),
+    "invisible": lambda text: text.replace("é", "\u200bé").replace("mon", "m\u00ado\u200dn"),
+    "ligatures": lambda text: text.replace("fi", "\ufb01"),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_copy_is_found_however_its_letters_are_written(rule: str, disguise: str) -> None:
+    words = "Le café de Zoé est fermé après-midi, été comme hiver, et le final écho de sa "
+    text = words + "monnaie résonne déjà à Orléans, où le père Noël élève une haie"
+    copy = DISGUISES[disguise](text)
+    assert copy != text
+    gate = RULES[rule]([example(text)], CONFIG)
+    assert gate.check(records([f"Ici {copy} là."]))[0] is not None
+    gate = RULES[rule]([example(copy)], CONFIG)
+    assert gate.check(records([f"Ici {text} là."]))[0] is not None
+
+
 # Substrings.
 
 
 def test_letters_and_digits_are_all_that_is_left() -> None:
-    assert alphanumerics("A b_c-1,\n2 é字 «x» ²") == "Abc12é字x²"
+    assert alphanumerics("A b_c-1,\n2 é字 «x» ²") == "Abc12é字x2"
     assert alphanumerics("Plain, ASCII_text 42!") == "PlainASCIItext42"
 
 
@@ -133,14 +155,23 @@ def test_nothing_is_found_across_two_texts_nor_with_case_changed() -> None:
 
 
 def test_examples_without_letters_match_nothing_and_are_counted() -> None:
-    rule = SubstringRule([example("?? --"), example("yes", "1"), example("a b c d", "2")], CONFIG)
+    paper = DecontaminateConfig(shortest_characters=0)
+    rule = SubstringRule([example("?? --"), example("yes", "1"), example("a b c d", "2")], paper)
     assert [v is None for v in rule.check(records(["yes", "..", "xabcdx"]))] == [False, True, False]
     assert rule.counts() == {"set": SetCounts(examples=3, contaminated=2, unmatchable=1)}
-    longer = SubstringRule(
-        [example("yes"), example("a b c d", "2")], DecontaminateConfig(shortest_characters=4)
-    )
-    assert [v is None for v in longer.check(records(["yes", "abcd"]))] == [True, False]
-    assert longer.unmatchable == {0}
+
+
+def test_short_examples_remove_nothing_unless_asked(documents: list[str]) -> None:
+    """One word of ten letters is in many clean documents; as in the paper it removes them all."""
+    items = [example("University"), example("exactly twenty letters", "1")]
+    made = records([*documents, "Of exactly: TWENTY", "exactly twenty-letters"])
+    default = SubstringRule(items, CONFIG)
+    assert [n for n, v in enumerate(default.check(made)) if v] == [len(made) - 1]
+    assert default.counts() == {"set": SetCounts(examples=2, contaminated=1, unmatchable=1)}
+    paper = SubstringRule(items, DecontaminateConfig(shortest_characters=0))
+    assert sum(v is not None for v in paper.check(made)) > 30
+    with pytest.raises(UserError, match="`shortest_characters` is -1"):
+        DecontaminateConfig(shortest_characters=-1)
 
 
 # Coverage.

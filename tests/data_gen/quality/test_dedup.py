@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ def documents(shared: Path) -> list[str]:
 )  # fmt: skip
 def test_first_two_sentences(text: str, wanted: str) -> None:
     assert first_sentences(text) == wanted
+
+
+def test_a_near_duplicate_is_found_however_its_letters_are_written(documents: list[str]) -> None:
+    text = f"{documents[0][:400]} Le café de Zoé est fermé après-midi, été comme hiver."
+    spaced = "&nbsp;".join(unicodedata.normalize("NFD", text).split(" "))
+    assert [(twin.number, twin.similarity) for twin in near_duplicates([text, spaced])] == [(1, 1)]
 
 
 def test_exact_duplicates_name_the_first() -> None:

@@ -18,6 +18,8 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 
+from ipt_jax.core import json_lines
+from ipt_jax.data.damage import read_records
 from ipt_jax.data.formats import jsonl, parquet
 from ipt_jax.data.formats.files import CACHE
 from ipt_jax.data.formats.jsonl import JsonlRows
@@ -234,7 +236,8 @@ def test_lines_are_found_as_python_finds_them(
         (b"{", "is no JSON object (Expecting"),
         (b"[1]", "is no JSON object (it is a list)"),
         (b'{"text": "\xff"}', "not UTF-8 at byte 10 of the line"),
-        (b"[" * 100_000, "is no JSON object (maximum recursion"),
+        (b"[" * 100_000, "is no JSON object (objects and lists lie more than 200 deep"),
+        (b'{"text": ' + b"[" * 201 + b"]" * 201 + b"}", "more than 200 deep in each other"),
         (b'{"body": "x"}', "`text` is missing, not text: it has ['body']; set `tasks.t.text_key`"),
         (b'{"text": null}', "`text` is missing"),
         (b'{"text": 5}', "`text` is a int, not text"),
@@ -255,6 +258,43 @@ def test_a_bad_line_names_file_line_and_key(tmp_path: Path, line: bytes, message
     assert f"line 3 of {tmp_path}/x.jsonl" in str(told.value)
     assert message in str(told.value)
     assert [record.text for record in source.read([0, 2])] == ["good", "good"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_a_line_of_any_length_is_never_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(jsonl, "_BLOCK", 64)
+    row = b'{"text": "%b"}'
+    long = [row % (b"x" * length) for length in (89, 500, 88)]
+    data = b"\n".join([row % b"a", long[0], b"", long[1], long[2], row % b"b", long[1]])
+    (tmp_path / f"x{ending}").write_bytes(gzip.compress(data) if ending[-1] == "z" else data)
+    source = open_source(Task("t", str(tmp_path / f"x{ending}")))
+    found = read_records(source.read, source, range(len(source)), skip=True)
+    assert [getattr(one, "text", "")[:1] for one in found] == ["a", "", "", "x", "b", ""]
+    for number, line in ((1, 2), (2, 4), (5, 7)):
+        assert f"line {line} of {tmp_path}/x{ending}" in str(found[number])
+        assert "longer than 100 bytes" in str(found[number])
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_values_that_python_cannot_hold(tmp_path: Path, form: str) -> None:
+    """A damaged row where the id is one; elsewhere nobody asks for it, or it is text."""
+    days = pa.array([5_000_000, 1], pa.date32())
+    table = pa.table({"text": ["a", "b"], "id": ["1", "2"], "day": days})
+    if form == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "x"))
+    else:
+        (tmp_path / "x").mkdir()
+        pq.write_table(table, tmp_path / "x" / "x.parquet")
+    for more in ({}, {"preprocessors": ("strip",)}):
+        source = open_source(Task("t", str(tmp_path / "x"), **more))
+        assert [record.id for record in source.read([0, 1])] == ["1", "2"]
+    dated = open_source(Task("t", str(tmp_path / "x"), id_key="day"))
+    with pytest.raises(DamagedRecord, match="row 1 of .*'day' holds a date32"):
+        dated.read([0])
 
 
 def test_an_id_that_was_asked_for_must_be_there(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Lines and JSON out of files that nobody vouches for, with bounds on their size and depth."""
+
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+MAX_LINE_BYTES = 64 << 20
+"""Longest line that is read, its break not counted; a compressed one of a few MB can hold GBs."""
+MAX_DEPTH = 200
+"""Most objects and lists within each other. Python reads about 1,500 and then fails to write what
+it read, or to read it where more calls stand above."""
+_SKIPPED_BYTES = 1 << 20
+
+
+class TooDeep(json.JSONDecodeError):
+    """Objects and lists lie more than MAX_DEPTH deep in each other."""
+
+    def __init__(self) -> None:
+        super().__init__("objects and lists lie too deep in each other", "", 0)
+
+    def __str__(self) -> str:
+        return f"objects and lists lie more than {MAX_DEPTH} deep in each other"
+
+
+def read_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines of a file, with their breaks; None for one longer than MAX_LINE_BYTES, which is
+    passed over without being held."""
+    most = MAX_LINE_BYTES
+    while line := file.readline(most + 1):
+        if len(line) <= most or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(_SKIPPED_BYTES)
+        yield None
+
+
+def too_long() -> str:
+    """What is said of a line that is longer than MAX_LINE_BYTES."""
+    return f"it is longer than {MAX_LINE_BYTES:,} bytes"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises what json.loads raises where it is none, or TooDeep."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise TooDeep from error
+    # Nearly every text has too few brackets to be deep: counting them costs least.
+    marks = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    brackets = sum(text.count(mark) for mark in marks)  # pyright: ignore[reportArgumentType]
+    if brackets > MAX_DEPTH and _is_deep(value):
+        raise TooDeep
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
