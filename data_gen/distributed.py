@@ -1,7 +1,8 @@
 """The same work on Ray: an engine in each actor, ledger and output where the run was started.
 
 Actors only answer requests. Units, order, the ledger and the shards stay with one driver, so that
-a run on Ray writes the bytes of a run without it, and goes on from its folder. Where a node is
+a run on Ray goes on from the folder of a run without it, and from the same answers writes the same
+bytes. Where a node is
 lost, what its actor had not answered is asked of the others, and nothing that was answered is
 asked again; this is why actors are used and no `ray.data` pipeline, which makes lost blocks anew.
 """

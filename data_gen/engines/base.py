@@ -56,7 +56,8 @@ class Request:
     sampling: Sampling
     """How to draw."""
     seed: int = 0
-    """Draws depend on this alone, not on the batch that the request shares; 0 to 2**63 - 1."""
+    """Random numbers depend on this alone, not on the batch that the request shares; whether the
+    probabilities do is the engine's matter. 0 to 2**63 - 1."""
 
 
 @dataclass(frozen=True)
