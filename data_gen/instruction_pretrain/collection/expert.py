@@ -31,7 +31,7 @@ def _qasper_question(text: str, asked: Any) -> Question | Unusable:
         return Unusable("unanswerable", asked["question"])
     found = [(said, _place(text, answer)) for answer in answers if (said := _qasper_answer(answer))]
     answer, at = found[0] if found else ("", None)
-    return Question(text, Pair(asked["question"], answer), at)
+    return Question(text, Pair(asked["question"], answer), at=at)
 
 
 def _qasper_answer(answer: Any) -> str:

@@ -48,7 +48,7 @@ def answered(text: str, asked: Any, key: str = "text") -> Question | Unusable:
         return Unusable("unanswerable", asked["question"])
     at = _place(text, answer)
     text = text.rstrip().removesuffix(CANNOT_ANSWER)
-    return Question(text, Pair(asked["question"], answer[key]), at)
+    return Question(text, Pair(asked["question"], answer[key]), at=at)
 
 
 def _first(answers: Any, key: str) -> dict[str, Any]:
