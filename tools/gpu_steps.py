@@ -155,7 +155,7 @@ def measure(
             loss=float(contestant.last["loss"]),
             norm=float(contestant.last["gradient_norm"]),
             peak_bytes=(jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-            temp_bytes=memory.temp_size_in_bytes,
+            temp_bytes=getattr(memory, "temp_size_in_bytes", None),
             **about,
         )
         if trace is not None and not running:

@@ -63,8 +63,9 @@ def cudnn_packed_attention(
     scale = spec.scale if spec.scale is not None else h**-0.5
     setting = Setting(scale, spec.causal, spec.window, min(slots_per_row or SLOTS_PER_ROW, T))
     q_BTKGh = q_BTHh.reshape(B, T, K, H // K, h)
-    out = _attention(setting, q_BTKGh, k_BTKh, v_BTKh, segment_ids_BT).reshape(q_BTHh.shape)
-    return jnp.where((segment_ids_BT != PADDING)[..., None, None], out, 0)
+    out_BTKGh: jax.Array = _attention(setting, q_BTKGh, k_BTKh, v_BTKh, segment_ids_BT)
+    real = (segment_ids_BT != PADDING)[..., None, None]
+    return jnp.where(real, out_BTKGh.reshape(q_BTHh.shape), 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -39,6 +39,8 @@ _HELD: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 class FolderRefused(UserError):
     """A folder that this run may not use; nothing in it was changed."""
 
+    reason: Reason
+
     def __init__(self, path: Path, reason: Reason, why: str, differs: Sequence[str] = ()):
         super().__init__(f"{path}: {why}")
         self.path, self.reason, self.differs = path, reason, tuple(differs)
