@@ -35,6 +35,7 @@ from ipt_jax.training.processes import (
     Agreement,
     BatchPlacement,
     anywhere,
+    everyones_error,
     refuse_other_configs,
     wait_for_all,
 )
@@ -203,7 +204,7 @@ def _first_state(
             "resume=auto, or name the run_folder of a run that saved one."
         )
     if found is None and wanted is None and checkpoints.all_lost():
-        raise UserError(
+        raise everyones_error(
             f"{checkpoints.folder}: every checkpoint of this run is damaged (damaged/ holds "
             "them); put back a copy of one, or give --resume 0 to train from the beginning."
         )
@@ -285,7 +286,7 @@ def _check_learnt(config: TrainConfig, stream: Lookahead, first: int) -> None:
     """Refuse to begin a run whose batches hold nothing to learn."""
     most = min(config.steps, config.guard.stop_after)
     if first == 0 and not anywhere(stream.any_to_learn(most)):
-        raise UserError(
+        raise everyones_error(
             f"data.mixture={config.data.mixture!r}: no token of the first {most} batches is to be "
             "learnt: all of them are masked (loss weight 0). See that the records have responses "
             "where a task says `loss: responses` (tools/show_batch.py shows what is masked), or "

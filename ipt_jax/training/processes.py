@@ -110,6 +110,11 @@ def _say_gone(what: str) -> None:
     )
 
 
+def everyones_error(message: str) -> Exception:
+    """A `UserError` that all processes raise at once: none then loses the others at its exit."""
+    return UserError(message) if jax.process_count() == 1 else RunStopped(f"error: {message}", 2)
+
+
 def refuse_other_configs(config: Mapping[str, str]) -> None:
     """See that all processes were started with the same config; every process calls this.
 
@@ -117,7 +122,7 @@ def refuse_other_configs(config: Mapping[str, str]) -> None:
       config: Values by dotted key, without those that may differ between processes.
 
     Raises:
-      UserError: in every process, naming the keys that differ and the processes that have other
+      RunStopped: in every process, naming the keys that differ and the processes that have other
         values than process 0.
     """
     if jax.process_count() == 1:
@@ -133,7 +138,7 @@ def refuse_other_configs(config: Mapping[str, str]) -> None:
     keys = sorted({k for o in others for k in o.keys() | first.keys() if o.get(k) != first.get(k)})
     if keys:
         apart = [str(i) for i, other in enumerate(others, 1) if other != first]
-        raise UserError(
+        raise everyones_error(
             f"{', '.join(keys)}: process {', '.join(apart)} of this run has other values than "
             "process 0; start all of them with the same config."
         )

@@ -84,7 +84,7 @@ def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> It
             raise
         why = str(error).removeprefix(f"{error.path}: ")
         why += " To train the run longer, leave train_tokens and epochs and add to extensions."
-        raise FolderRefused(error.path, error.reason, why, error.differs) from error
+        raise FolderRefused(error.path, "differs", why, error.differs) from error
     with run:
         devices = [f"{device.platform}:{device.device_kind}" for device in mesh.devices.flat]
         write_run_files(folder, config, devices=devices)
