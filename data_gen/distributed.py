@@ -2,9 +2,9 @@
 
 Actors only answer requests. Units, order, the ledger and the shards stay with one driver, so that
 a run on Ray goes on from the folder of a run without it, and from the same answers writes the same
-bytes. Where a node is
-lost, what its actor had not answered is asked of the others, and nothing that was answered is
-asked again; this is why actors are used and no `ray.data` pipeline, which makes lost blocks anew.
+bytes. Where a node is lost, what its actor had not answered is asked of the others, and nothing
+that was answered is asked again; this is why actors are used and no `ray.data` pipeline, which
+makes lost blocks anew.
 """
 
 from __future__ import annotations
