@@ -10,7 +10,7 @@ from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_shards import TokenSource
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record
-from ipt_jax.tokenizers import Tokenizer
+from ipt_jax.tokenizers import Tokenizer, begins
 
 
 def extra_tokens(task: Task) -> int:
@@ -77,11 +77,11 @@ def _parts(task: Task, record: Record, where: str) -> tuple[tuple[str, ...], np.
 
 
 def _loss(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> np.ndarray:
-    """Weight of each token: that of the part its last character lies in; EOS has the last's."""
+    """Weight of each token: the greatest of its characters'; EOS has the last part's."""
     parts, weights = _parts(task, record, where)
-    borders = np.cumsum([len(part) for part in parts])
-    ends = tokenizer.ends(record.text)
-    part = np.searchsorted(borders, np.maximum(ends - 1, 0), side="right")
-    loss = weights[np.minimum(part, len(weights) - 1)]
+    loss, ends = weights[:0], tokenizer.ends(record.text)
+    if len(ends):
+        of_characters = np.repeat(weights, [len(part) for part in parts])
+        loss = np.maximum.reduceat(of_characters, begins(ends))
     head, tail = np.zeros(int(task.bos), np.float32), weights[-1:][: int(task.eos)]
     return np.concatenate([head, loss, tail])

@@ -78,9 +78,9 @@ def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:
     second = tokenizer.encode("".join(PARTS[2:6]))
     assert ids[(owners >= 2) & (owners < 6)].tolist() == second
     assert ids[owners >= 6].tolist() == tokenizer.encode("".join(PARTS[6:]))
-    # A token that spans two parts belongs to the one it ends in: `></` to the end, `><` to <s>.
+    # A token that spans two parts belongs to the one it begins in: `><` holds the end's last `>`.
     spelt = [tokenizer.decode([int(one)]) for one in ids[owners == 3]]
-    assert spelt == ["></", "s"]
+    assert spelt == ["s", "><"]
     assert tokenizer.decode(ids.tolist()) == "".join(PARTS)
     ends, owners = tokenizer.encode_parts(["<|im_start|>", "x", "<|im_end|>"], (0.0, 0.0, 0.0))
     assert ends[[0, -1]].tolist() == [tokenizer.bos_id, tokenizer.eos_id]
