@@ -57,6 +57,9 @@ class Tokenizer(ABC):
     bos_token: str | None
     """How BOS is written where a text may name it (``<s>``)."""
     eos_token: str | None
+    adds_bos: bool = True
+    """Whether ``transformers`` puts BOS before a text with this tokenizer, as its publisher's
+    models were trained. What is trained, exported and verified follows it (``Task.bos``)."""
 
     @abstractmethod
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -297,6 +300,9 @@ class FastTokenizer(Tokenizer):
             None if token is None else self._fast.token_to_id(token)
             for token in (self.bos_token, self.eos_token)
         )
+        # By what the folder's post-processor does, not by `add_bos_token`, which not all classes
+        # of transformers follow.
+        self.adds_bos = self.bos_id in self._fast.encode("a").ids[:1]
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         batch = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)

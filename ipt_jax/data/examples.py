@@ -15,7 +15,7 @@ from ipt_jax.tokenizers import Tokenizer, begins
 
 def extra_tokens(task: Task) -> int:
     """BOS and EOS of each example: what is not in the length index."""
-    return int(task.bos) + int(task.eos)
+    return int(task.adds_bos) + int(task.eos)
 
 
 def read_examples(
@@ -44,7 +44,7 @@ def tokenise(
             _by_parts(task, tokenizer, record, source.where(index))
             for record, index in zip(records, indices, strict=True)
         ]
-    ids = tokenizer.encode_arrays([record.text for record in records], task.bos, task.eos)
+    ids = tokenizer.encode_arrays([record.text for record in records], task.adds_bos, task.eos)
     if task.loss == "all":
         return [Tokenised(array, None) for array in ids]
     return [
@@ -56,8 +56,8 @@ def tokenise(
 def _by_parts(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> Tokenised:
     parts, weights = _parts(task, record, where)
     ids, owners = tokenizer.encode_parts(parts, weights.tolist())
-    ends = tokenizer.encode_arrays([""], task.bos, task.eos)[0]
-    head, tail = np.split(ends.astype(np.int32), [int(task.bos)])
+    ends = tokenizer.encode_arrays([""], task.adds_bos, task.eos)[0]
+    head, tail = np.split(ends.astype(np.int32), [int(task.adds_bos)])
     tokens = np.concatenate([head, ids, tail])
     if task.loss == "all":
         return Tokenised(tokens, None)
@@ -83,5 +83,5 @@ def _loss(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> np.nd
     if len(ends):
         of_characters = np.repeat(weights, [len(part) for part in parts])
         loss = np.maximum.reduceat(of_characters, begins(ends))
-    head, tail = np.zeros(int(task.bos), np.float32), weights[-1:][: int(task.eos)]
+    head, tail = np.zeros(int(task.adds_bos), np.float32), weights[-1:][: int(task.eos)]
     return np.concatenate([head, loss, tail])

@@ -107,9 +107,11 @@ def _aqua_questions(record: Any) -> Iterator[Question | Unusable]:
     options = tuple(_MARKER.sub("", option) for option in record["options"])
     letter = record["correct"]
     answer = _chosen(asked, options, letter).response
+    rationale = record["rationale"].strip()
     # A bare letter is an option's only where it is the right one: "M and N should serve on A".
-    bare = rf"(\s*\b[Tt]his gives us)?[\s=]+{re.escape(letter)}[.\s]*$"
-    rationale = _LETTER_AT_END.sub("", re.sub(bare, "", record["rationale"].strip()))
+    bare = re.compile(rf"(\s*\b[Tt]his gives us)?[\s=]+{re.escape(letter)}[.\s]*$")
+    for pattern in (_LETTER_AT_END, bare, _LETTER_AT_END):
+        rationale = pattern.sub("", rationale)
     if not premises:
         yield Unusable("no_context", f"a single sentence: {asked}")
         return
