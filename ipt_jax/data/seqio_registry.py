@@ -51,8 +51,8 @@ def _padded_with_zero(name: str) -> Tokenizer:
     text = tokenizer.decode([0])
     if tokenizer.encode(text) == [0]:  # not so of `<unk>`, which no text becomes
         raise UserError(
-            f"the tokenizer {name!r} writes {text!r} as id 0, and seqio pads with 0: its converters "
-            "would lose each of these tokens. Train on this project's own batches "
+            f"the tokenizer {name!r} writes {text!r} as id 0, and seqio pads with 0: its "
+            "converters would lose each of these tokens. Train on this project's own batches "
             "(`ipt_jax.data.pipeline.batches`), or take a tokenizer whose id 0 is no text."
         )
     return tokenizer

@@ -88,6 +88,18 @@ def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:
     assert [len(one) for one in tokenizer.encode_parts([], [])] == [0, 0]
 
 
+@pytest.mark.parametrize("encode", ["parts", "text"])
+def test_every_character_with_loss_is_learnt(smollm2: Path, tmp_path: Path, encode: str) -> None:
+    task = replace(write(tmp_path / "shards"), tokenizer=str(smollm2), encode=encode)
+    tokenizer = load_tokenizer(str(smollm2))
+    (example,) = read_examples(open_source(task), task, tokenizer, [0])
+    assert example.loss is not None
+    learnt = tokenizer.decode(example.tokens[example.loss > 0].tolist())
+    # `><` is one token of the border, and an engine stops on the end that it completes.
+    assert PARTS[2] + "</s><" in learnt and learnt.endswith("".join(PARTS[6:]))
+    assert 0.0 in example.loss
+
+
 def test_loss_lengths_and_token_shards_follow(mistral: Tokenizer, tmp_path: Path) -> None:
     task = write(tmp_path / "shards")
     source = open_source(task)
