@@ -150,7 +150,7 @@ class Tokenizer(ABC):
 
     def prints(self) -> dict[str, Any]:
         """What decides over the ids of a text, by name; not where the tokenizer lies."""
-        keys = ("sha256", "vocab_size", "bos_id", "eos_id", "bos_token", "eos_token")
+        keys = ("sha256", "vocab_size", "bos_id", "eos_id", "bos_token", "eos_token", "adds_bos")
         return {key: getattr(self, key) for key in keys}
 
     def __reduce__(self) -> tuple[Any, ...]:

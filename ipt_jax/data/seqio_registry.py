@@ -107,7 +107,6 @@ class TokenizerVocabulary(seqio.Vocabulary):  # pyright: ignore
                 return np.asarray([decode(row) for row in rows], object)
             return self.tokenizer.decode(rows.tolist()).encode()
 
-        ids = tf.convert_to_tensor(ids)
         text = tf.numpy_function(decode, [ids], tf.string)
         text.set_shape(ids.shape[:-1])
         return text
