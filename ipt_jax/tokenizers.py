@@ -57,6 +57,9 @@ class Tokenizer(ABC):
     bos_token: str | None
     """How BOS is written where a text may name it (``<s>``)."""
     eos_token: str | None
+    adds_bos: bool = True
+    """Whether ``transformers`` puts BOS before a text with this tokenizer, as its publisher's
+    models were trained. What is trained, exported and verified follows it (``Task.bos``)."""
 
     @abstractmethod
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -92,12 +95,13 @@ class Tokenizer(ABC):
     def encode_parts(
         self, parts: Sequence[str], loss: Sequence[float]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Int32 ids of a text of parts as a model meets them, and the part that each id ends in.
+        """Int32 ids of a text of parts as a model meets them, and the part that each id begins in.
 
         A part that is exactly BOS or EOS as this tokenizer writes it becomes that token; elsewhere
         those characters stay text. Where parts with loss follow parts without, a completion begins
         behind its prompt: no id spans that border, for the prompt alone has none that does. All
-        else is encoded as one text, as engines encode a prompt.
+        else is encoded as one text, as engines encode a prompt: an id that spans the border where
+        loss ends belongs to the part with loss, whose last characters it writes.
         """
         control = {self.bos_token: self.bos_id, self.eos_token: self.eos_id}
         control.pop(None, None)
@@ -118,7 +122,7 @@ class Tokenizer(ABC):
                 found = joint[len(before) :]
                 ends = self.ends(prompt + text)[len(before) :] - len(prompt)
             borders = np.cumsum([len(parts[place]) for place in places])
-            owner = np.searchsorted(borders, np.maximum(ends - 1, 0), side="right")
+            owner = np.searchsorted(borders, begins(ends), side="right")
             ids.append(found)
             owners.append(np.asarray(places, np.int64)[np.minimum(owner, len(places) - 1)])
             before, prompt = found.tolist(), text
@@ -146,7 +150,7 @@ class Tokenizer(ABC):
 
     def prints(self) -> dict[str, Any]:
         """What decides over the ids of a text, by name; not where the tokenizer lies."""
-        keys = ("sha256", "vocab_size", "bos_id", "eos_id", "bos_token", "eos_token")
+        keys = ("sha256", "vocab_size", "bos_id", "eos_id", "bos_token", "eos_token", "adds_bos")
         return {key: getattr(self, key) for key in keys}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -296,6 +300,9 @@ class FastTokenizer(Tokenizer):
             None if token is None else self._fast.token_to_id(token)
             for token in (self.bos_token, self.eos_token)
         )
+        # By what the folder's post-processor does, not by `add_bos_token`, which not all classes
+        # of transformers follow.
+        self.adds_bos = self.bos_id in self._fast.encode("a").ids[:1]
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         batch = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -314,6 +321,12 @@ class FastTokenizer(Tokenizer):
         for file in _HF_FILES:
             if (self._folder / file).is_file():
                 shutil.copyfile(self._folder / file, Path(folder) / file)
+
+
+def begins(ends: np.ndarray) -> np.ndarray:
+    """The character at which each id begins, of where they end; ids of one character share it."""
+    before = np.concatenate([ends[:1] * 0, ends[:-1]])
+    return np.minimum(before, np.maximum(ends - 1, 0))
 
 
 def _stretches(

@@ -10,12 +10,12 @@ from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_shards import TokenSource
 from ipt_jax.errors import UserError
 from ipt_jax.records import Record
-from ipt_jax.tokenizers import Tokenizer
+from ipt_jax.tokenizers import Tokenizer, begins
 
 
 def extra_tokens(task: Task) -> int:
     """BOS and EOS of each example: what is not in the length index."""
-    return int(task.bos) + int(task.eos)
+    return int(task.adds_bos) + int(task.eos)
 
 
 def read_examples(
@@ -44,7 +44,7 @@ def tokenise(
             _by_parts(task, tokenizer, record, source.where(index))
             for record, index in zip(records, indices, strict=True)
         ]
-    ids = tokenizer.encode_arrays([record.text for record in records], task.bos, task.eos)
+    ids = tokenizer.encode_arrays([record.text for record in records], task.adds_bos, task.eos)
     if task.loss == "all":
         return [Tokenised(array, None) for array in ids]
     return [
@@ -56,8 +56,8 @@ def tokenise(
 def _by_parts(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> Tokenised:
     parts, weights = _parts(task, record, where)
     ids, owners = tokenizer.encode_parts(parts, weights.tolist())
-    ends = tokenizer.encode_arrays([""], task.bos, task.eos)[0]
-    head, tail = np.split(ends.astype(np.int32), [int(task.bos)])
+    ends = tokenizer.encode_arrays([""], task.adds_bos, task.eos)[0]
+    head, tail = np.split(ends.astype(np.int32), [int(task.adds_bos)])
     tokens = np.concatenate([head, ids, tail])
     if task.loss == "all":
         return Tokenised(tokens, None)
@@ -77,11 +77,11 @@ def _parts(task: Task, record: Record, where: str) -> tuple[tuple[str, ...], np.
 
 
 def _loss(task: Task, tokenizer: Tokenizer, record: Record, where: str) -> np.ndarray:
-    """Weight of each token: that of the part its last character lies in; EOS has the last's."""
+    """Weight of each token: the greatest of its characters'; EOS has the last part's."""
     parts, weights = _parts(task, record, where)
-    borders = np.cumsum([len(part) for part in parts])
-    ends = tokenizer.ends(record.text)
-    part = np.searchsorted(borders, np.maximum(ends - 1, 0), side="right")
-    loss = weights[np.minimum(part, len(weights) - 1)]
-    head, tail = np.zeros(int(task.bos), np.float32), weights[-1:][: int(task.eos)]
+    loss, ends = weights[:0], tokenizer.ends(record.text)
+    if len(ends):
+        of_characters = np.repeat(weights, [len(part) for part in parts])
+        loss = np.maximum.reduceat(of_characters, begins(ends))
+    head, tail = np.zeros(int(task.adds_bos), np.float32), weights[-1:][: int(task.eos)]
     return np.concatenate([head, loss, tail])

@@ -45,6 +45,19 @@ SPLIT = "train"
 """The one split of each task."""
 
 
+def _padded_with_zero(name: str) -> Tokenizer:
+    """The tokenizer. Raises UserError where id 0 writes text, which seqio takes for padding."""
+    tokenizer = load_tokenizer(name)
+    text = tokenizer.decode([0])
+    if tokenizer.encode(text) == [0]:  # not so of `<unk>`, which no text becomes
+        raise UserError(
+            f"the tokenizer {name!r} writes {text!r} as id 0, and seqio pads with 0: its "
+            "converters would lose each of these tokens. Train on this project's own batches "
+            "(`ipt_jax.data.pipeline.batches`), or take a tokenizer whose id 0 is no text."
+        )
+    return tokenizer
+
+
 class TokenizerVocabulary(seqio.Vocabulary):  # pyright: ignore
     """One of our tokenizers as seqio's vocabulary: the same ids, none added."""
 
@@ -55,7 +68,7 @@ class TokenizerVocabulary(seqio.Vocabulary):  # pyright: ignore
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Loaded when it is first needed."""
-        return load_tokenizer(self._name)
+        return _padded_with_zero(self._name)
 
     @property
     def bos_id(self) -> int | None:
@@ -84,7 +97,7 @@ class TokenizerVocabulary(seqio.Vocabulary):  # pyright: ignore
             # Bytes in a graph, an array of one object outside of it.
             return self.tokenizer.encode_arrays([np.asarray(text).item().decode()])[0]
 
-        ids = tf.numpy_function(encode, [s], tf.int32)
+        ids = tf.numpy_function(encode, [tf.convert_to_tensor(s)], tf.int32)
         ids.set_shape([None])
         return ids
 
@@ -166,7 +179,7 @@ class RecordDataSource(seqio.DataSource):  # pyright: ignore
         return tf.data.Dataset.from_generator(read, output_signature=signature)
 
     def _examples(self, order: np.ndarray) -> Iterator[dict[str, Any]]:
-        tokenizer = load_tokenizer(self._task.tokenizer)
+        tokenizer = _padded_with_zero(self._task.tokenizer)
         for start in range(0, len(order), _CHUNK):
             indices = order[start : start + _CHUNK].tolist()
             records = self.records.read(indices)
@@ -189,7 +202,7 @@ class RecordDataSource(seqio.DataSource):  # pyright: ignore
 def _weights(task: Task, tokens: np.ndarray, loss: np.ndarray | None) -> np.ndarray:
     """Weights as rows have them: BOS, which nothing comes before, is never learnt."""
     weights = np.ones(len(tokens), np.float32) if loss is None else loss
-    if task.bos:
+    if task.adds_bos:
         weights = weights.copy()
         weights[0] = 0
     return weights

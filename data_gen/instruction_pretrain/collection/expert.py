@@ -8,6 +8,7 @@ from typing import Any
 from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
 from data_gen.instruction_pretrain.collection.nested import each, each_or_row, entries
 from data_gen.instruction_pretrain.collection.squad import (
+    conversation,
     one_by_one,
     squad_questions,
     squad_records,
@@ -74,12 +75,12 @@ def _convfinqa_questions(record: Any) -> Iterator[Question | Unusable]:
     else:
         text = _page(" ".join(record["pre_text"]), record["table"], " ".join(record["post_text"]))
         if "cur_dial" in record:  # the official turn-level files, whose last question is asked
-            turns = [(record["cur_dial"][-1], record["exe_ans"])]
-        else:
-            dialogue = record["annotation"]
-            turns = zip(dialogue["dialogue_break"], dialogue["exe_ans_list"], strict=True)
-    for asked, answer in turns:
-        yield Question(text, Pair(asked, _number(answer)))
+            *before, asked = record["cur_dial"]
+            yield Question(text, Pair(asked, _number(record["exe_ans"])), before=tuple(before))
+            return
+        dialogue = record["annotation"]
+        turns = zip(dialogue["dialogue_break"], dialogue["exe_ans_list"], strict=True)
+    yield from conversation(Question(text, Pair(said, _number(answer))) for said, answer in turns)
 
 
 def _page(before: str, table: list[list[str]], after: str) -> str:

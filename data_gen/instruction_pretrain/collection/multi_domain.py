@@ -13,6 +13,7 @@ from data_gen.instruction_pretrain.collection.nested import each
 from data_gen.instruction_pretrain.collection.squad import (
     answered,
     asked_in,
+    conversation,
     one_by_one,
     squad_records,
 )
@@ -37,13 +38,14 @@ def _coqa_questions(record: Any) -> Iterator[Question | Unusable]:
             raise ValueError(f"question {asked['turn_id']} has answer {answer['turn_id']}")
         return Question(record["story"], Pair(asked["input_text"], answer["input_text"]))
 
-    return one_by_one(turns, question)
+    return conversation(one_by_one(turns, question))
 
 
 def _doqa_questions(record: Any) -> Iterator[Question | Unusable]:
     """The turns of a dialogue on a reply, with the answers as the expert worded them."""
     text = record["context"]
-    return one_by_one(record["qas"], lambda asked: answered(text, asked, "input_text"))
+    turns = one_by_one(record["qas"], lambda asked: answered(text, asked, "input_text"))
+    return conversation(turns)
 
 
 def _ropes_questions(record: Any) -> Iterator[Question | Unusable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from data_gen.instruction_pretrain.collection.base import MALFORMED, Question, Unusable
@@ -67,6 +68,17 @@ def _place(text: str, answer: Any) -> tuple[int, int] | None:
     if not isinstance(start, int) or text[start : start + len(said)] != said:
         start = text.find(said)
     return (start, start + len(said)) if start >= 0 else None
+
+
+def conversation(pieces: Iterable[Question | Unusable]) -> Iterator[Question | Unusable]:
+    """The turns of a conversation, each after those before it."""
+    before: tuple[str, ...] = ()
+    for piece in pieces:
+        if isinstance(piece, Question):
+            yield replace(piece, before=before)
+            before += (piece.pair.instruction,)
+        else:
+            yield piece
 
 
 def one_by_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,10 @@ def test_aqua(shared: Path) -> None:
     assert (found.records, len(found.examples)) == (254, 217)
     assert found.reasons == {"no_context": 37}  # a single sentence is the question itself
     assert found.unusable[0].where == "dev.json:4"
+    # No rationale ends by naming an option by its letter, which ours do not have.
+    letter = re.compile(r"[\s=]\(?[A-E]\)?[.\s]*$|\b[A-E] is (the )?(correct|answer)[^\n]*$")
+    ends = [pair.rationale or "" for example in found.examples for pair in example.pairs]
+    assert [end[-40:] for end in ends if letter.search(end)] == []
     first = found.examples[0]
     assert first.text == "Three birds are flying at a fast rate of 900 kilometers per hour."
     assert first.pairs == (

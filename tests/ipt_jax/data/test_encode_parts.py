@@ -78,14 +78,26 @@ def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:
     second = tokenizer.encode("".join(PARTS[2:6]))
     assert ids[(owners >= 2) & (owners < 6)].tolist() == second
     assert ids[owners >= 6].tolist() == tokenizer.encode("".join(PARTS[6:]))
-    # A token that spans two parts belongs to the one it ends in: `></` to the end, `><` to <s>.
+    # A token that spans two parts belongs to the one it begins in: `><` holds the end's last `>`.
     spelt = [tokenizer.decode([int(one)]) for one in ids[owners == 3]]
-    assert spelt == ["></", "s"]
+    assert spelt == ["s", "><"]
     assert tokenizer.decode(ids.tolist()) == "".join(PARTS)
     ends, owners = tokenizer.encode_parts(["<|im_start|>", "x", "<|im_end|>"], (0.0, 0.0, 0.0))
     assert ends[[0, -1]].tolist() == [tokenizer.bos_id, tokenizer.eos_id]
     assert owners.tolist() == [0, 1, 2]
     assert [len(one) for one in tokenizer.encode_parts([], [])] == [0, 0]
+
+
+@pytest.mark.parametrize("encode", ["parts", "text"])
+def test_every_character_with_loss_is_learnt(smollm2: Path, tmp_path: Path, encode: str) -> None:
+    task = replace(write(tmp_path / "shards"), tokenizer=str(smollm2), encode=encode)
+    tokenizer = load_tokenizer(str(smollm2))
+    (example,) = read_examples(open_source(task), task, tokenizer, [0])
+    assert example.loss is not None
+    learnt = tokenizer.decode(example.tokens[example.loss > 0].tolist())
+    # `><` is one token of the border, and an engine stops on the end that it completes.
+    assert PARTS[2] + "</s><" in learnt and learnt.endswith("".join(PARTS[6:]))
+    assert 0.0 in example.loss
 
 
 def test_loss_lengths_and_token_shards_follow(mistral: Tokenizer, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tokenizers import Tokenizer, models
 
 seqio = pytest.importorskip("seqio", reason="seqio is an extra: pip install 'ipt-jax[seqio]'")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow comes with the extra seqio")
@@ -232,11 +233,26 @@ def test_the_vocabulary() -> None:
         assert vocabulary.decode_tf(
             tf.constant(ids, tf.int32)
         ).numpy().decode() == tokenizer.decode(ids)
+        assert vocabulary.encode_tf(text).numpy().tolist() == ids  # no tensor yet
     rows = tf.constant([tokenizer.encode("one two")[:2]] * 2)
     assert vocabulary.decode_tf(rows).numpy().tolist() == [b"one two"] * 2
     assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.vocab_size) == (1, 2, 32000)
     assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary
     assert vocabulary != seqio.PassThroughVocabulary(32000)
+
+
+def test_text_with_the_id_of_padding_is_refused(folder: Path, tmp_path: Path) -> None:
+    """As Llama 3's and GPT-2's `!`."""
+    fast = Tokenizer(models.BPE({"!": 0, "a": 1, "</s>": 2}, []))
+    fast.add_special_tokens(["</s>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    message = r"writes '!' as id 0, and seqio pads with 0"
+    with pytest.raises(UserError, match=message):
+        TokenizerVocabulary(str(tmp_path)).encode("a!")
+    register_all(folder / "mixtures", root=str(folder), tokenizer=str(tmp_path))
+    with pytest.raises(Exception, match=message):
+        examples("plain.short")
 
 
 def test_what_is_registered(folder: Path, registered: seqio_registry.Registered) -> None:

@@ -1,12 +1,17 @@
 """Tasks, mixtures, their registries and their YAML."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, models, processors
 
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
+from ipt_jax.data.examples import extra_tokens, read_examples
+from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import (
     Mixture,
     Stage,
@@ -18,6 +23,8 @@ from ipt_jax.data.tasks import (
     unregister,
 )
 from ipt_jax.errors import UserError
+from ipt_jax.records import Record, ShardWriter
+from ipt_jax.tokenizers import load_tokenizer
 
 TASKS = (Task("raw", "a"), Task("augmented", "b"))
 CONFIGS = Path(__file__).parents[3] / "configs" / "mixtures"
@@ -191,3 +198,34 @@ def test_impossible_data_configs() -> None:
             DataConfig(**{key: value})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"`packing` is 'bestfit'.*'concatenate' or 'best_fit'"):
         DataConfig(packing="bestfit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_bos_is_what_the_tokenizer_puts_before_a_text(tmp_path: Path, adds: bool) -> None:
+    transformers = pytest.importorskip("transformers", reason="reads the folder")
+    fast = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, []))
+    fast.add_special_tokens(["<s>", "</s>"])
+    if adds:
+        fast.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    # `add_bos_token` decides nothing: transformers drops it beside a tokenizer.json.
+    said = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": not adds}
+    said |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with ShardWriter(tmp_path / "shards") as shards:
+        shards.write(Record("r", "ab", "test", ("ab",), (1.0,)))
+    task = Task("raw", str(tmp_path / "shards"), tokenizer=str(tmp_path), loss="responses")
+    tokenizer = load_tokenizer(str(tmp_path))
+    (example,) = read_examples(open_source(task), task, tokenizer, [0])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"]
+    assert example.tokens.tolist() == [*theirs, 1] == [0] * adds + [2, 3, 1]
+    assert example.loss is not None and example.loss.tolist() == [0.0] * adds + [1.0] * 3
+    assert extra_tokens(task) == 1 + adds
+    assert not replace(task, bos=False).adds_bos
+    if adds:
+        assert replace(task, bos=True).adds_bos
+    else:
+        with pytest.raises(UserError, match=r"`tasks\.raw\.bos` is True, but .* puts no BOS"):
+            extra_tokens(replace(task, bos=True))
+    with pytest.raises(UserError, match="true or false, or null for what the tokenizer does"):
+        replace(task, bos="yes")  # pyright: ignore[reportArgumentType]

@@ -53,11 +53,18 @@ def test_export_gives_transformers_the_same_logits(tmp_path, tokenizer, params, 
     difference = logit_difference(folder, MISTRAL, params, tokenizer, TEXTS)
     assert 0 < difference < 1e-4
     assert len(list(folder.glob("*.safetensors"))) == (1 if shard_bytes == 2**32 else 3)
+    # And those of a tokenizer that puts no BOS before a text, as GPT-2's kind.
+    fast = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(fast | {"post_processor": None}))
+    (folder / "tokenizer.model").unlink()
+    bare = load_tokenizer(str(folder))
+    assert not bare.adds_bos and bare.bos_id == 1
+    assert 0 < logit_difference(folder, MISTRAL, params, bare, TEXTS) < 1e-4
     # The comparison sees a difference where there is one: other positions are other logits.
     turned = dataclasses.replace(MISTRAL, rope_theta=5000.0)
-    assert logit_difference(folder, turned, params, tokenizer, TEXTS) > 1e-3
+    assert logit_difference(folder, turned, params, bare, TEXTS) > 1e-3
     wide = dataclasses.replace(MISTRAL, window=None)
-    assert logit_difference(folder, wide, params, tokenizer, TEXTS) > 1e-3
+    assert logit_difference(folder, wide, params, bare, TEXTS) > 1e-3
 
 
 def test_export_import_export_is_byte_identical(tmp_path, tokenizer, params):
