@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,16 +259,19 @@ def test_data_sets_and_tokenizer_count_by_content(tmp_path: Path) -> None:
     (tmp_path / "set" / "out").mkdir(parents=True)
     (tmp_path / "set" / "train.json").write_text("one")
     config = TuningConfig([TuningSource("aqua", "set")], root=str(tmp_path))
-    config = replace(config, output=str(tmp_path / "set" / "out"))
+    load_tokenizer(config.tokenizer).save_pretrained(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    output = str(tmp_path / "set" / "out")
+    config = replace(config, output=output, tokenizer=str(tmp_path / "here"))
     before = tuning_prints(config)
     (tmp_path / "set" / "out" / "summary.json").write_text("its own")
     assert tuning_prints(config) == before
     (tmp_path / "set" / "train.json").write_text("two")
-    load_tokenizer(config.tokenizer).save_pretrained(tmp_path / "tokenizer")
-    there = replace(config, tokenizer=str(tmp_path / "tokenizer"))
+    there = replace(config, tokenizer=str(tmp_path / "there"))
     same = tuning_prints(there)
     assert {key for key in before if before[key] != same[key]} == {"data sets/aqua"}
-    (tmp_path / "tokenizer" / "tokenizer.model").unlink()
+    with open(tmp_path / "there" / "tokenizer.json", "a") as file:
+        file.write(" ")
     load_tokenizer.cache_clear()
     after = tuning_prints(there)
     differ = {key.partition(".")[0] for key in before if before[key] != after[key]}
