@@ -210,14 +210,17 @@ def _text(data: bytes) -> str:
 
 
 def _checksum(row: Sequence[Any]) -> int:
-    return zlib.crc32(json.dumps(row).encode())
+    # A changed byte may also make bytes of a text.
+    return zlib.crc32(json.dumps(row, default=repr).encode())
 
 
 def _sealed(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x} {text}"
 
 
-def _unsealed(text: str) -> str | None:
+def _unsealed(text: Any) -> str | None:
+    if not isinstance(text, str):
+        return None
     inner = text[9:]
     return inner if text == _sealed(inner) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -267,14 +268,21 @@ def run_main(main: Callable[[], int | None]) -> None:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         code = INTERRUPTED
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0)
-        if advice is None or (error.filename is None and advice is _NOT_THERE):
+        advice = advice_on(error)
+        if advice is None:
             raise
-        where = error.filename or "output"
-        code = _complain(f"{where}: {advice}; then run the same command again.")
+        code = _complain(advice)
     finally:
         _leave_within(EXIT_SECONDS, code)
     sys.exit(code)
+
+
+def advice_on(error: OSError) -> str | None:
+    """What a person can do about it; None where it is a fault of ours."""
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None or (error.filename is None and advice is _NOT_THERE):
+        return None
+    return f"{error.filename or 'output'}: {advice}; then run the same command again."
 
 
 def _leave_within(seconds: float, code: int) -> None:
@@ -295,6 +303,8 @@ def _leave_within(seconds: float, code: int) -> None:
             file=sys.stderr,
             flush=True,
         )
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+            sys.stdout.flush()  # Python would have, after those threads
         os._exit(code)
 
     threading.Thread(target=watch, name="exit watch", daemon=True).start()

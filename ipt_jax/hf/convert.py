@@ -356,4 +356,11 @@ def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[
     if "mixture" not in run["data"]:
         raise UserError("verify: this run has no mixture to take text from; give --verify_text.")
     source = next(filter(None, open_mixture(DataConfig(**run["data"])).sources))
-    return [record.text for record in source.read(range(min(VERIFY_TEXTS, len(source))))]
+    records = source.read(range(min(VERIFY_TEXTS, len(source))))
+    found = [record.text for record in records if record.text.strip()]
+    if not found:
+        raise UserError(
+            f"verify: the first {len(records)} records of this run hold no text; give "
+            "--verify_text."
+        )
+    return found

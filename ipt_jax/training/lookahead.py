@@ -38,15 +38,15 @@ class Lookahead(Iterator[Rows]):
         return self._error if len(self._read) < _AHEAD else None
 
     def any_to_learn(self, most: int) -> bool:
-        """Whether one of the next `most` batches has a token with a loss weight.
+        """Whether one of the next `most` batches has a token with a loss weight, or may have.
 
-        Reads on only while none has.
+        Reads on only while none has. What cannot be read may: `error` tells of it in time.
         """
         looked = 0
         while looked < most:
             self._fill(looked + 1)
             if looked == len(self._read):
-                return False
+                return self._error is not None
             if self._read[looked]["loss_weights"].any():
                 return True
             looked += 1

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ipt_jax.configuration import advice_on
 from ipt_jax.errors import TRY_AGAIN, RunStopped, UserError
 from ipt_jax.models.sharding import BATCH, MESH_AXES
 
@@ -173,8 +174,9 @@ def leaving_at_once() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         code = 1
-        if isinstance(error, UserError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        advice = advice_on(error) if isinstance(error, OSError) else None
+        if isinstance(error, UserError) or advice is not None:
+            print(f"error: {' '.join((advice or str(error)).split())}", file=sys.stderr)
             code = 2
         elif isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
             _say_gone(" ".join(str(error).split())[:300])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +134,18 @@ def test_a_block_whose_files_are_lost_or_changed_is_made_again_without_asking(
         data = bytearray(before[name][: -1 if how == "cut" else None])
         data[len(data) // 2] ^= how == "flipped"
         (tmp_path / name).write_bytes(data)
+    engine = FakeEngine()
+    assert run(tmp_path, engine) == whole
+    assert files(tmp_path) == before and not engine.asked
+
+
+def test_blocks_whose_results_were_changed_are_made_again_without_asking(tmp_path: Path) -> None:
+    whole, before = run(tmp_path, FakeEngine()), files(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
+        database.execute("UPDATE blocks SET result = CAST(result AS BLOB) WHERE number = 1")
+        database.execute("UPDATE blocks SET result = result || ' ' WHERE number = 2")
+        database.execute("UPDATE blocks SET result = NULL WHERE number = 3")
+        database.commit()
     engine = FakeEngine()
     assert run(tmp_path, engine) == whole
     assert files(tmp_path) == before and not engine.asked

@@ -288,11 +288,12 @@ def test_an_answer_that_was_changed_is_asked_again(
         path,
         "UPDATE completions SET text = text || '!' WHERE unit = 'u5'",
         "UPDATE completions SET text = CAST(x'ff41' AS TEXT) WHERE unit = 'u6' AND turn = 1",
+        "UPDATE completions SET text = CAST(text AS BLOB) WHERE unit = 'u7' AND turn = 2",
         "UPDATE completions SET prompt_tokens = 0 WHERE unit = 'u9'",
     )
     assert outcomes(engine, tmp_path / "a") == whole
-    assert sorted(request.id for request in engine.asked) == ["u5/0", "u6/1", "u9/0"]
-    assert "3 damaged answers" in caplog.text
+    assert sorted(request.id for request in engine.asked) == ["u5/0", "u6/1", "u7/2", "u9/0"]
+    assert "4 damaged answers" in caplog.text
     # Answers of a version before, which had no checksum, are taken as they are.
     damage(path, "ALTER TABLE completions DROP COLUMN checksum")
     idle = FakeEngine()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ipt_jax.errors import RunStopped, UserError
 from ipt_jax.records import Record, ShardWriter
 from ipt_jax.training.guard import GuardConfig
+from ipt_jax.training.lookahead import Lookahead
 from ipt_jax.training.loop import train
 from ipt_jax.training.optimizer import OptimizerConfig
 from ipt_jax.training.skips import SkipLog
@@ -121,6 +123,20 @@ def test_a_run_without_a_token_to_learn_is_refused_before_its_first_step(tmp_pat
     with pytest.raises(UserError, match="no token of the first 6 batches is to be learnt"):
         train(unanswered(tmp_path))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_cannot_be_read_is_not_called_masked():
+    masked: Any = {"loss_weights": np.zeros(4, np.float32)}
+
+    def damaged():
+        yield from [masked] * 3
+        raise UserError("shard 7 is damaged")
+
+    stream = Lookahead(damaged())
+    assert stream.any_to_learn(6) and stream.error is None
+    next(stream), next(stream)
+    assert "shard 7" in str(stream.error) and next(stream) is masked
+    assert not Lookahead(iter([masked] * 6)).any_to_learn(6)
 
 
 def test_batches_without_a_token_to_learn_are_named_and_the_others_counted(tmp_path):

@@ -1,11 +1,13 @@
 """Several real processes that train one model, and what happens when one of them does not."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -152,11 +154,27 @@ def test_an_abort_by_the_client_of_jax_is_no_crash():
     ],
 )
 def test_which_errors_of_jax_mean_that_a_process_is_gone(monkeypatch, said, code):
+    assert leaves_with(monkeypatch, jax.errors.JaxRuntimeError(said)) == code
+
+
+def test_a_full_disk_is_something_to_mend_in_one_of_several_processes_too(monkeypatch, capsys):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/run/checkpoints")
+    assert leaves_with(monkeypatch, full) == 2
+    said = capsys.readouterr().err
+    assert "error: /run/checkpoints: the disk is full: free some space" in said
+    assert "Traceback" not in said
+    assert leaves_with(monkeypatch, FileNotFoundError(errno.ENOENT, "not there")) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def leaves_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Any:
+    """The exit code of one of two processes that meets this error."""
+
     def leave(code: int) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(SystemExit) as told, leaving_at_once():
-        raise jax.errors.JaxRuntimeError(said)
-    assert told.value.code == code
+        raise error
+    return told.value.code

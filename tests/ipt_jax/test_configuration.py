@@ -130,6 +130,7 @@ from ipt_jax import configuration, errors
 configuration.EXIT_SECONDS = 0.5
 def main():
     threading.Thread(target=threading.Event().wait, name="left behind").start()
+    print("12 of 20 were written")
     raise errors.UserError("the disk is full")
 configuration.run_main(main)
 """
@@ -141,3 +142,4 @@ def test_a_thread_that_a_library_left_behind_does_not_keep_the_process():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "error: the disk is full" in done.stderr and "longer: left behind" in done.stderr
+    assert done.stdout == "12 of 20 were written\n"  # though it is held back in a pipe

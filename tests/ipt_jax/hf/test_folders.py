@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers, processors
@@ -222,6 +223,18 @@ def export(folder: Path, tmp_path: Path) -> Callable[..., Path]:
         return to_hugging_face_folder(config)[0]
 
     return converted
+
+
+def test_records_without_a_text_verify_nothing(folder, export, tmp_path):
+    export()
+    (tmp_path / "texts.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    task = {"source": "texts.jsonl"}
+    mixture = {"tasks": {"texts": task}, "rates": "natural", "root": str(tmp_path)}
+    config["data"]["mixture"] = mixture
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    options = ToHuggingFaceConfig(tmp_path / "run", verify=True)
+    assert "first 2 records of this run hold no text" in refusal(to_hugging_face_folder, options)
 
 
 def test_an_export_has_its_sources_tokens_and_sampling(folder, export, monkeypatch):
