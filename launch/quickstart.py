@@ -35,8 +35,6 @@ with importing():
     from ipt_jax.training.loop import train
     from ipt_jax.training.run_folder import run_prints
 
-FOLDERS = ("synthesis", "train_*", "evaluation")
-
 
 @dataclass(frozen=True)
 class QuickstartConfig:
@@ -151,7 +149,8 @@ def main() -> None:
             default="configs/quickstart.yaml",
         )
     )
-    with Stages.hold(config.folder, "quickstart", FOLDERS, fresh=config.fresh):
+    folders = ("synthesis", *(f"train_{name}" for name in config.mixtures), "evaluation")
+    with Stages.hold(config.folder, "quickstart", folders, first="synthesis", fresh=config.fresh):
         print(f"report: {run(config).resolve()}")
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from data_gen.baselines.config import ReadingComprehensionConfig
 from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
+from data_gen.baselines.stage import run_reading_comprehension
 from data_gen.ingest import IngestConfig, ingest
 from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
@@ -34,6 +36,7 @@ from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
 from ipt_jax.stages import Stages
+from launch import quickstart
 from tests.data_gen.fakes import FakeEngine
 from tests.run_folders import content, unlisted
 
@@ -137,7 +140,7 @@ def analysis(inputs: Path, folder: Path) -> None:
 
 
 def job(inputs: Path, folder: Path, fresh: bool = False) -> None:
-    with Stages.hold(folder, "quickstart", ("synthesis", "train_*"), fresh=fresh) as run:
+    with Stages.hold(folder, "quickstart", ("synthesis",), first="one", fresh=fresh) as run:
         write_run_files(run.path, DECODER)
         Stages(run.path).run("one", {}, [], lambda: synthesis(inputs, run.path / "synthesis"))
 
@@ -237,14 +240,52 @@ def test_tuning_data_in_the_folder_of_a_synthesis(inputs: Path, shared: Path, tm
     assert (folder / "ledger.sqlite").exists()
 
 
-def test_a_synthesis_that_an_earlier_version_began_goes_on(inputs: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(inputs / "synthesis", tmp_path / "run")
-    before = json.loads((folder / "summary.json").read_text())
+def before_markers(inputs: Path, folder: Path) -> Path:
+    """A finished synthesis as an earlier version left it."""
+    shutil.copytree(inputs / "synthesis", folder)
     (folder / "run.json").unlink()
     with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as database:
-        stored = json.dumps(before["fingerprint"])
+        stored = json.dumps(json.loads((folder / "summary.json").read_text())["fingerprint"])
         database.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (stored,))
         database.commit()
+    return folder
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_an_earlier_version_made_is_of_its_kind(
+    inputs: Path, tmp_path: Path, fresh: bool
+) -> None:
+    folder = before_markers(inputs, tmp_path / "run")
+    config = ReadingComprehensionConfig(
+        [str(inputs / "corpus.jsonl")], str(folder), domain="finance", fresh=fresh
+    )
+    refused("not_ours", folder, lambda: run_reading_comprehension(config))
+    job(inputs, tmp_path / "job")
+    for path in (tmp_path / "job").rglob("run.json"):
+        path.unlink()
+    hold = partial(Stages.hold, tmp_path / "job", "tuning", ("train",), fresh=fresh)
+    refused("not_ours", tmp_path / "job", partial(hold, first="sequences"))
+    hold(first="one").close()
+
+
+def test_a_quickstart_clears_the_trainings_of_its_own_mixtures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quickstart.QuickstartConfig(tmp_path, mixtures={"raw": ""})
+    monkeypatch.setattr(quickstart, "parse_config", lambda *_, **__: config)
+    monkeypatch.setattr(quickstart, "run", lambda config: config.folder)
+    quickstart.main()
+    for name in ("train_raw", "train_mine"):  # of launch/train.py, the second
+        with RunFolder.open(tmp_path / name, "training", {}, owns=("summary.json",)) as run:
+            (run.path / "summary.json").touch()
+    config = dataclasses.replace(config, fresh=True)
+    quickstart.main()
+    assert [path.parent.name for path in tmp_path.rglob("summary.json")] == ["train_mine"]
+
+
+def test_a_synthesis_that_an_earlier_version_began_goes_on(inputs: Path, tmp_path: Path) -> None:
+    folder = before_markers(inputs, tmp_path / "run")
+    before = json.loads((folder / "summary.json").read_text())
     error = refused("differs", folder, partial(synthesis, inputs, folder, other=True))
     assert error.differs == ("seed",)
     synthesis(inputs, folder)
