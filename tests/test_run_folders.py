@@ -214,6 +214,21 @@ def test_a_command_and_its_folder(name: str, inputs: Path, tmp_path: Path) -> No
             refused(reason, path, partial(door.run, inputs, path, **fresh))
 
 
+@pytest.mark.parametrize("name", ["synthesize", "ingest", "random_pairs", "filter", "from-hf"])
+def test_what_was_deleted_of_a_finished_run_is_made_again(
+    name: str, inputs: Path, tmp_path: Path
+) -> None:
+    DOORS[name].run(inputs, tmp_path)
+    made = {name for name in content(tmp_path) if "/d/" not in name}
+    for place in (tmp_path / "shards", tmp_path / "checkpoints"):
+        shutil.rmtree(place, ignore_errors=True)
+    DOORS[name].run(inputs, tmp_path)
+    assert {name for name in content(tmp_path) if "/d/" not in name} == made
+    (tmp_path / "summary.json").unlink(missing_ok=True)
+    DOORS[name].run(inputs, tmp_path)
+    assert {name for name in content(tmp_path) if "/d/" not in name} == made
+
+
 def test_an_evaluation_beside_its_models_is_refused(inputs: Path, tmp_path: Path) -> None:
     run = shutil.copytree(inputs / "model", tmp_path / "run" / "export").parent
     before = content(run)

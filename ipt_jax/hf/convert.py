@@ -154,7 +154,8 @@ def from_hugging_face_folder(config: FromHuggingFaceConfig) -> Path:
     owns = ("config.yaml", *(f"checkpoints/{name}" for name in SAVES))
     prints = {"folder": folder_digest(config.folder, ("*",))}
     with RunFolder.open(config.run, "weights", prints, owns=owns, fresh=None) as run:
-        if not run.finished:
+        if not run.finished or newest_list(run.path / "checkpoints") is None:
+            run.begin()
             _write_weights(config, run.path, decoder, params)
             run.finish()
     return config.run
