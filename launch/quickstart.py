@@ -62,6 +62,7 @@ def scaled(config: QuickstartConfig) -> QuickstartConfig:
     """The config with its sizes changed from base_minutes to minutes."""
     if config.minutes <= 0:
         raise UserError(f"minutes={config.minutes:g}: must be more than 0.")
+    config = dataclasses.replace(config, folder=config.folder.expanduser())
     factor = config.minutes / config.base_minutes
     tokens = max(round(config.training.train_tokens * factor), config.training.batch_tokens)
     fraction = min(1.0, config.synthesis.fraction * factor)

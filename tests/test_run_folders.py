@@ -113,9 +113,9 @@ def export(inputs: Path, folder: Path) -> None:
     export_hugging_face(folder, DECODER, new_params(DECODER, 1), NoTokenizer())  # type: ignore[arg-type]
 
 
-def weights(inputs: Path, folder: Path, other: bool = False) -> None:
+def weights(inputs: Path, folder: Path, other: bool = False) -> Path:
     model = inputs / ("other_model" if other else "model")
-    from_hugging_face_folder(FromHuggingFaceConfig(model, folder))
+    return from_hugging_face_folder(FromHuggingFaceConfig(model, folder))
 
 
 def evaluation(inputs: Path, folder: Path) -> None:
@@ -281,6 +281,26 @@ def test_what_an_earlier_version_made_is_of_its_kind(
     hold = partial(Stages.hold, tmp_path / "job", "tuning", ("train",), fresh=fresh)
     refused("not_ours", tmp_path / "job", partial(hold, first="sequences"))
     hold(first="one").close()
+
+
+def test_tokens_do_not_replace_records_put_beside_them(inputs: Path, tmp_path: Path) -> None:
+    tokens(inputs, tmp_path)
+    shutil.copytree(inputs / "synthesis" / "shards" / "plain", tmp_path / "plain")
+    mixture = {"root": str(inputs), "tasks": {"plain": {"source": "synthesis/shards/raw"}}}
+    config = TokenizeConfig(tmp_path, DataConfig(mixture), fresh=True)
+    refused("not_ours", tmp_path, lambda: tokenize(config))
+
+
+def test_a_home_in_a_path_is_the_users(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tokens(inputs, Path("~/tokens"))
+    assert weights(inputs, Path("~/weights")) == tmp_path / "weights"
+    config = quickstart.scaled(quickstart.QuickstartConfig(Path("~/quickstart")))
+    assert config.folder == tmp_path / "quickstart"
+    assert not unlisted(tmp_path) and not (tmp_path / "~").exists()
 
 
 def test_a_quickstart_clears_the_trainings_of_its_own_mixtures(

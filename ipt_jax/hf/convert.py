@@ -99,6 +99,7 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
     generation = _generation(run, tokenizer)
     params, _ = load_params(config.run / "checkpoints")
     output = config.output or config.run / ("adapter" if peft_base else "export")
+    output = output.expanduser()
     difference: float | None = None
 
     def check(folder: Path) -> None:
@@ -158,7 +159,7 @@ def from_hugging_face_folder(config: FromHuggingFaceConfig) -> Path:
             run.begin()
             _write_weights(config, run.path, decoder, params)
             run.finish()
-    return config.run
+    return run.path
 
 
 def _write_weights(
