@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,11 +66,12 @@ def ingest(
     with RunFolder.open(
         config.output, KIND, prints_of(settings), owns=_OWNS, fresh=config.fresh
     ) as run:
-        if run.finished:
-            return json.loads((run.path / "summary.json").read_bytes())
+        output = OutputFolder(run.path, ("",))
+        if run.finished and (done := output.finished()) is not None:
+            return done
+        run.begin()
         if on_start is not None:
             on_start(run.path)
-        output = OutputFolder(run.path, ())
         output.begin()
         documents = read_corpus(
             config.input,

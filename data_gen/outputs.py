@@ -75,7 +75,7 @@ class OutputFolder:
             prints_of(fingerprint),
             owns=(*_OWNS, *shards, *owns),
             fresh=fresh,
-            legacy=_before_markers,
+            legacy=lambda folder: _before_markers(folder, kind),
         )
 
     def finished(self) -> dict[str, Any] | None:
@@ -126,8 +126,8 @@ class OutputFolder:
         os.replace(temporary, path)
 
 
-def _before_markers(folder: Path) -> dict[str, str] | None:
-    """The fingerprint in the ledger of a run that an earlier version began; None without one."""
+def _before_markers(folder: Path, kind: str) -> dict[str, str] | None:
+    """The fingerprint in the ledger of a run of `kind` that an earlier version began, or None."""
     path = folder / LEDGER_NAME
     if not path.is_file():
         return None
@@ -137,6 +137,7 @@ def _before_markers(folder: Path) -> dict[str, str] | None:
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
             rows = database.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchall()
-        return prints_of(json.loads(rows[0][0])) if rows else None
-    except (sqlite3.Error, ValueError, AttributeError):
+        prints = prints_of(json.loads(rows[0][0]))
+        return prints if prints["method"].partition("/")[0] == kind else None
+    except (sqlite3.Error, ValueError, AttributeError, LookupError):
         return None

@@ -35,14 +35,22 @@ class Stages:
                 ) from error
 
     @staticmethod
-    def hold(folder: Path, kind: str, folders: Sequence[str], *, fresh: bool) -> RunFolder:
-        """The folder of a job of `kind`; `folders`: those of its stages within it.
+    def hold(
+        folder: Path, kind: str, folders: Sequence[str], *, first: str, fresh: bool
+    ) -> RunFolder:
+        """The folder of a job of `kind`; `folders`: those of its stages, of which `first` is one.
 
         What a stage may go on with, its own folder says. Raises FolderRefused as RunFolder.open.
         """
         owns = (*RUN_FILES, _NAME, "report.html")
         return RunFolder.open(
-            folder, kind, {}, owns=owns, folders=folders, fresh=fresh, legacy=_before_markers
+            folder,
+            kind,
+            {},
+            owns=owns,
+            folders=folders,
+            fresh=fresh,
+            legacy=lambda folder: _before_markers(folder, first),
         )
 
     def run(
@@ -74,11 +82,11 @@ class Stages:
         return {name: done["seconds"] for name, done in self._done.items()}
 
 
-def _before_markers(folder: Path) -> dict[str, str] | None:
-    """Whether an earlier version ran its stages here."""
+def _before_markers(folder: Path, first: str) -> dict[str, str] | None:
+    """Whether an earlier version ran its stages here, beginning with `first`."""
     try:
         done = json.loads((folder / _NAME).read_text(encoding="utf-8"))
         ours = all({"inputs", "result", "seconds"} <= stage.keys() for stage in done.values())
     except (OSError, ValueError, AttributeError):
         return None
-    return {} if ours else None
+    return {} if ours and first in done else None

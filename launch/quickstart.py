@@ -35,8 +35,6 @@ with importing():
     from ipt_jax.training.loop import train
     from ipt_jax.training.run_folder import run_prints
 
-FOLDERS = ("synthesis", "train_*", "evaluation")
-
 
 @dataclass(frozen=True)
 class QuickstartConfig:
@@ -64,6 +62,7 @@ def scaled(config: QuickstartConfig) -> QuickstartConfig:
     """The config with its sizes changed from base_minutes to minutes."""
     if config.minutes <= 0:
         raise UserError(f"minutes={config.minutes:g}: must be more than 0.")
+    config = dataclasses.replace(config, folder=config.folder.expanduser())
     factor = config.minutes / config.base_minutes
     tokens = max(round(config.training.train_tokens * factor), config.training.batch_tokens)
     fraction = min(1.0, config.synthesis.fraction * factor)
@@ -151,7 +150,8 @@ def main() -> None:
             default="configs/quickstart.yaml",
         )
     )
-    with Stages.hold(config.folder, "quickstart", FOLDERS, fresh=config.fresh):
+    folders = ("synthesis", *(f"train_{name}" for name in config.mixtures), "evaluation")
+    with Stages.hold(config.folder, "quickstart", folders, first="synthesis", fresh=config.fresh):
         print(f"report: {run(config).resolve()}")
 
 

@@ -110,7 +110,8 @@ def run(config: TuneConfig) -> Path:
 
 def main() -> None:
     config = parse_config(TuneConfig, None, prog="launch/tune.py", description=__doc__ or "")
-    with Stages.hold(config.folder, "tuning", FOLDERS, fresh=config.fresh):
+    config = dataclasses.replace(config, folder=config.folder.expanduser())
+    with Stages.hold(config.folder, "tuning", FOLDERS, first="sequences", fresh=config.fresh):
         print(f"tuned: {run(config).resolve()}")
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from data_gen.baselines.config import ReadingComprehensionConfig
 from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
+from data_gen.baselines.stage import run_reading_comprehension
 from data_gen.ingest import IngestConfig, ingest
 from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
@@ -34,6 +36,7 @@ from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
 from ipt_jax.stages import Stages
+from launch import quickstart
 from tests.data_gen.fakes import FakeEngine
 from tests.run_folders import content, unlisted
 
@@ -110,9 +113,9 @@ def export(inputs: Path, folder: Path) -> None:
     export_hugging_face(folder, DECODER, new_params(DECODER, 1), NoTokenizer())  # type: ignore[arg-type]
 
 
-def weights(inputs: Path, folder: Path, other: bool = False) -> None:
+def weights(inputs: Path, folder: Path, other: bool = False) -> Path:
     model = inputs / ("other_model" if other else "model")
-    from_hugging_face_folder(FromHuggingFaceConfig(model, folder))
+    return from_hugging_face_folder(FromHuggingFaceConfig(model, folder))
 
 
 def evaluation(inputs: Path, folder: Path) -> None:
@@ -137,7 +140,7 @@ def analysis(inputs: Path, folder: Path) -> None:
 
 
 def job(inputs: Path, folder: Path, fresh: bool = False) -> None:
-    with Stages.hold(folder, "quickstart", ("synthesis", "train_*"), fresh=fresh) as run:
+    with Stages.hold(folder, "quickstart", ("synthesis",), first="one", fresh=fresh) as run:
         write_run_files(run.path, DECODER)
         Stages(run.path).run("one", {}, [], lambda: synthesis(inputs, run.path / "synthesis"))
 
@@ -211,6 +214,21 @@ def test_a_command_and_its_folder(name: str, inputs: Path, tmp_path: Path) -> No
             refused(reason, path, partial(door.run, inputs, path, **fresh))
 
 
+@pytest.mark.parametrize("name", ["synthesize", "ingest", "random_pairs", "filter", "from-hf"])
+def test_what_was_deleted_of_a_finished_run_is_made_again(
+    name: str, inputs: Path, tmp_path: Path
+) -> None:
+    DOORS[name].run(inputs, tmp_path)
+    made = {name for name in content(tmp_path) if "/d/" not in name}
+    for place in (tmp_path / "shards", tmp_path / "checkpoints"):
+        shutil.rmtree(place, ignore_errors=True)
+    DOORS[name].run(inputs, tmp_path)
+    assert {name for name in content(tmp_path) if "/d/" not in name} == made
+    (tmp_path / "summary.json").unlink(missing_ok=True)
+    DOORS[name].run(inputs, tmp_path)
+    assert {name for name in content(tmp_path) if "/d/" not in name} == made
+
+
 def test_an_evaluation_beside_its_models_is_refused(inputs: Path, tmp_path: Path) -> None:
     run = shutil.copytree(inputs / "model", tmp_path / "run" / "export").parent
     before = content(run)
@@ -237,14 +255,72 @@ def test_tuning_data_in_the_folder_of_a_synthesis(inputs: Path, shared: Path, tm
     assert (folder / "ledger.sqlite").exists()
 
 
-def test_a_synthesis_that_an_earlier_version_began_goes_on(inputs: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(inputs / "synthesis", tmp_path / "run")
-    before = json.loads((folder / "summary.json").read_text())
+def before_markers(inputs: Path, folder: Path) -> Path:
+    """A finished synthesis as an earlier version left it."""
+    shutil.copytree(inputs / "synthesis", folder)
     (folder / "run.json").unlink()
     with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as database:
-        stored = json.dumps(before["fingerprint"])
+        stored = json.dumps(json.loads((folder / "summary.json").read_text())["fingerprint"])
         database.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (stored,))
         database.commit()
+    return folder
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_an_earlier_version_made_is_of_its_kind(
+    inputs: Path, tmp_path: Path, fresh: bool
+) -> None:
+    folder = before_markers(inputs, tmp_path / "run")
+    config = ReadingComprehensionConfig(
+        [str(inputs / "corpus.jsonl")], str(folder), domain="finance", fresh=fresh
+    )
+    refused("not_ours", folder, lambda: run_reading_comprehension(config))
+    job(inputs, tmp_path / "job")
+    for path in (tmp_path / "job").rglob("run.json"):
+        path.unlink()
+    hold = partial(Stages.hold, tmp_path / "job", "tuning", ("train",), fresh=fresh)
+    refused("not_ours", tmp_path / "job", partial(hold, first="sequences"))
+    hold(first="one").close()
+
+
+def test_tokens_do_not_replace_records_put_beside_them(inputs: Path, tmp_path: Path) -> None:
+    tokens(inputs, tmp_path)
+    shutil.copytree(inputs / "synthesis" / "shards" / "plain", tmp_path / "plain")
+    mixture = {"root": str(inputs), "tasks": {"plain": {"source": "synthesis/shards/raw"}}}
+    config = TokenizeConfig(tmp_path, DataConfig(mixture), fresh=True)
+    refused("not_ours", tmp_path, lambda: tokenize(config))
+
+
+def test_a_home_in_a_path_is_the_users(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tokens(inputs, Path("~/tokens"))
+    assert weights(inputs, Path("~/weights")) == tmp_path / "weights"
+    config = quickstart.scaled(quickstart.QuickstartConfig(Path("~/quickstart")))
+    assert config.folder == tmp_path / "quickstart"
+    assert not unlisted(tmp_path) and not (tmp_path / "~").exists()
+
+
+def test_a_quickstart_clears_the_trainings_of_its_own_mixtures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quickstart.QuickstartConfig(tmp_path, mixtures={"raw": ""})
+    monkeypatch.setattr(quickstart, "parse_config", lambda *_, **__: config)
+    monkeypatch.setattr(quickstart, "run", lambda config: config.folder)
+    quickstart.main()
+    for name in ("train_raw", "train_mine"):  # of launch/train.py, the second
+        with RunFolder.open(tmp_path / name, "training", {}, owns=("summary.json",)) as run:
+            (run.path / "summary.json").touch()
+    config = dataclasses.replace(config, fresh=True)
+    quickstart.main()
+    assert [path.parent.name for path in tmp_path.rglob("summary.json")] == ["train_mine"]
+
+
+def test_a_synthesis_that_an_earlier_version_began_goes_on(inputs: Path, tmp_path: Path) -> None:
+    folder = before_markers(inputs, tmp_path / "run")
+    before = json.loads((folder / "summary.json").read_text())
     error = refused("differs", folder, partial(synthesis, inputs, folder, other=True))
     assert error.differs == ("seed",)
     synthesis(inputs, folder)

@@ -18,6 +18,7 @@ from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.format import Shot, parse_pairs
 from data_gen.instruction_pretrain.template_file import TemplateSet, load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
+from data_gen.outputs import OutputFolder
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError
 from ipt_jax.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
@@ -76,8 +77,9 @@ def run_random_pairs(
     with RunFolder.open(
         config.output, METHOD, prints_of(settings) | prints, owns=_OWNS, fresh=config.fresh
     ) as run:
-        if run.finished and (run.path / "summary.json").is_file():
-            return json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+        done = OutputFolder(run.path, ("augmented",)).finished()
+        if run.finished and done is not None:
+            return done
         run.begin()
         on_start(run.path)
         _write(config, run.path, source, raw, places, giver, templates)

@@ -115,6 +115,13 @@ _OWNS = (
     *(*RUN_FILES, *LEDGER_FILES, "summary.json", *(f"shards/{name}" for name in SHARD_FILES)),
     *(f"{folder}/{gate}.jsonl" for folder in ("rejected", "details") for gate in (READ, *GATES)),
 )
+_SECTIONS = {
+    "rules": {"rules"},
+    "near_duplicates": {"near_duplicates"},
+    "decontaminate": {"substring", "coverage", "ngram"},
+    "moderation": {"moderation"},
+    "judge": {"judge"},
+}  # of the config, and the gates that read them
 Tell = Callable[[str, int, int], None]
 """Is told of a pass over the records: its gates, how many records are done, and of how many."""
 
@@ -196,6 +203,13 @@ def _fingerprint(
     settings = asdict(config)
     del settings["output"], settings["fresh"]
     drawn = settings["judge"].pop("engine")
+    for one in settings["decontaminate"]["evaluations"]:
+        del one["path"]  # this and the next: named by content below
+    del settings["moderation"]["rules"], settings["moderation"]["model"]
+    del settings["rules"]["tokenizer"]
+    for section, gates in _SECTIONS.items():
+        if not gates & {*config.gates}:
+            del settings[section]
     if JudgeGate.name in config.gates:
         identity = identify_engine(config.judge.engine) if engine is None else engine
         said = {key: getattr(identity, key) for key in ("name", "version", "model", "revision")}
@@ -208,7 +222,7 @@ def _fingerprint(
 def _named_files(config: FilterConfig) -> dict[str, Any]:
     """What the gates read beside the records, by content. Raises UserError for what is missing."""
     found: dict[str, Any] = {}
-    if {"substring", "coverage", "ngram"} & set(config.gates):
+    if _SECTIONS["decontaminate"] & {*config.gates}:
         for number, file in enumerate(config.decontaminate.evaluations, 1):
             found[f"evaluations/{number}/{file.name}"] = file_digest(Path(file.path).expanduser())
     if "moderation" in config.gates:

@@ -78,6 +78,7 @@ class RunFolder:
         alone: bool = False,
         fresh: bool | None = False,
         defaults: Mapping[str, str] | None = None,
+        free: Sequence[str] = (),
         legacy: Callable[[Path], Mapping[str, str] | None] | None = None,
     ) -> RunFolder:
         """Hold `path`, made where it is missing, for a run of `kind`.
@@ -90,6 +91,8 @@ class RunFolder:
           fresh: Delete what an earlier run of this kind made; everything else stays. None: the
             command has no such option.
           defaults: Values of names that runs made before those names did not write down.
+          free: Names, with all below them, that may change: those of paths whose content has a name
+            of its own. They stay as the run began; one without a marker is compared by them.
           legacy: The fingerprint of a run made before there were markers (its names are compared
             as far as both have them); None where the folder holds none.
 
@@ -108,8 +111,9 @@ class RunFolder:
                 common = {k: v for k, v in {**known, **old}.items() if k in fingerprint}
                 prints = {**fingerprint, **common}
                 marker = _Marker(kind, "unfinished", prints, tuple(owns), tuple(folders))
+                free = ()
             run = cls(path, lock, marker or _Marker(kind, "new", {}))
-            run._claim(kind, {**fingerprint}, owns, folders, fresh, known)
+            run._claim(kind, {**fingerprint}, owns, folders, fresh, known, free)
         except BaseException:
             lock.close()
             raise
@@ -170,6 +174,7 @@ class RunFolder:
         folders: Sequence[str],
         fresh: bool | None,
         defaults: Mapping[str, str],
+        free: Sequence[str],
     ) -> None:
         marker = self._marker
         if marker.kind != kind:
@@ -183,7 +188,8 @@ class RunFolder:
             marker = _Marker(kind, "new", fingerprint)
         before = {**{k: v for k, v in defaults.items() if k in fingerprint}, **marker.fingerprint}
         names = before.keys() | fingerprint.keys()
-        differs = sorted(name for name in names if before.get(name) != fingerprint.get(name))
+        bound = [n for n in names if not any(n == one or n.startswith(f"{one}.") for one in free)]
+        differs = sorted(name for name in bound if before.get(name) != fingerprint.get(name))
         # A run that ended before it made anything is no one's.
         made = [name for name in marker.owns if name not in RUN_FILES]
         if marker.state != "new" and differs and any(_matching(self.path, made)):
@@ -198,6 +204,9 @@ class RunFolder:
         added = tuple(name for name in owns if name not in marker.owns)
         _refuse_strangers(self.path, added)
         state = "unfinished" if marker.state == "new" or differs else marker.state
+        if marker.state != "new" and not differs:
+            as_begun = {k: v for k, v in marker.fingerprint.items() if k not in bound}
+            fingerprint = {k: v for k, v in fingerprint.items() if k in bound} | as_begun
         more = tuple(name for name in folders if name not in marker.folders)
         self._write(_Marker(kind, state, fingerprint, marker.owns + added, marker.folders + more))
 
@@ -205,6 +214,12 @@ class RunFolder:
         self._marker = marker
         if marker != _read(self.path):
             _write(self.path, marker)
+
+
+def fingerprint_of(path: Path) -> dict[str, str] | None:
+    """What the run in a folder was made from; None of a folder without a marker."""
+    marker = _read(path)
+    return None if marker is None else marker.fingerprint
 
 
 def print_of(value: Any) -> str:

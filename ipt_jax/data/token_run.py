@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,14 @@ def tokenize(
     folder that holds something else or in which another run is writing.
     """
     # What is made how, each task's shards say; `fresh` replaces those that are made otherwise.
-    owns = (MIXTURE_NAME, *(f"*/{name}" for name in (*SHARD_FILES, "part-#.json")))
+    config = replace(config, output=config.output.expanduser())
+    mixture = load_mixture(config.data)
+    made = (*SHARD_FILES, "part-#.json")
+    tasks = [task.name for task in _chosen(config, mixture)]
+    owns = (MIXTURE_NAME, *(f"{task}/{name}" for task in tasks for name in made))
     with RunFolder.open(config.output, "tokens", {}, owns=owns, legacy=_before_markers) as run:
         run.begin()
-        done = _tokenize(config, progress)
+        done = _tokenize(config, mixture, progress)
         run.finish()
     return done
 
@@ -146,17 +150,23 @@ def _before_markers(output: Path) -> dict[str, str] | None:
     return {} if ours or (not tasks and any(output.glob("*/part-*.json"))) else None
 
 
-def _tokenize(
-    config: TokenizeConfig, progress: Callable[[str, int, int], None]
-) -> list[TokenizedTask]:
-    mixture = load_mixture(config.data)
+def _chosen(config: TokenizeConfig, mixture: Mixture) -> list[Task]:
     names = [task.name for task in mixture.tasks]
     for name in config.tasks or ():
         if name not in names:
             raise UserError(f"`tasks` names {name!r}, which is no task. {nearest(name, names)}")
     chosen = [task for task in mixture.tasks if config.tasks is None or task.name in config.tasks]
+    for task in chosen:
+        if Path(task.name).name != task.name:
+            raise UserError(f"the task {task.name!r} cannot name a folder: rename it.")
+    return chosen
+
+
+def _tokenize(
+    config: TokenizeConfig, mixture: Mixture, progress: Callable[[str, int, int], None]
+) -> list[TokenizedTask]:
     tokenizer = load_tokenizer(mixture.tasks[0].tokenizer)
-    jobs = [_prepare(config, task, tokenizer) for task in chosen]
+    jobs = [_prepare(config, task, tokenizer) for task in _chosen(config, mixture)]
     manifests = [_finished(job, config) for job in jobs]
     todo = [
         [] if manifest is not None else _to_do(job, config.fresh)
@@ -182,8 +192,6 @@ def _tokenize(
 
 
 def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Job:
-    if Path(task.name).name != task.name:
-        raise UserError(f"the task {task.name!r} cannot name a folder: rename it.")
     data, folder = config.data, config.output / task.name
     source = open_source(
         task,

@@ -99,6 +99,7 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
     generation = _generation(run, tokenizer)
     params, _ = load_params(config.run / "checkpoints")
     output = config.output or config.run / ("adapter" if peft_base else "export")
+    output = output.expanduser()
     difference: float | None = None
 
     def check(folder: Path) -> None:
@@ -154,10 +155,11 @@ def from_hugging_face_folder(config: FromHuggingFaceConfig) -> Path:
     owns = ("config.yaml", *(f"checkpoints/{name}" for name in SAVES))
     prints = {"folder": folder_digest(config.folder, ("*",))}
     with RunFolder.open(config.run, "weights", prints, owns=owns, fresh=None) as run:
-        if not run.finished:
+        if not run.finished or newest_list(run.path / "checkpoints") is None:
+            run.begin()
             _write_weights(config, run.path, decoder, params)
             run.finish()
-    return config.run
+    return run.path
 
 
 def _write_weights(

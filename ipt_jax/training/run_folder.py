@@ -12,10 +12,18 @@ import yaml
 from jax.sharding import Mesh
 
 from ipt_jax.configuration import as_yaml, write_run_files
-from ipt_jax.core.run_folder import RUN_FILES, FolderRefused, RunFolder, print_of, prints_of
+from ipt_jax.core.fingerprint import digest_of
+from ipt_jax.core.run_folder import (
+    RUN_FILES,
+    FolderRefused,
+    RunFolder,
+    fingerprint_of,
+    print_of,
+    prints_of,
+)
 from ipt_jax.data.pipeline import OpenMixture
 from ipt_jax.hf.convert import weights_digest
-from ipt_jax.training.checkpoints import SAVES
+from ipt_jax.training.checkpoints import SAVES, newest_list
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.processes import wait_for_all
 
@@ -44,6 +52,9 @@ FREE = (
     *("data.worker_count", "data.verify_checksums", "data.skip_damaged"),
     *("model.overrides.remat", "model.overrides.remat_save"),
 )
+# Where lies what counts by its content.
+PLACES = ("data.mixture", "data.root", "data.tokenizer", "data.index_folder", "init_from")
+BEGINNING, BEGINNING_RUN = "init_from/weights", "init_from/run"
 # What may differ between the processes of one run: who they are, and what is of their host.
 OWN = (
     *("processes", "compilation_cache", "profile"),
@@ -68,6 +79,11 @@ def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> It
     # A key that is newer than the run did what its default does; and extensions may be added.
     defaults = _fixed(yaml.safe_load(as_yaml(TrainConfig())))
     defaults |= {k: v for k, v in prints.items() if k.startswith("extensions.")}
+    defaults |= {k: v for k, v in prints.items() if k == BEGINNING_RUN}
+    free = PLACES
+    # Weights that are not read again may have been trained on since.
+    if BEGINNING_RUN in prints and config.adapter is None and config.resume != "0":
+        free = (*free, *([BEGINNING] if newest_list(folder / "checkpoints") else ()))
     try:
         run = RunFolder.open(
             folder,
@@ -77,6 +93,7 @@ def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> It
             folders=EXPORTS,
             fresh=config.fresh,
             defaults=defaults,
+            free=free,
             legacy=_before_markers,
         )
     except FolderRefused as error:
@@ -95,11 +112,15 @@ def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> It
 def run_prints(config: TrainConfig, mixture: OpenMixture) -> dict[str, str]:
     """What a training's result depends on, by name; what its config names by a path, by content.
 
-    Of `init_from` all weights are read, unless they are remembered.
+    Of `init_from` all weights are read, unless they are remembered; of a run also what it is.
     """
     prints = _fixed(yaml.safe_load(as_yaml(config))) | mixture.prints()
     if config.init_from is not None:
-        prints["init_from/weights"] = weights_digest(config.init_from)
+        prints[BEGINNING] = weights_digest(config.init_from)
+        if not (config.init_from / "config.json").exists():
+            begun = fingerprint_of(config.init_from) or {}
+            begun = {k: v for k, v in begun.items() if not k.startswith("extensions.")}
+            prints |= {BEGINNING_RUN: digest_of(begun)} if begun else {}
     return prints
 
 

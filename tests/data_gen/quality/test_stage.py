@@ -161,6 +161,13 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, first: Path) -> Non
     assert len(files[0]) > 8 and files[0] == files[1]
 
 
+def test_a_gate_that_is_not_met_decides_nothing(tmp_path: Path, first: Path) -> None:
+    gates = ["exact_text"]
+    done = run_filter(settings(tmp_path, [first], gates=gates))
+    changed = {"rules": RulesConfig(min_words=9), "decontaminate": DecontaminateConfig()}
+    assert run_filter(settings(tmp_path, [first], gates=gates, **changed)) == done
+
+
 def test_a_finished_folder_is_of_the_files_that_its_gates_read(tmp_path: Path, first: Path) -> None:
     rules = tmp_path / "rules.yaml"
     shutil.copy(DEFAULT_RULES, rules)
@@ -169,6 +176,14 @@ def test_a_finished_folder_is_of_the_files_that_its_gates_read(tmp_path: Path, f
     shutil.move(rules, tmp_path / "moved.yaml")
     shutil.copy(tmp_path / "moved.yaml", rules)
     assert run_filter(config) == done
+    evaluation = shutil.copy(tmp_path / "evaluation.jsonl", tmp_path / "moved.jsonl")
+    moved = settings(
+        tmp_path,
+        [first],
+        moderation=ModerationConfig(str(tmp_path / "moved.yaml")),
+        decontaminate=DecontaminateConfig([EvaluationFile("eval", str(evaluation))]),
+    )
+    assert run_filter(moved) == done
     for path, name in {
         rules: "moderation/rules",
         tmp_path / "evaluation.jsonl": "evaluations/1/eval",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -10,9 +11,13 @@ import yaml
 
 from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.data.pipeline import DataConfig, OpenMixture, open_mixture
+from ipt_jax.models.lora import LoraConfig
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.training import run_folder
+from ipt_jax.training.checkpoints import LIST_NAME
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.optimizer import ExtensionConfig
 from ipt_jax.training.run_folder import open_run_folder
 from ipt_jax.training.step_lines import drop_later_lines
 from tests.run_folders import content
@@ -115,6 +120,65 @@ def test_what_a_path_names_counts_by_content(tmp_path: Path, changes, differs, s
     with pytest.raises(FolderRefused) as caught:
         start()
     assert set(caught.value.differs) == differs and said in str(caught.value)
+
+
+def test_what_a_path_names_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    write(folder, {"a.jsonl": LINES, "b.jsonl": OTHER, "mixture.yaml": MIXTURE})
+    write(folder, {"config.json": "{}", "model.safetensors": "weights"})
+    write(folder, {"tokenizer_config.json": '{"bos_token": "<unk>", "eos_token": "</s>"}'})
+    write(folder, {"tokenizer.json": VOCABULARY})
+
+    def start(place: Path) -> None:
+        data = DataConfig(str(place / "mixture.yaml"), str(place), tokenizer=str(place))
+        config = TrainConfig(run_folder=tmp_path / "run", data=data, init_from=place)
+        opened(config, open_mixture(data))
+
+    start(folder)
+    marker = (tmp_path / "run" / "run.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    start(Path("here"))
+    start(folder.rename(tmp_path / "there"))
+    assert (tmp_path / "run" / "run.json").read_text() == marker
+    # Before there were markers nothing but the path was written down.
+    (tmp_path / "run" / "run.json").unlink()
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("there", "elsewhere"))
+    with pytest.raises(FolderRefused) as caught:
+        start(tmp_path / "there")
+    assert {"data.mixture", "data.root", "data.tokenizer", "init_from"} == {*caught.value.differs}
+
+
+def test_a_run_that_training_began_with_may_train_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "weights_digest", lambda run: (run / "weights").read_text())
+    before = tmp_path / "before"
+
+    def train_before(weights: str, **changes: Any) -> None:
+        opened(TrainConfig(run_folder=before, **changes))
+        (before / "weights").write_text(weights)
+
+    def start(**changes: Any) -> Path:
+        return opened(TrainConfig(run_folder=tmp_path / "run", init_from=before, **changes))
+
+    train_before("1")
+    saved = start() / "checkpoints" / "5"
+    train_before("2")
+    with pytest.raises(FolderRefused, match="init_from/weights"):
+        start()  # it would begin with others
+    saved.mkdir(parents=True)
+    (saved / LIST_NAME).touch()
+    start()
+    train_before("3", extensions=(ExtensionConfig(64, "constant"),))
+    start()
+    for changes in ({"resume": "0"}, {"adapter": LoraConfig()}):  # both read it again
+        with pytest.raises(FolderRefused, match="init_from/weights"):
+            start(**changes)
+    train_before("3", fresh=True, seed=1)
+    with pytest.raises(FolderRefused, match="init_from/run"):
+        start()
 
 
 def write(folder: Path, files: dict[str, str | dict[str, int]]) -> None:
