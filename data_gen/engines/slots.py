@@ -39,13 +39,12 @@ class SlotCache:
         self._reserve(length_tokens)
         self.rows, self.positions, self._length = rows, None, length_tokens
 
-    def start_decode(self, positions: torch.Tensor) -> int:
-        """Next forward writes position `positions[i]` of row i; how many keys it reads a row."""
-        self._length = _whole_blocks(int(positions.max()) + 1)
+    def start_decode(self, positions: torch.Tensor) -> None:
+        """Next forward writes position `positions[i]` of row i."""
+        self._length = int(positions.max()) + 1
         self._reserve(self._length)
         self._row_index = torch.arange(len(positions))
         self.rows, self.positions = None, positions
-        return self._length
 
     def move(self, source: int, target: int) -> None:
         """Copy row `source` onto `target`, whose request has ended."""
@@ -55,7 +54,7 @@ class SlotCache:
     def _reserve(self, length_tokens: int) -> None:
         if length_tokens <= self.capacity_tokens:
             return
-        capacity = _whole_blocks(length_tokens)
+        capacity = -(-length_tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
         grow = capacity - self.capacity_tokens
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
@@ -84,10 +83,6 @@ class SlotCache:
     def get_seq_length(self, *_: Any) -> int:
         """Asked for by some models; positions are always passed explicitly."""
         return self._length
-
-
-def _whole_blocks(tokens: int) -> int:
-    return -(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
 
 
 def slot_attention(

