@@ -35,15 +35,18 @@ class DamageFile:
         lines = drop_later_lines(self._path, first_position)
         self._known = {(line["task"], line["record"]) for line in lines}
         if process == 0:  # what the length indexes know, every process knows
-            self.note(0)
+            self.note(0, len(log))
         self._noted = len(log)
 
-    def note(self, position: int) -> None:
-        """Write down what has come to the log since; `position`: the batch just read, from 1."""
-        if len(self._log) == self._noted:
+    def note(self, position: int, known: int) -> None:
+        """Write down what has come to the log since, of its first `known` records.
+
+        `position` is the batch that they came with, from 1; later ones may have been read already.
+        """
+        if known <= self._noted:
             return
-        found = list(self._log.records.items())[self._noted :]
-        self._noted = len(self._log)
+        found = list(self._log.records.items())[self._noted : known]
+        self._noted = known
         lines = []
         for (task, record), what in found:
             if (task, record) not in self._known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from ipt_jax.data.damage import DamageLog
 from ipt_jax.data.packing import Rows
 
 # `Agreement` answers a step late: what is voted at step n stops all processes after step n + 1.
@@ -14,21 +15,23 @@ _AHEAD = 2
 class Lookahead(Iterator[Rows]):
     """This process's batches, some of them read ahead."""
 
-    def __init__(self, batches: Iterator[Rows]):
-        """Read the first batches.
+    def __init__(self, batches: Iterator[Rows], damage: DamageLog):
+        """Read the first batches; reading them fills `damage`.
 
         Raises:
           Exception: what reading them raises, for nothing is learnt yet that could be saved.
         """
-        self._batches = batches
-        self._read: deque[Rows] = deque()
+        self._batches, self._damage = batches, damage
+        self._read: deque[tuple[Rows, int]] = deque()
+        self.damaged = 0
+        """Records of the log that had shown when the batch given last was read, and no later."""
         self._error: Exception | None = None
         self._fill(_AHEAD)
         if self.error is not None:
             raise self.error
 
     def __next__(self) -> Rows:
-        batch = self._read.popleft()
+        batch, self.damaged = self._read.popleft()
         self._fill(_AHEAD)
         return batch
 
@@ -47,7 +50,7 @@ class Lookahead(Iterator[Rows]):
             self._fill(looked + 1)
             if looked == len(self._read):
                 return self._error is not None
-            if self._read[looked]["loss_weights"].any():
+            if self._read[looked][0]["loss_weights"].any():
                 return True
             looked += 1
         return False
@@ -55,7 +58,8 @@ class Lookahead(Iterator[Rows]):
     def _fill(self, count: int) -> None:
         while self._error is None and len(self._read) < count:
             try:
-                self._read.append(next(self._batches))
+                batch = next(self._batches)
+                self._read.append((batch, len(self._damage)))
             except StopIteration:
                 return
             except Exception as error:  # raised by the loop, when what was learnt is saved

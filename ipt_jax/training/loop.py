@@ -142,7 +142,7 @@ def _train(
                 if stop.error is not None:
                     checkpoints.wait()
 
-        stream = Lookahead(_stream(config, mixture, placement, first))
+        stream = Lookahead(_stream(config, mixture, placement, first), mixture.damaged)
         _check_learnt(config, stream, first)
         agreement = Agreement(mesh)
         pending, code, stopping = None, 0, False
@@ -152,7 +152,7 @@ def _train(
                 with phases("data"):
                     batch = placement(next(stream))
                     with stop.noting():
-                        damage.note(position + 1)
+                        damage.note(position + 1, stream.damaged)
                 phase = "compiling" if position == first else "step"
                 with phases(phase), profiler.step(position + 1, pending):
                     state, metrics = built.step_function(state, batch)

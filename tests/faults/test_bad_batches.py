@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ipt_jax.data.damage import DamageLog
 from ipt_jax.errors import RunStopped, UserError
 from ipt_jax.records import Record, ShardWriter
 from ipt_jax.training.guard import GuardConfig
@@ -132,11 +133,11 @@ def test_what_cannot_be_read_is_not_called_masked():
         yield from [masked] * 3
         raise UserError("shard 7 is damaged")
 
-    stream = Lookahead(damaged())
+    stream = Lookahead(damaged(), DamageLog())
     assert stream.any_to_learn(6) and stream.error is None
     next(stream), next(stream)
     assert "shard 7" in str(stream.error) and next(stream) is masked
-    assert not Lookahead(iter([masked] * 6)).any_to_learn(6)
+    assert not Lookahead(iter([masked] * 6), DamageLog()).any_to_learn(6)
 
 
 def test_batches_without_a_token_to_learn_are_named_and_the_others_counted(tmp_path):
