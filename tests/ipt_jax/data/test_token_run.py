@@ -152,7 +152,7 @@ def test_the_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_asked_of_a_mixture_stays(content: dict[str, Any], made: Path) -> None:
     mixture = load_mixture_config(made / "mixture.yaml")
     assert (mixture.name, mixture.rates, mixture.by) == ("both", content["rates"], "tokens")
-    assert [(t.max_epochs, t.bos, t.loss) for t in mixture.tasks] == [
+    assert [(t.max_epochs, t.adds_bos, t.loss) for t in mixture.tasks] == [
         (9, True, "all"),
         (None, False, "responses"),
         (None, True, "responses"),
