@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,6 +13,9 @@ from data_gen.engines.smollm2 import ensure_smollm2
 
 ROOT = Path(__file__).parent.parent
 _WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# A shell's background jobs ignore Ctrl-C, and so would the commands that tests stop with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
