@@ -189,9 +189,11 @@ def test_unknown_task_names_model_task_and_log(model: Path, tmp_path: Path) -> N
     ],
 )
 def test_bad_settings(change: dict, said: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_text("{}")
-    settings = {"models": {"m": tmp_path}, "output": tmp_path / "out"} | change
+        (model / name).write_text("{}")
+    settings = {"models": {"m": model}, "output": tmp_path / "out"} | change
     with pytest.raises(UserError, match=said):
         evaluate_models(EvaluationConfig(**settings))
     assert not (tmp_path / "out").exists()

@@ -189,6 +189,7 @@ def test_bad_adapter_folders_are_refused_by_name(theirs, tokenizer, tmp_path):
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "not a whole safetensors file" in refusal()
+    (folder / "run.json").unlink()  # as somebody else's
     with pytest.raises(FolderRefused, match="no run of ours made it"):
         export_hugging_face(folder, theirs.decoder, {}, tokenizer)
     with pytest.raises(UserError, match="adapter_config.json: not there"):
