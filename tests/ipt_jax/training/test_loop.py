@@ -114,7 +114,7 @@ def test_training_starts_from_converted_weights(shards, finished, tmp_path):
         train(make_config(shards, folder, init_from=source, train_tokens=512))
         assert figures(folder)[1] < end + 1  # from scratch it would be log(32000) = 10.4
     wider = ModelConfig("tiny", {"vocabulary_size": 32000, "mlp_width": 96})
-    with pytest.raises(UserError, match="mlp_width is 64, the config's 96"):
+    with pytest.raises(UserError, match="gives mlp_width as 64, but model.mlp_width is 96"):
         train(make_config(shards, tmp_path / "w", init_from=finished, model=wider))
 
 
