@@ -146,7 +146,7 @@ def test_quickstart_stopped_finished_and_skipped(checkout):
         for name in ("vanilla", "instruct")
     }
     assert tokens["vanilla"] == tokens["instruct"] > 0
-    assert "does not show which" in page and "<svg" in page
+    assert "not which data makes the better model" in page and "<svg" in page
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     again = run(checkout, command, timeout=60)  # the promise: under a minute
     assert again.count("skipped") >= 4
