@@ -55,10 +55,10 @@ lint: env
 types: env
 	.venv/bin/pyright
 
-# Needs the package index. Keeps the versions already locked unless told `make lock UPGRADE=--upgrade`.
+# Needs the package index (libtpu has wheels for a newer glibc alone). Keeps the versions already locked unless told `make lock UPGRADE=--upgrade`.
 UPGRADE ?=
 COMPILE = $(UV) pip compile --quiet $(UPGRADE) pyproject.toml --python-version 3.12 \
-  --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate --no-header
+  --python-platform x86_64-$(or $(4),manylinux_2_28) --generate-hashes --no-annotate --no-header
 define lock_file
 	@echo "$(3)"
 	@$(COMPILE) $(2) --output-file $(3)
@@ -69,6 +69,7 @@ lock:
 	@test -x "$(UV)" || command -v "$(UV)" >/dev/null || $(MAKE) --no-print-directory .tools/bin/uv
 	$(call lock_file,Quickstart and tests on a CPU,--extra test,locks/cpu.txt)
 	$(call lock_file,Training on GPU machines,--extra cuda --extra tokenizers,locks/cuda-train.txt)
+	$(call lock_file,Training on TPU machines,--extra tpu --extra tokenizers,locks/tpu-train.txt,manylinux_2_31)
 	$(call lock_file,Synthesis on GPU machines,--no-config --extra synthesis --extra vllm,locks/cuda-synthesis.txt)
 
 clean:

@@ -327,7 +327,7 @@ def run_part(options: argparse.Namespace) -> None:
 
 def training_backend(options: argparse.Namespace) -> str:
     """The best of ours that its probe did not throw out and that `attention` knows."""
-    from ipt_jax.attention.spec import BACKENDS
+    from ipt_jax.attention.backends import BACKENDS
 
     if options.dry_run:
         return "reference"

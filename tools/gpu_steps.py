@@ -19,10 +19,10 @@ import gpu_training
 import jax
 
 from ipt_jax.attention import cudnn_packed
+from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, SAVEABLE, DecoderConfig
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training import loss
-from ipt_jax.training.devices import device_of
 from ipt_jax.training.optimizer import OptimizerConfig, make_schedule
 from ipt_jax.training.state import abstract_state, init_state
 from ipt_jax.training.step import jit_train_step, make_train_step

@@ -23,10 +23,10 @@ import optax
 from flax import linen
 from gpu_attention import segment_ids  # beside this file
 
+from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.layers import rotary, rotate
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.training.devices import device_of
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.state import abstract_state, init_state
 from ipt_jax.training.step import jit_train_step, make_train_step

@@ -74,21 +74,18 @@ TABLE: dict[tuple[str, int, int], BlockSizes] = {
 }
 
 
-def block_sizes(
-    head_width: int, bytes_a_number: int, length: int, device: str | None = None
-) -> BlockSizes:
-    """The table's tiles for a device (None: this process's first), no longer than the row.
+def block_sizes(head_width: int, bytes_a_number: int, length: int, device: str) -> BlockSizes:
+    """The table's tiles for a device by its kind, no longer than the row.
 
     Raises:
       ValueError: a head wider than the table has.
     """
-    name = jax.devices()[0].device_kind if device is None else device
     for (part, widest, size), sizes in TABLE.items():
-        if part in name and head_width <= widest and size == bytes_a_number:
+        if part in device and head_width <= widest and size == bytes_a_number:
             return sizes.at_most(length)
     raise ValueError(
         f"attention block sizes: no row for heads {head_width} wide of {bytes_a_number} bytes a "
-        f"number on {name!r}; add one to ipt_jax/attention/block_sizes.py."
+        f"number on {device!r}; add one to ipt_jax/attention/block_sizes.py."
     )
 
 
@@ -128,6 +125,7 @@ def autotune(
     """
     from ipt_jax.attention import pallas_gpu
     from ipt_jax.attention.ranges import key_ranges
+    from ipt_jax.chips.target import target
 
     B, T, H, K, h = shape
     keys = jax.random.split(jax.random.key(0), 4)
@@ -138,7 +136,8 @@ def autotune(
     )
     ranges = jax.tree.map(lambda x: jnp.broadcast_to(x, (B, T)), key_ranges(spec, segment_ids, T))
     itemsize = jnp.dtype(dtype).itemsize
-    best = block_sizes(h, itemsize, T)
+    device = target().kind
+    best = block_sizes(h, itemsize, T, device)
     log_sum = delta = jnp.zeros((B, K, H // K, T), jnp.float32)
     by_key = (ranges.key_start, ranges.key_stop)
     by_query = (ranges.query_start, ranges.query_stop)
@@ -167,7 +166,6 @@ def autotune(
             f"    # {kernel}: {timed[fastest] * 1e3:.3f} ms, {len(timed)} tried, {failed} did not "
             f"run, {untried} not tried"
         )
-    device = jax.devices()[0].device_kind
     day = time.strftime("%Y-%m-%d")
     best = replace(best, measured=f"{device}, JAX {jax.__version__}, {day}, {shape}, {spec}")
     lines.append(f"    ({device!r}, {h}, {itemsize}): {best!r},")

@@ -16,7 +16,7 @@ def cudnn_attention(
     spec: AttentionSpec,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """See `ipt_jax.attention.spec.attention`, which refuses what cuDNN does not do.
+    """See `ipt_jax.attention.backends.attention`, which refuses what cuDNN does not do.
 
     `implementation` is JAX's: `xla` computes the same without a GPU, all scores at once.
     """

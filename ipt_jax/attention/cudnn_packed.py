@@ -57,7 +57,7 @@ def cudnn_packed_attention(
     segment_ids_BT: jax.Array,
     slots_per_row: int | None = None,
 ) -> jax.Array:
-    """See `ipt_jax.attention.spec.attention`, which refuses what cuDNN does not do."""
+    """See `ipt_jax.attention.backends.attention`, which refuses what cuDNN does not do."""
     B, T, H, h = q_BTHh.shape
     K = k_BTKh.shape[2]
     scale = spec.scale if spec.scale is not None else h**-0.5

@@ -30,6 +30,7 @@ from ipt_jax.attention.block_sizes import BlockSizes, Tile, block_sizes
 from ipt_jax.attention.partition import KERNEL_RULES, partitioned
 from ipt_jax.attention.ranges import KeyRanges, tile_bounds
 from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.chips.target import target
 
 LOG2_E = math.log2(math.e)
 # Scores are in base 2. A masked one lies so far below every running maximum that its weight is 0
@@ -61,11 +62,11 @@ def pallas_attention(
     interpret: bool = False,
     sizes: BlockSizes | None = None,
 ) -> jax.Array:
-    """See `ipt_jax.attention.spec.attention`; softmax is float32, products add up in float32."""
+    """See `ipt_jax.attention.backends.attention`; softmax and sums of products are float32."""
     B, T, H, h = q_BTHh.shape
     K = k_BTKh.shape[2]
     if sizes is None:
-        sizes = block_sizes(h, q_BTHh.dtype.itemsize, T)
+        sizes = block_sizes(h, q_BTHh.dtype.itemsize, T, target().kind)
     kernels = (
         How(spec.scale if spec.scale is not None else h**-0.5, spec.softcap, tile, interpret)
         for tile in (sizes.forward, sizes.d_query, sizes.d_key_value)

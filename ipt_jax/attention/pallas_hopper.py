@@ -35,6 +35,7 @@ from ipt_jax.attention.hopper_machine import (
     run,
 )
 from ipt_jax.attention.partition import KERNEL_RULES, partitioned
+from ipt_jax.chips.target import target
 
 if TYPE_CHECKING:
     from ipt_jax.attention.ranges import KeyRanges
@@ -94,7 +95,7 @@ def pallas_hopper_attention(
     blocks: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `ipt_jax.attention.spec.attention`; softmax is float32, products add up in float32.
+    """See `ipt_jax.attention.backends.attention`; softmax is float32, products add up in float32.
 
     Args:
       q_BTHh: queries, bfloat16 or float16.
@@ -103,8 +104,8 @@ def pallas_hopper_attention(
       spec: scale; the mask is in the ranges.
       ranges: which keys each query sees.
       tuning: sizes; None: those of TUNINGS.
-      blocks: persistent blocks; None: one a multiprocessor of this process's GPU, which is asked
-        for then and must be a Hopper.
+      blocks: persistent blocks; None: one a multiprocessor of the target, which must be a Hopper
+        then.
       interpret: simulate the kernels on the host, for tests; races are looked for.
 
     Raises:
@@ -148,28 +149,27 @@ def check(q: jax.Array, k: jax.Array, v: jax.Array, spec: AttentionSpec) -> None
 
 
 def multiprocessors() -> int:
-    """Of this process's first device.
+    """Of the GPU that is compiled for.
 
     Raises:
       ValueError: it is no Hopper GPU.
     """
     from jax._src.lib import cuda_versions  # JAX has no public name for the runtime's version
 
-    device = jax.local_devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))
+    chip = target()
     # Hopper's matrix instructions exist on 9.0 alone: not before, and not on Blackwell.
-    if device.platform != "gpu" or capability != "9.0":
-        known = f", compute capability {capability}" if capability else ""
+    if chip.platform != "gpu" or chip.capability != "9.0":
+        known = f", compute capability {chip.capability}" if chip.capability else ""
         raise ValueError(
             f"attention backend pallas_hopper: needs a Hopper GPU (compute capability 9.0), this "
-            f"is {device.device_kind} ({device.platform}{known}); choose pallas or cudnn."
+            f"is {chip.kind} ({chip.platform}{known}); choose pallas or cudnn."
         )
     if cuda_versions is not None and cuda_versions.cuda_runtime_get_version() in MISCOMPILES:
         raise ValueError(
             "attention backend pallas_hopper: the assembler of CUDA 12.8.0 to 12.9.0 miscompiles "
             "masks (JAX's own kernel refuses it too); install CUDA 12.9.1 or 13, or choose cudnn."
         )
-    return int(device.core_count)
+    return chip.cores
 
 
 @dataclass(frozen=True)

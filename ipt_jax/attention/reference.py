@@ -28,7 +28,7 @@ def reference_attention(
     spec: AttentionSpec,
     ranges: KeyRanges,
 ) -> jax.Array:
-    """See `ipt_jax.attention.spec.attention`; scores and softmax are float32."""
+    """See `ipt_jax.attention.backends.attention`; scores and softmax are float32."""
     B, T, H, h = q_BTHh.shape
     K = k_BTKh.shape[2]
     scale = spec.scale if spec.scale is not None else h**-0.5

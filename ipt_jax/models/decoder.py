@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from ipt_jax.attention.backends import attention
 from ipt_jax.attention.ranges import key_ranges
-from ipt_jax.attention.spec import AttentionSpec, attention
+from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.chips.target import target
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import (
     Params,
@@ -90,7 +92,7 @@ class Decoder(nnx.Module):
           segment_ids_BT: int32, tokens see only their own segment, 0: padding, which sees nothing;
             None: one segment a row.
           dropout_key: random key while training with dropout; None: no dropout.
-          backend: attention backend, see `ipt_jax.attention.spec`.
+          backend: attention backend, see `ipt_jax.attention.backends`.
           place: pins the residual stream to its devices, see `ipt_jax.models.sharding.place_on`.
           adapters: low-rank adapters, see `ipt_jax.models.lora.new_adapters`; None: none.
           lora: what the adapters are; given exactly when they are.
@@ -145,13 +147,14 @@ class Decoder(nnx.Module):
             (out,) = adapt(3, y, project(y, w["down_LFD"]))
             return place(x_BTD + drop(out, key[1])), None
 
-        if c.remat != "none":
+        remat, kept = c.remat_on(target().platform)
+        if remat != "none":
             policies = jax.checkpoint_policies
             policy = {
                 "dots": policies.dots_with_no_batch_dims_saveable,
-                "names": policies.save_only_these_names(*c.remat_save),
+                "names": policies.save_only_these_names(*kept),
                 "full": None,
-            }[c.remat]
+            }[remat]
             # A scan's body needs no guard against common subexpressions.
             block = jax.checkpoint(block, policy=policy, prevent_cse=False)
         x_BTD = place(drop(self.embedding_VD[...][tokens_BT].astype(dtype), keys[-1, 0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +69,14 @@ class MeshConfig:
     """Devices that split a row's tokens."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The device mesh, axes data × fsdp × tensor × context.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of all devices, or of these, axes data × fsdp × tensor × context.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
     sizes = [config.data, config.fsdp, config.tensor, config.context]
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -86,7 +86,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"{shape} do not multiply to the {count} devices of this run; set one of them to -1 "
             "(all that are left) or choose factors of the device count."
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
 
 
 def parameter_spec(path: tuple[Any, ...]) -> PartitionSpec:

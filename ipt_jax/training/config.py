@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ipt_jax.attention.spec import AttentionSpec, choose_backend
+from ipt_jax.attention.backends import check_backend
+from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.data.pipeline import DataConfig, OpenMixture
 from ipt_jax.data.tasks import NATURAL
 from ipt_jax.errors import UserError
@@ -68,7 +69,7 @@ class TrainConfig:
     init_from: Path | None = None
     """Hugging Face folder or run whose weights training starts from; null: random ones."""
     attention_backend: str = "auto"
-    """auto, or a name from ipt_jax.attention.spec.BACKENDS."""
+    """auto, or a name from ipt_jax.attention.backends.BACKENDS."""
     seed: int = 0
     """Seeds the parameters and dropout; data order has its own (data.seed)."""
     resume: str = "auto"
@@ -85,7 +86,7 @@ class TrainConfig:
     dry_run_devices: int = 8
     """Devices that the dry run pretends to have."""
     dry_run_device: str = "h100"
-    """Whose memory and speed: a name from ipt_jax.training.devices.DEVICES."""
+    """Whose memory and speed: a name from ipt_jax.chips.devices.DEVICES."""
     dry_run_mfu: float = 0.4
     """Model FLOPs utilisation that the predicted hours assume."""
 
@@ -178,12 +179,11 @@ class TrainConfig:
                 "adapter is set and init_from is not: adapters are trained on given weights; "
                 "name a Hugging Face folder or a run in init_from."
             )
-        if self.attention_backend != "auto":
-            try:
-                # Batches of the pipeline always come with segment ids.
-                choose_backend(self.attention_backend, spec=AttentionSpec(segments=True))
-            except ValueError as error:
-                raise UserError(f"attention_backend: {error}") from error
+        try:
+            # Batches of the pipeline always come with segment ids.
+            check_backend(self.attention_backend, AttentionSpec(segments=True))
+        except ValueError as error:
+            raise UserError(f"attention_backend: {error}") from error
         decoder = self.model.decoder()
         if decoder.max_positions < T:
             raise UserError(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from ipt_jax.chips.devices import device_of
 from ipt_jax.data.packing import Rows
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
 from ipt_jax.errors import UserError
@@ -25,7 +26,6 @@ from ipt_jax.records import atomic_write
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.damaged import DamageFile
-from ipt_jax.training.devices import device_of
 from ipt_jax.training.division import divided
 from ipt_jax.training.guard import restarted
 from ipt_jax.training.lookahead import Lookahead

@@ -1,4 +1,8 @@
-"""The dry run: the whole step compiled for a mesh of virtual devices, with nothing allocated."""
+"""The dry run: the whole step compiled for devices that are not there, with nothing allocated.
+
+Where the named chip's compiler is installed (JAX's CUDA plugin, libtpu), it compiles for a
+description of the chip; else XLA's CPU compiler does for virtual devices.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxlib import version as jaxlib_version
 
+from ipt_jax.chips.devices import DEVICES, Device
+from ipt_jax.chips.topology import compiled_for, described_devices, why_not
 from ipt_jax.data.config import load_mixture
 from ipt_jax.errors import UserError, nearest
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.devices import DEVICES
 from ipt_jax.training.division import divided
 from ipt_jax.training.step import build
+from ipt_jax.training.xla_flags import compiler_options
 
 USABLE = 0.9  # of a device's memory: the rest goes to the runtime and to fragments
 
@@ -40,6 +46,12 @@ COMPILER_OPTIONS: dict[str, Any] = {
 }
 # Machine code for fusions took 13 of 15 s for a 1.8B; the older emitters make it in 1 s.
 QUICK_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+
+
+VIRTUAL = (
+    "  there bfloat16 products are widened and blocks of attention scores kept, which the chip's "
+    "own compiler does not; docs/results/chips.md has both side by side"
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,13 @@ class Plan:
     optimizer_bytes: int
     """Moments."""
     temporary_bytes: int
-    """Gradients, activations and buffers, as the compiler laid them out for the virtual device."""
+    """Gradients, activations and buffers, as the compiler laid them out."""
     batch_bytes: int
     """One batch's arrays."""
+    attention: str
+    """The backend that was compiled."""
+    compiler: str
+    """Whose figure `temporary_bytes` is."""
     findings: tuple[str, ...]
     """What the partitioner warned of."""
 
@@ -117,18 +133,26 @@ def make_plan(config: TrainConfig) -> Plan:
         )
     if not 0 < config.dry_run_mfu <= 1:
         raise UserError(f"dry_run_mfu={config.dry_run_mfu}: must be above 0 and at most 1 (0.4).")
-    # Kernels of accelerators do not compile here, and the reference runs everywhere.
-    config = dataclasses.replace(config, attention_backend="reference")
+    absent = why_not(device)
+    if absent is None:
+        mesh = make_mesh(config.mesh, described_devices(device, config.dry_run_devices))
+    else:
+        config, mesh = _for_virtual(config, device), make_mesh(config.mesh)
     decoder = config.model.decoder()
-    mesh = make_mesh(config.mesh)
     config = divided(config, mesh)
     built = build(config, mesh, len(load_mixture(config.data).tasks))
     batch = _abstract_batch(config, mesh)
-    options = COMPILER_OPTIONS if _TUNED else None
     with _captured_warnings() as findings:
-        compiled = built.step_function.lower(built.abstract, batch).compile(options)
+        if absent is None:
+            several = device.gpu is not None and mesh.size > 1 and config.xla_flags == "auto"
+            options = compiler_options(jaxlib_version.__version__) if several else None
+            arguments = (built.abstract, batch)
+            compiled = compiled_for(mesh, built.step_function, *arguments, options=options)
+        else:
+            options = COMPILER_OPTIONS if _TUNED else None
+            compiled = built.step_function.lower(built.abstract, batch).compile(options)
     memory = compiled.memory_analysis()
-    assert memory is not None  # XLA's CPU compiler always makes one
+    assert memory is not None  # XLA's compilers always make one
     flops = built.flops_per_token[0]
     speed = device.peak_flops * config.dry_run_mfu * mesh.size
     lora = config.adapter
@@ -147,6 +171,10 @@ def make_plan(config: TrainConfig) -> Plan:
         temporary_bytes=memory.temp_size_in_bytes
         + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         batch_bytes=_bytes_on_a_device(batch),
+        attention=str(built.attention),
+        compiler=f"XLA for {device.described_kind}, jaxlib {jaxlib_version.__version__}"
+        if absent is None
+        else f"XLA for a virtual CPU device ({absent})",
         findings=tuple(findings),
     )
     if plan.total_bytes > USABLE * device.memory_bytes:
@@ -179,10 +207,8 @@ def describe(plan: Plan, config: TrainConfig) -> str:
         steps,
         f"memory a device {plan.total_bytes / 1e9:.2f} GB, {share:.0%} of "
         f"{device.memory_bytes / 1e9:.0f}: {describe_memory(plan)}",
-        "  gradients, activations and buffers as XLA lays them out for a virtual CPU device, with "
-        "the reference attention: bfloat16 products are widened there and blocks of attention "
-        "scores kept, which fused kernels do not; an estimate from above, not yet held against an "
-        "accelerator",
+        f"  gradients, activations and buffers by {plan.compiler}, attention {plan.attention}",
+        *((VIRTUAL,) if "virtual" in plan.compiler else ()),
         f"{plan.hours:,.{digits}f} hours on {device.name} at an assumed MFU of "
         f"{config.dry_run_mfu:.0%} of {device.peak_flops / 1e12:.0f} TFLOP/s",
     ]
@@ -221,6 +247,14 @@ def _advice(plan: Plan, config: TrainConfig) -> str:
     ways.append("split rows or weights further (mesh.context, mesh.tensor)")
     ways.append("take more devices or larger ones (dry_run_devices, dry_run_device)")
     return "; ".join(ways)
+
+
+def _for_virtual(config: TrainConfig, device: Device) -> TrainConfig:
+    """What the chip would do, as far as a CPU's compiler can: its kernels do not compile there."""
+    kind, names = config.model.decoder().remat_on(device.platform)
+    changed = {**config.model.overrides, "remat": kind, "remat_save": names}
+    model = dataclasses.replace(config.model, overrides=changed)
+    return dataclasses.replace(config, model=model, attention_backend="reference")
 
 
 def _abstract_batch(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:

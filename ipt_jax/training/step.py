@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ipt_jax.attention.backends import Call, Choice, choose_backend
+from ipt_jax.chips.target import Target, compiling_for
 from ipt_jax.models.config import DecoderConfig
-from ipt_jax.models.decoder import Params, module_of
+from ipt_jax.models.decoder import Params, attention_spec, module_of
 from ipt_jax.models.lora import LoraConfig, adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, place_on
 from ipt_jax.training.config import TrainConfig
@@ -41,6 +43,8 @@ class Built:
     """The jitted step; `lower` it with `abstract` and an abstract batch to compile ahead."""
     flops_per_token: tuple[float, float]
     """Training FLOPs a token, attention counted for causality, and in full."""
+    attention: Choice
+    """The backend of the blocks' attention."""
 
 
 def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
@@ -74,7 +78,18 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
         for causal in (True, False)
     )
     step_function = jit_train_step(step, mesh, abstract)
-    return Built(decoder, mesh, optimizer, schedule, abstract, step_function, (causal, full))
+    call = Call(Target.of(mesh), decoder.compute_dtype, T, decoder.head_width)
+    spec = attention_spec(decoder, segments=True)
+    return Built(
+        decoder,
+        mesh,
+        optimizer,
+        schedule,
+        abstract,
+        step_function,
+        (causal, full),
+        choose_backend(config.attention_backend, spec, call),
+    )
 
 
 def summed_loss(
@@ -155,7 +170,13 @@ def make_train_step(
         (_, entropy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return entropy, gradient
 
+    chip = Target.of(mesh)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with compiling_for(chip):
+            return traced(state, batch)
+
+    def traced(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.position)
         if accumulation_steps == 1:
             entropy, gradient = gradients(state, batch, key)

@@ -6,9 +6,7 @@ from typing import Any
 
 import jax
 
-from ipt_jax.attention.spec import choose_backend
 from ipt_jax.data.pipeline import OpenMixture
-from ipt_jax.models.decoder import attention_spec
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.metrics import MetricsLog
@@ -30,14 +28,12 @@ def describe(
     if config.adapter is not None:
         trained = adapter_count(decoder, config.adapter)
         model += f", {trained:,} of adapters trained, base {config.adapter.base_dtype}"
-    spec = attention_spec(decoder, segments=True)
-    backend = choose_backend(config.attention_backend, spec=spec, dtype=decoder.compute_dtype)
     pieces = config.pieces
     rows = config.batch_rows / (pieces * mesh_shape["data"] * mesh_shape["fsdp"])
     return (
         f"{model}, {decoder.compute_dtype}\n"
         f"mesh {shape}, {jax.process_count()} process(es); "
-        f"attention {backend}\n"
+        f"attention {built.attention}\n"
         f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows × "
         f"{config.data.row_tokens} tokens, {pieces} piece(s) of {rows:g} rows a device\n"
         f"steps {first:,} → {config.steps:,}, {config.steps * config.batch_tokens:,} tokens in "

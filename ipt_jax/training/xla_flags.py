@@ -8,7 +8,6 @@ jaxlib 0.10 and 0.11 abort at or already set.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,10 @@ import jax
 from jax._src import xla_bridge  # the only place that tells whether devices were asked for
 from jaxlib import version as jaxlib_version
 
-# Flag -> (value, why).
+from ipt_jax.chips.host import gpu_count, why_no_gpu
+
+# Flag -> (value, why). All of them are about several devices: on one H200 a step with them is no
+# faster (docs/results/gpu.md), and double buffering moves the scan's stored values once more.
 _FLAGS_0_10: dict[str, tuple[str, str]] = {
     "xla_gpu_enable_latency_hiding_scheduler": (
         "true",
@@ -82,14 +84,27 @@ def gpu_flags(version: str) -> tuple[str, ...]:
     return tuple(f"--{name}={value}" for name, (value, _) in FLAGS.get(series, {}).items())
 
 
-def apply_gpu_flags(mode: str = "auto", *, devices: Path = Path("/dev")) -> str:
-    """Put the flags for the installed jaxlib into this process's environment if it uses a GPU.
+def compiler_options(version: str) -> dict[str, bool | int | str]:
+    """The same flags as options of one compilation, for devices that are described only."""
+    found: dict[str, bool | int | str] = {}
+    for flag in gpu_flags(version):
+        name, value = flag.removeprefix("--").split("=", 1)
+        truth = {"true": True, "false": False}.get(value)
+        found[name] = truth if truth is not None else int(value) if value.isdecimal() else value
+    return found
+
+
+def apply_gpu_flags(
+    mode: str = "auto", several_processes: bool = False, *, devices: Path = Path("/dev")
+) -> str:
+    """Put the flags for the installed jaxlib into this process's environment if it uses GPUs.
 
     Flags and variables that are set already stay as they are. Call before anything asks JAX for
     devices.
 
     Args:
       mode: auto, or none: nothing is changed.
+      several_processes: whether other processes train the same model.
       devices: Where the driver's device files are looked for.
 
     Returns:
@@ -100,30 +115,19 @@ def apply_gpu_flags(mode: str = "auto", *, devices: Path = Path("/dev")) -> str:
     """
     if mode == "none":
         return "XLA flags: none added (xla_flags=none)"
-    if absent := _why_no_gpu(os.environ, jax.config.jax_platforms, devices):
+    if absent := why_no_gpu(os.environ, jax.config.jax_platforms, devices):
         return f"XLA flags: none added ({absent})"
     if xla_bridge.backends_are_initialized():
         raise RuntimeError("apply_gpu_flags: JAX has its devices already")
-    added, text = _additions(os.environ, jaxlib_version.__version__)
+    several = several_processes or gpu_count(os.environ, devices) != 1
+    added, text = _additions(os.environ, jaxlib_version.__version__, several)
     os.environ.update(added)
     return text
 
 
-def _why_no_gpu(environment: Mapping[str, str], platforms: str | None, devices: Path) -> str | None:
-    """Why JAX will not use an NVIDIA GPU, found without starting it; None if it will."""
-    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
-        return f"JAX_PLATFORMS={platforms}"
-    if environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
-        return "CUDA_VISIBLE_DEVICES hides all GPUs"
-    if not any(devices.glob("nvidia[0-9]*")) and not (devices / "nvidiactl").exists():
-        return "no NVIDIA GPU here"
-    plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-    if not any(map(importlib.util.find_spec, plugins)):
-        return "there is an NVIDIA GPU, but JAX's CUDA plugin is not installed"
-    return None
-
-
-def _additions(environment: Mapping[str, str], version: str) -> tuple[dict[str, str], str]:
+def _additions(
+    environment: Mapping[str, str], version: str, several: bool = True
+) -> tuple[dict[str, str], str]:
     """The variables to set, and the line that says so."""
     own = environment.get("XLA_FLAGS", "")
     in_file = bool(own) and not own.lstrip().startswith("-")
@@ -135,7 +139,9 @@ def _additions(environment: Mapping[str, str], version: str) -> tuple[dict[str, 
         if not any(alias in environment for alias in (name, *aliases))
     }
     variables = " ".join(f"{name}={value}" for name, value in added.items())
-    if in_file:
+    if not several:
+        text = "XLA flags: none added (they are for several GPUs, and this is one)"
+    elif in_file:
         text = f"XLA flags: none added (XLA_FLAGS names the file {own})"
     elif flags:
         added["XLA_FLAGS"] = " ".join([own, *flags]).strip()
@@ -148,7 +154,7 @@ def _additions(environment: Mapping[str, str], version: str) -> tuple[dict[str, 
             f"{', '.join(FLAGS)})"
         )
     kept = sorted(named & {_name(flag) for flag in gpu_flags(version)})
-    if kept:
+    if kept and several:
         text += f"; kept as you set them: {', '.join(kept)}"
     return added, text + (f"; {variables}" if variables else "")
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ipt_jax.attention.backends import attention
 from ipt_jax.attention.cudnn import cudnn_attention
-from ipt_jax.attention.spec import AttentionSpec, attention
+from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.attention.splash_tpu import splash_attention
 
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from ipt_jax.attention import pallas_gpu
+from ipt_jax.attention.backends import attention
 from ipt_jax.attention.block_sizes import BlockSizes, Tile, autotune, block_sizes
 from ipt_jax.attention.pallas_gpu import pallas_attention
 from ipt_jax.attention.ranges import KeyRanges, key_ranges
 from ipt_jax.attention.reference import reference_attention
-from ipt_jax.attention.spec import AttentionSpec, attention
+from ipt_jax.attention.spec import AttentionSpec
 
 TILES = BlockSizes(Tile(32, 16), Tile(16, 32), Tile(32, 16))
 

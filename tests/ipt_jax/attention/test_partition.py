@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ipt_jax.attention.backends import attention
 from ipt_jax.attention.block_sizes import BlockSizes, Tile
 from ipt_jax.attention.pallas_gpu import pallas_attention
 from ipt_jax.attention.ranges import key_ranges
-from ipt_jax.attention.spec import AttentionSpec, attention
+from ipt_jax.attention.spec import AttentionSpec
 
 SPEC = AttentionSpec(segments=True, window=30)
 TILES = BlockSizes(*[Tile(16, 16)] * 3)

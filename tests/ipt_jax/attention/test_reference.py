@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipt_jax.attention.spec import AttentionSpec, attention
+from ipt_jax.attention.backends import attention
+from ipt_jax.attention.spec import AttentionSpec
 
 
 def plain(q, k, v, spec: AttentionSpec, segment_ids):

@@ -14,13 +14,13 @@ from typing import Any, cast
 import pytest
 from jax.sharding import AbstractMesh, Mesh
 
+from ipt_jax.chips.devices import DEVICES
 from ipt_jax.configuration import parse_config
 from ipt_jax.data.config import load_mixture, load_mixture_config
 from ipt_jax.errors import UserError
 from ipt_jax.models.sharding import MESH_AXES, make_mesh
 from ipt_jax.training import plan as planning
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.devices import DEVICES
 from ipt_jax.training.division import check_division, divided
 from ipt_jax.training.optimizer import warmup_steps
 from ipt_jax.training.plan import make_plan

@@ -9,7 +9,14 @@ import jax
 import pytest
 from jaxlib import version
 
-from ipt_jax.training.xla_flags import FLAGS, _additions, _why_no_gpu, apply_gpu_flags, gpu_flags
+from ipt_jax.chips.host import gpu_count, why_no_gpu
+from ipt_jax.training.xla_flags import (
+    FLAGS,
+    _additions,
+    apply_gpu_flags,
+    compiler_options,
+    gpu_flags,
+)
 
 ROOT = Path(__file__).parents[3]
 START = "import jax; jax.numpy.zeros(3).block_until_ready(); print('started')"
@@ -75,6 +82,7 @@ def test_flags_reach_xla(tmp_path):
         "table = FLAGS['.'.join(version.__version__.split('.')[:2])]\n"
         "table['xla_force_host_platform_device_count'] = ('3', 'to be seen')\n"
         f"devices = Path({str(tmp_path / 'dev')!r})\n"
+        "os.environ['CUDA_VISIBLE_DEVICES'] = '0,1'\n"
         "print(apply_gpu_flags(devices=devices))\n"
         f"{START}\n"
         "names = ('XLA_CLIENT_MEM_FRACTION', 'CUDA_DEVICE_MAX_CONNECTIONS')\n"
@@ -108,6 +116,29 @@ def test_the_users_own_settings_win():
     assert "XLA_FLAGS" not in added and "names the file flags.txt" in text
 
 
+def test_one_gpu_gets_no_flags_for_several():
+    added, text = _additions({}, "0.11.2", several=False)
+    assert "XLA_FLAGS" not in added and added["XLA_CLIENT_MEM_FRACTION"] == "0.9"
+    assert "for several GPUs" in text
+
+
+def test_gpus_are_counted_without_starting_jax(tmp_path):
+    for number in range(3):
+        (tmp_path / f"nvidia{number}").touch()
+    (tmp_path / "nvidiactl").touch()
+    assert gpu_count({}, tmp_path) == 3
+    assert gpu_count({"CUDA_VISIBLE_DEVICES": "2"}, tmp_path) == 1
+    assert gpu_count({}, tmp_path / "none") == 0
+
+
+def test_options_of_one_compilation_are_the_same_flags_as_values():
+    options = compiler_options("0.11.2")
+    assert options["xla_gpu_enable_latency_hiding_scheduler"] is True
+    assert options["xla_gpu_all_gather_combine_threshold_bytes"] == 1 << 30
+    assert options["xla_gpu_enable_command_buffer"] == "-COLLECTIVES"
+    assert len(options) == len(gpu_flags("0.11.2"))
+
+
 def test_an_unknown_series_gets_none_and_says_so():
     assert gpu_flags("0.99.1") == () == gpu_flags("0.1")
     added, text = _additions({}, "0.99.1")
@@ -117,14 +148,14 @@ def test_an_unknown_series_gets_none_and_says_so():
 
 def test_where_no_gpu_is_used_nothing_changes(tmp_path, monkeypatch):
     (tmp_path / "nvidia0").touch()
-    assert "plugin" in str(_why_no_gpu({}, None, tmp_path)) or _has_plugin()
+    assert "plugin" in str(why_no_gpu({}, None, tmp_path)) or _has_plugin()
     (tmp_path / "site" / "jax_cuda13_plugin").mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    assert _why_no_gpu({}, None, tmp_path) is None
-    assert _why_no_gpu({"CUDA_VISIBLE_DEVICES": "1"}, "cuda,cpu", tmp_path) is None
-    assert _why_no_gpu({}, "cpu", tmp_path) == "JAX_PLATFORMS=cpu"
-    assert "hides" in str(_why_no_gpu({"CUDA_VISIBLE_DEVICES": ""}, None, tmp_path))
-    assert _why_no_gpu({}, None, tmp_path / "site") == "no NVIDIA GPU here"
+    assert why_no_gpu({}, None, tmp_path) is None
+    assert why_no_gpu({"CUDA_VISIBLE_DEVICES": "1"}, "cuda,cpu", tmp_path) is None
+    assert why_no_gpu({}, "cpu", tmp_path) == "JAX_PLATFORMS=cpu"
+    assert "hides" in str(why_no_gpu({"CUDA_VISIBLE_DEVICES": ""}, None, tmp_path))
+    assert why_no_gpu({}, None, tmp_path / "site") == "no NVIDIA GPU here"
     before = dict(os.environ)
     assert "none added" in apply_gpu_flags(devices=tmp_path / "site")
     assert "xla_flags=none" in apply_gpu_flags("none", devices=tmp_path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import pytest
 
-from ipt_jax.training.devices import DEVICES, device_of
+from ipt_jax.chips.devices import DEVICES, device_of
 
 
 @dataclass
