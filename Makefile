@@ -1,6 +1,7 @@
 # make quickstart   raw text -> instruction data -> two small models -> a report, on this machine
 # make test         everything a change must pass
-# Both make .venv first (`make env`), from locks/cpu.txt.
+# make chips        attention and steps compiled by the compilers of GPUs and TPUs, without one
+# All make .venv first (`make env`), from locks/cpu.txt.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,10 +15,10 @@ LOCK := locks/cpu.txt
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 QUICKSTART_ARGUMENTS ?=
 
-.PHONY: help env quickstart test lint types lock clean
+.PHONY: help env quickstart test chips lint types lock clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | sed -n '1,3p'
+	@sed -n 's/^# \?//p' Makefile | sed -n '1,4p'
 	@echo "make lint | types | lock | clean"
 
 env: $(STAMP)
@@ -46,7 +47,16 @@ quickstart: env
 	$(PYTHON) launch/quickstart.py $(QUICKSTART_ARGUMENTS)
 
 test: env lint types
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chips"
+
+chips: env .chips/cuda/.made-from-lock .chips/tpu/.made-from-lock
+	$(PYTHON) -m pytest -n 2 --dist load -m chips tests/chips
+
+.chips/%/.made-from-lock: locks/%-train.txt .python-version | env
+	@rm -f "$@"
+	$(UV) venv --quiet --allow-existing --no-project --python "$$(cat .python-version)" .chips/$*
+	$(UV) pip sync --quiet --python .chips/$*/bin/python --require-hashes $<
+	@touch "$@"
 
 lint: env
 	.venv/bin/ruff check .
@@ -55,7 +65,8 @@ lint: env
 types: env
 	.venv/bin/pyright
 
-# Needs the package index (libtpu has wheels for a newer glibc alone). Keeps the versions already locked unless told `make lock UPGRADE=--upgrade`.
+# Needs the package index. Keeps the versions already locked unless told `make lock UPGRADE=--upgrade`.
+# The fourth argument of a lock: the platform, where wheels for an older glibc lack (libtpu).
 UPGRADE ?=
 COMPILE = $(UV) pip compile --quiet $(UPGRADE) pyproject.toml --python-version 3.12 \
   --python-platform x86_64-$(or $(4),manylinux_2_28) --generate-hashes --no-annotate --no-header
@@ -73,4 +84,4 @@ lock:
 	$(call lock_file,Synthesis on GPU machines,--no-config --extra synthesis --extra vllm,locks/cuda-synthesis.txt)
 
 clean:
-	rm -rf .venv .tools
+	rm -rf .venv .tools .chips

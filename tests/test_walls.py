@@ -21,6 +21,10 @@ FORBIDDEN = {
         *("ipt_jax.training", "ipt_jax.data", "ipt_jax.hf", "ipt_jax.evaluation"),
         "ipt_jax.models",
     },
+    "ipt_jax/chips": {
+        *("ipt_jax.training", "ipt_jax.data", "ipt_jax.hf", "ipt_jax.evaluation"),
+        *("ipt_jax.models", "ipt_jax.attention"),
+    },
     "ipt_jax/data": {
         *("ipt_jax.models", "ipt_jax.attention", "ipt_jax.training", "ipt_jax.hf"),
         "ipt_jax.evaluation",

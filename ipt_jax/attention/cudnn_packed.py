@@ -3,7 +3,8 @@
 cuDNN's packed layout takes a list of sequences by length and offset into one run of tokens. A
 segment of any row is one such sequence, runs of padding too, for cuDNN writes no token outside of
 them. The list has a fixed number of slots for all rows of a device together, so that only their
-sum counts, not the fullest row; where there are more segments than slots, the output is NaN.
+sum counts, not the fullest row. A device whose rows have more segments than slots computes that
+batch with the kernel of `ipt_jax.attention.pallas_gpu`, which takes any number of them.
 
 JAX has the two cuDNN calls as private primitives (`jax._src.cudnn`, 0.11.2). They are bound here
 without JAX's own splitting over devices, which splits rows and leaves offsets of all rows: wrong
@@ -22,8 +23,9 @@ from jax import lax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.ad_checkpoint import checkpoint_name
 
+from ipt_jax.attention import pallas_gpu
 from ipt_jax.attention.partition import partitioned
-from ipt_jax.attention.ranges import PADDING
+from ipt_jax.attention.ranges import PADDING, KeyRanges, key_ranges
 from ipt_jax.attention.spec import AttentionSpec
 
 # Axes as in `partition`: b rows, t tokens, k key heads, g query heads of a group, h head width.
@@ -47,6 +49,8 @@ class Setting:
     """A query sees itself and the `window - 1` keys before it."""
     slots_per_row: int
     """Slots of the list, divided by the rows of a device."""
+    kernels: pallas_gpu.Kernels
+    """Forward, dq, and dk with dv, for more segments than slots."""
 
 
 def cudnn_packed_attention(
@@ -56,12 +60,19 @@ def cudnn_packed_attention(
     spec: AttentionSpec,
     segment_ids_BT: jax.Array,
     slots_per_row: int | None = None,
+    *,
+    interpret: bool = False,
 ) -> jax.Array:
-    """See `ipt_jax.attention.backends.attention`, which refuses what cuDNN does not do."""
+    """See `ipt_jax.attention.backends.attention`, which refuses what cuDNN does not do.
+
+    `interpret` is for the kernel that steps in, to run it without a GPU.
+    """
     B, T, H, h = q_BTHh.shape
     K = k_BTKh.shape[2]
     scale = spec.scale if spec.scale is not None else h**-0.5
-    setting = Setting(scale, spec.causal, spec.window, min(slots_per_row or SLOTS_PER_ROW, T))
+    kernels = pallas_gpu.kernels(spec, h, q_BTHh.dtype.itemsize, T, interpret)
+    slots = min(slots_per_row or SLOTS_PER_ROW, T)
+    setting = Setting(scale, spec.causal, spec.window, slots, kernels)
     q_BTKGh = q_BTHh.reshape(B, T, K, H // K, h)
     out_BTKGh: jax.Array = _attention(setting, q_BTKGh, k_BTKh, v_BTKh, segment_ids_BT)
     real = (segment_ids_BT != PADDING)[..., None, None]
@@ -127,6 +138,22 @@ def sequences(segment_ids_BT: jax.Array, slots_per_row: int) -> Sequences:
     )
 
 
+def crowded_lists(segment_ids_BT: jax.Array, devices: int, pieces: int) -> jax.Array:
+    """How many of a batch's lists have more segments than slots, int32.
+
+    Args:
+      segment_ids_BT: of the batch, rows split over `devices` in order.
+      devices: that share the rows.
+      pieces: in which a batch is worked off; each device takes every `pieces`-th of its rows.
+    """
+    changes = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+    segments_B = 1 + jnp.sum(changes, 1, dtype=jnp.int32)
+    lists = jnp.sum(segments_B.reshape(devices, -1, pieces), 1)
+    rows = segments_B.size // (devices * pieces)
+    slots = min(SLOTS_PER_ROW, segment_ids_BT.shape[1])
+    return jnp.sum(lists > slots * rows, dtype=jnp.int32)
+
+
 def _arguments(setting: Setting) -> dict[str, Any]:
     masks = cudnn.MaskType
     return {
@@ -153,16 +180,33 @@ def _operands(q: jax.Array, k: jax.Array, v: jax.Array, listed: Sequences) -> tu
 def forward(
     setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The output [B, T, K, G, h] and each query's log-sum-exp, float32 [B, T, K, G]."""
+    """The output [B, T, K, G, h] and each query's log-sum-exp, float32 [B, T, K, G].
+
+    Its base is that of the kernel which the backward pass takes too.
+    """
     listed = sequences(ids, setting.slots_per_row)
-    out, log_sum_SHT = cudnn._dot_product_attention_fwd_p.bind(
-        *_operands(q, k, v, listed), is_training=True, **_arguments(setting)
-    )
-    # Loud: a guard refuses the batch. The segments without a slot would not be computed at all.
-    out = jnp.where(listed.count > listed.lengths.size, jnp.nan, out)
-    # cuDNN's has a whole row for each slot; what is kept has one number a query.
-    log_sum = log_sum_SHT[listed.slot_BT, :, listed.place_BT]
-    return out.reshape(q.shape), log_sum.reshape(q.shape[:4])
+
+    def by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out, log_sum_SHT = cudnn._dot_product_attention_fwd_p.bind(
+            *_operands(q, k, v, listed), is_training=True, **_arguments(setting)
+        )
+        # cuDNN's has a whole row for each slot; what is kept has one number a query.
+        log_sum = log_sum_SHT[listed.slot_BT, :, listed.place_BT]
+        return out.reshape(q.shape), log_sum.reshape(q.shape[:4])
+
+    def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ranges = _ranges(setting, ids)
+        out, log_sum_BKGT = pallas_gpu.forward(
+            setting.kernels[0], q, k, v, ranges.key_start, ranges.key_stop
+        )
+        return out, jnp.moveaxis(log_sum_BKGT, 3, 1)
+
+    return lax.cond(listed.count > listed.lengths.size, by_kernel, by_cudnn, q, k, v)
+
+
+def _ranges(setting: Setting, ids: jax.Array) -> KeyRanges:
+    spec = AttentionSpec(causal=setting.causal, window=setting.window, segments=True)
+    return key_ranges(spec, ids, ids.shape[1])
 
 
 def backward(
@@ -178,11 +222,20 @@ def backward(
     """The gradients of queries, keys and values."""
     B, T, K, G, h = q.shape
     listed = sequences(ids, setting.slots_per_row)
-    place = (listed.slot_BT, slice(None), listed.place_BT)
-    log_sum_SHT = jnp.zeros((B * setting.slots_per_row, K * G, T), jnp.float32)
-    log_sum_SHT = log_sum_SHT.at[place].set(log_sum.reshape(B, T, K * G), unique_indices=True)
-    wide = (x.reshape(B, T, K * G, h) for x in (out, d_out))
-    d_q, d_k, d_v = cudnn._dot_product_attention_bwd_p.bind(
-        *_operands(q, k, v, listed), log_sum_SHT, *wide, **_arguments(setting)
-    )
-    return d_q.reshape(q.shape), d_k, d_v
+
+    def by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+        place = (listed.slot_BT, slice(None), listed.place_BT)
+        log_sum_SHT = jnp.zeros((B * setting.slots_per_row, K * G, T), jnp.float32)
+        log_sum_SHT = log_sum_SHT.at[place].set(log_sum.reshape(B, T, K * G), unique_indices=True)
+        wide = (x.reshape(B, T, K * G, h) for x in (out, d_out))
+        d_q, d_k, d_v = cudnn._dot_product_attention_bwd_p.bind(
+            *_operands(q, k, v, listed), log_sum_SHT, *wide, **_arguments(setting)
+        )
+        return d_q.reshape(q.shape), d_k, d_v
+
+    def by_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+        ranges = _ranges(setting, ids)
+        residuals = (q, k, v, ranges, out, jnp.moveaxis(log_sum, 1, 3))
+        return pallas_gpu.gradients(setting.kernels, residuals, d_out)
+
+    return lax.cond(listed.count > listed.lengths.size, by_kernel, by_cudnn, q, k, v)

@@ -52,6 +52,9 @@ class How:
     """Run the kernel as plain JAX, on any device."""
 
 
+Kernels = tuple[How, How, How]  # forward, dq, and dk with dv
+
+
 def pallas_attention(
     q_BTHh: jax.Array,
     k_BTKh: jax.Array,
@@ -65,29 +68,43 @@ def pallas_attention(
     """See `ipt_jax.attention.backends.attention`; softmax and sums of products are float32."""
     B, T, H, h = q_BTHh.shape
     K = k_BTKh.shape[2]
-    if sizes is None:
-        sizes = block_sizes(h, q_BTHh.dtype.itemsize, T, target().kind)
-    kernels = (
-        How(spec.scale if spec.scale is not None else h**-0.5, spec.softcap, tile, interpret)
-        for tile in (sizes.forward, sizes.d_query, sizes.d_key_value)
-    )
+    how = kernels(spec, h, q_BTHh.dtype.itemsize, T, interpret, sizes)
     ranges = jax.tree.map(lambda x: jnp.broadcast_to(x, (B, T)), ranges)
     q_BTKGh = q_BTHh.reshape(B, T, K, H // K, h)
-    out_BTKGh: jax.Array = _attention(tuple(kernels), q_BTKGh, k_BTKh, v_BTKh, ranges)
+    out_BTKGh: jax.Array = _attention(how, q_BTKGh, k_BTKh, v_BTKh, ranges)
     return out_BTKGh.reshape(q_BTHh.shape)
+
+
+def kernels(
+    spec: AttentionSpec,
+    head_width: int,
+    bytes_a_number: int,
+    length: int,
+    interpret: bool = False,
+    sizes: BlockSizes | None = None,
+) -> Kernels:
+    """Forward, dq, and dk with dv for the target; `sizes` None: those of the table."""
+    if sizes is None:
+        sizes = block_sizes(head_width, bytes_a_number, length, target().kind)
+    scale = spec.scale if spec.scale is not None else head_width**-0.5
+    first, second, third = (
+        How(scale, spec.softcap, tile, interpret)
+        for tile in (sizes.forward, sizes.d_query, sizes.d_key_value)
+    )
+    return first, second, third
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    kernels: tuple[How, How, How], q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
+    how: Kernels, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> jax.Array:
-    return _attention_forward(kernels, q, k, v, ranges)[0]
+    return _attention_forward(how, q, k, v, ranges)[0]
 
 
 def _attention_forward(
-    kernels: tuple[How, How, How], q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
+    how: Kernels, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> tuple[jax.Array, Any]:
-    out = _over_devices(forward, kernels[0])(q, k, v, ranges.key_start, ranges.key_stop)
+    out = _over_devices(forward, how[0])(q, k, v, ranges.key_start, ranges.key_stop)
     # Named here, where the backward pass takes them from, so that a rematerialisation policy which
     # keeps "attention" keeps both and runs nothing of this again.
     out, log_sum = checkpoint_name(out, "attention")
@@ -95,17 +112,27 @@ def _attention_forward(
 
 
 def _attention_backward(
-    kernels: tuple[How, How, How], residuals: Any, d_out: jax.Array
+    how: Kernels, residuals: Any, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, ranges, out, log_sum = residuals
-    delta = jnp.einsum("btkgh,btkgh->bkgt", out, d_out, preferred_element_type=jnp.float32)
-    given = q, k, v, d_out, log_sum, delta
-    d_q = _over_devices(d_query, kernels[1])(*given, ranges.key_start, ranges.key_stop)
-    d_k, d_v = _over_devices(d_key_value, kernels[2])(*given, ranges.query_start, ranges.query_stop)
-    return d_q, d_k, d_v, None
+    return *gradients(how, residuals, d_out, _over_devices), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
+
+
+def gradients(
+    how: Kernels,
+    residuals: Any,
+    d_out: jax.Array,
+    over_devices: Callable[..., Callable[..., Any]] = functools.partial,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dq, dk, dv from q, k, v, their ranges, the output and its log-sums."""
+    q, k, v, ranges, out, log_sum = residuals
+    delta = jnp.einsum("btkgh,btkgh->bkgt", out, d_out, preferred_element_type=jnp.float32)
+    given = q, k, v, d_out, log_sum, delta
+    d_q = over_devices(d_query, how[1])(*given, ranges.key_start, ranges.key_stop)
+    d_k, d_v = over_devices(d_key_value, how[2])(*given, ranges.query_start, ranges.query_stop)
+    return d_q, d_k, d_v
 
 
 def forward(

@@ -105,7 +105,7 @@ def _choose(asked: Tried, row_tokens: int, target: Target, ask: Callable) -> Cho
         if reason is None:
             said = ask(["try", name, json.dumps(asdict(asked))], SECONDS)
             far = said.get("distance")
-            if far is not None and far < ALLOWED:
+            if far is not None and far < ALLOWED:  # not where it is no number
                 return Choice(name, tuple(passed_over))
             reason = said.get("failed") or f"is off by {far:.2g} of the reference's size"
         passed_over.append((name, reason))

@@ -48,16 +48,17 @@ def described_devices(device: Device, count: int) -> list[Any]:
         platform, name = "cuda", device.name
     else:
         shapes = _DEEP if device.tpu in ("v4", "v5p") else _FLAT
-        if count not in shapes:
+        block = max(count, min(shapes))  # a part of the smallest block will do
+        if block not in shapes:
             raise UserError(
                 f"compiling for {count} × {device.name}: blocks of {', '.join(map(str, shapes))} "
                 "chips can be described."
             )
         # It would ask Google's metadata server for half a minute where there is none.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        asked, platform, name = {}, "tpu", f"{device.tpu}:{shapes[count]}"
+        asked, platform, name = {}, "tpu", f"{device.tpu}:{shapes[block]}"
     try:
-        return list(topologies.get_topology_desc(name, platform, **asked).devices)
+        return list(topologies.get_topology_desc(name, platform, **asked).devices)[:count]
     except (RuntimeError, NotImplementedError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise UserError(

@@ -103,6 +103,8 @@ class MetricsLog:
             {name: progress.get(key, {}).get(name, 0) for name in sources}
             for key in ("source_tokens", "learnt_tokens")
         )
+        # Lists of segments too long for cuDNN since this start; None: another backend.
+        self.crowded_lists: int | None = None
         self.seconds: float = progress.get("seconds", 0.0)
         self.last: dict[str, Any] = {}
         self._folder, self._config, self._write = folder, config, write
@@ -143,6 +145,8 @@ class MetricsLog:
         host = jax.device_get(dict(metrics))
         for name, count in zip(self.source_tokens, host["source_tokens"], strict=True):
             self.source_tokens[name] += int(count)
+        if "crowded_lists" in host:
+            self.crowded_lists = (self.crowded_lists or 0) + int(host["crowded_lists"])
         if not host["skipped"]:
             for name, count in zip(self.learnt_tokens, host["learnt_tokens"], strict=True):
                 self.learnt_tokens[name] += int(count)
@@ -218,6 +222,8 @@ class MetricsLog:
             peak = self._device.peak_flops * self._devices
             for name, flops in zip(("mfu_causal", "mfu_full"), self._flops, strict=True):
                 line[name] = round(rate * flops / peak, 4)
+        if self.crowded_lists is not None:
+            line["crowded_lists"] = self.crowded_lists
         line["seconds"] = round(self.seconds, 3)
         for phase, key in _SHARES.items():
             spent = phases.get(phase, 0.0) - before.get(phase, 0.0)

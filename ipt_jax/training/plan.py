@@ -30,7 +30,7 @@ from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.division import divided
-from ipt_jax.training.step import build
+from ipt_jax.training.step import Built, build
 from ipt_jax.training.xla_flags import compiler_options
 
 USABLE = 0.9  # of a device's memory: the rest goes to the runtime and to fragments
@@ -118,11 +118,31 @@ def use_virtual_devices(count: int) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {QUICK_EMITTERS}".strip()
 
 
-def make_plan(config: TrainConfig) -> Plan:
+@dataclass(frozen=True)
+class Ahead:
+    """A config's step, compiled for devices that are not there."""
+
+    config: TrainConfig
+    """With the pieces that the mesh makes of a batch."""
+    device: Device
+    """The chip that was named."""
+    mesh: Mesh
+    """Of described or virtual devices."""
+    built: Built
+    """The run."""
+    compiled: jax.stages.Compiled
+    """The step."""
+    compiler: str
+    """Whose program it is."""
+    findings: tuple[str, ...]
+    """What the partitioner warned of."""
+
+
+def compile_ahead(config: TrainConfig) -> Ahead:
     """Lower and compile the configured step; no shard is read and no array is made.
 
     Raises:
-      UserError: settings that do not fit together, or more memory than the named device has.
+      UserError: settings that do not fit together, or an unknown device.
     """
     config.check()
     device = DEVICES.get(config.dry_run_device)
@@ -131,31 +151,40 @@ def make_plan(config: TrainConfig) -> Plan:
             f"dry_run_device={config.dry_run_device!r} is not known. "
             f"{nearest(config.dry_run_device, DEVICES)}"
         )
-    if not 0 < config.dry_run_mfu <= 1:
-        raise UserError(f"dry_run_mfu={config.dry_run_mfu}: must be above 0 and at most 1 (0.4).")
     absent = why_not(device)
     if absent is None:
         mesh = make_mesh(config.mesh, described_devices(device, config.dry_run_devices))
+        version = jaxlib_version.__version__
+        several = device.gpu is not None and mesh.size > 1 and config.xla_flags == "auto"
+        options = compiler_options(version) if several else None
+        compiler = f"XLA for {device.described_kind}, jaxlib {version}"
     else:
         config, mesh = _for_virtual(config, device), make_mesh(config.mesh)
-    decoder = config.model.decoder()
+        options = COMPILER_OPTIONS if _TUNED else None
+        compiler = f"XLA for a virtual CPU device ({absent})"
     config = divided(config, mesh)
     built = build(config, mesh, len(load_mixture(config.data).tasks))
-    batch = _abstract_batch(config, mesh)
+    arguments = (built.abstract, _abstract_batch(config, mesh))
     with _captured_warnings() as findings:
-        if absent is None:
-            several = device.gpu is not None and mesh.size > 1 and config.xla_flags == "auto"
-            options = compiler_options(jaxlib_version.__version__) if several else None
-            arguments = (built.abstract, batch)
-            compiled = compiled_for(mesh, built.step_function, *arguments, options=options)
-        else:
-            options = COMPILER_OPTIONS if _TUNED else None
-            compiled = built.step_function.lower(built.abstract, batch).compile(options)
-    memory = compiled.memory_analysis()
+        compiled = compiled_for(mesh, built.step_function, *arguments, options=options)
+    return Ahead(config, device, mesh, built, compiled, compiler, tuple(findings))
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """What the configured run will need, from its compiled step.
+
+    Raises:
+      UserError: settings that do not fit together, or more memory than the named device has.
+    """
+    if not 0 < config.dry_run_mfu <= 1:
+        raise UserError(f"dry_run_mfu={config.dry_run_mfu}: must be above 0 and at most 1 (0.4).")
+    ahead = compile_ahead(config)
+    config, device, mesh, built = ahead.config, ahead.device, ahead.mesh, ahead.built
+    memory = ahead.compiled.memory_analysis()
     assert memory is not None  # XLA's compilers always make one
     flops = built.flops_per_token[0]
     speed = device.peak_flops * config.dry_run_mfu * mesh.size
-    lora = config.adapter
+    decoder, lora = built.decoder, config.adapter
     plan = Plan(
         parameters=decoder.parameter_count(),
         trained=decoder.parameter_count() if lora is None else adapter_count(decoder, lora),
@@ -170,12 +199,10 @@ def make_plan(config: TrainConfig) -> Plan:
         # Results that do not take the place of an argument lie beside it.
         temporary_bytes=memory.temp_size_in_bytes
         + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        batch_bytes=_bytes_on_a_device(batch),
+        batch_bytes=_bytes_on_a_device(_abstract_batch(config, mesh)),
         attention=str(built.attention),
-        compiler=f"XLA for {device.described_kind}, jaxlib {jaxlib_version.__version__}"
-        if absent is None
-        else f"XLA for a virtual CPU device ({absent})",
-        findings=tuple(findings),
+        compiler=ahead.compiler,
+        findings=ahead.findings,
     )
     if plan.total_bytes > USABLE * device.memory_bytes:
         raise UserError(

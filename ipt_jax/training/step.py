@@ -56,6 +56,9 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
     decoder = config.model.decoder()
     check_division(config, decoder, mesh)
     extensions = config.extension_steps
+    call = Call(Target.of(mesh), decoder.compute_dtype, config.data.row_tokens, decoder.head_width)
+    spec = attention_spec(decoder, segments=True)
+    choice = choose_backend(config.attention_backend, spec, call)
     optimizer = make_optimizer(config.optimizer, config.base_steps, extensions)
     schedule = make_schedule(config.optimizer, config.base_steps, extensions)
     abstract = abstract_state(decoder, optimizer, mesh, config.adapter, config.guard)
@@ -66,7 +69,7 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
         source_count=source_count,
         accumulation_steps=config.pieces,
         z_loss=config.optimizer.z_loss,
-        backend=config.attention_backend,
+        backend=choice.name,
         mesh=mesh,
         adapter=config.adapter,
         guard=config.guard,
@@ -78,8 +81,6 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
         for causal in (True, False)
     )
     step_function = jit_train_step(step, mesh, abstract)
-    call = Call(Target.of(mesh), decoder.compute_dtype, T, decoder.head_width)
-    spec = attention_spec(decoder, segments=True)
     return Built(
         decoder,
         mesh,
@@ -88,7 +89,7 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
         abstract,
         step_function,
         (causal, full),
-        choose_backend(config.attention_backend, spec, call),
+        choice,
     )
 
 
@@ -149,7 +150,7 @@ def make_train_step(
     Metrics: `loss` (mean cross-entropy), `gradient_norm` before clipping, `learning_rate`,
     `weight` (sum of loss weights), `source_tokens` int32 [source_count] and of these
     `learnt_tokens`, whose loss weight is not 0, `skipped` (bool), `skipped_total` and
-    `skipped_in_a_row` int32.
+    `skipped_in_a_row` int32, and with the backend cudnn_packed `crowded_lists`.
     """
     use_dropout = config.dropout > 0 or (adapter is not None and adapter.dropout > 0)
 
@@ -219,7 +220,13 @@ def make_train_step(
             guard=guarded,
         )
         sources = batch["source_ids"][None] == jnp.arange(source_count)[:, None, None]
-        return new_state, {
+        crowded = {}
+        if backend == "cudnn_packed":
+            from ipt_jax.attention.cudnn_packed import crowded_lists
+
+            ids, shards = batch["segment_ids"], batch_shards(mesh)
+            crowded["crowded_lists"] = crowded_lists(ids, shards, accumulation_steps)
+        return new_state, crowded | {
             "loss": loss,
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step)),

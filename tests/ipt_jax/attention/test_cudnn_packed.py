@@ -125,13 +125,57 @@ def test_output_and_gradients_are_those_of_the_reference(kv_heads: int, window: 
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
-def test_more_segments_than_slots_are_no_number() -> None:
-    ids = jnp.asarray([[1, 2, 3, 4], [1, 1, 1, 1]])
-    q = jnp.ones((2, 4, 1, 8))
+@pytest.mark.parametrize("slots", [2, 3])
+def test_more_segments_than_slots_are_computed_by_the_other_kernel(slots: int) -> None:
+    """Five segments of two rows: two slots a row are too few, three are not."""
+    ids = jnp.asarray([[1] * 5 + [2] * 6 + [3] * 2 + [0] * 3, [1] * 16], jnp.int32)
+    spec = AttentionSpec(segments=True, window=5)
+    keys = jax.random.split(jax.random.key(1), 4)
+    heads = (4, 2, 2, 4)
+    *given, d_out = (
+        jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, heads, strict=True)
+    )
+
+    def ours(*x: Any) -> jax.Array:
+        attend = cudnn_packed.cudnn_packed_attention
+        return attend(*x, spec, ids, slots, interpret=True)
+
+    text = str(jax.make_jaxpr(ours)(*given))
+    assert "pallas_call" in text and "pure_callback" in text  # both are there, one runs
+    out, back = jax.vjp(ours, *given)
+    ranges = key_ranges(spec, ids, 16)
+    expected, expected_back = jax.vjp(lambda *x: reference_attention(*x, spec, ranges), *given)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    for found, wanted in zip(back(d_out), expected_back(d_out), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_crowded_lists_are_counted_by_device_and_piece(monkeypatch) -> None:
+    monkeypatch.setattr(cudnn_packed, "SLOTS_PER_ROW", 2)
+    counts = [1, 3, 3, 1, 1, 1, 1, 4]  # segments of each row; two devices have four rows each
+    ids = jnp.asarray([[min(t + 1, n) for t in range(6)] for n in counts])
+    assert cudnn_packed.crowded_lists(ids, 2, 1) == 0  # 8 and 7 of 8
+    # In two pieces: rows 0 and 2, 1 and 3; 4 and 6, 5 and 7, of which 1 + 4 are more than 4.
+    assert cudnn_packed.crowded_lists(ids, 2, 2) == 1
+    assert cudnn_packed.crowded_lists(ids, 8, 1) == 3
+
+
+def test_a_list_of_all_rows_beside_the_rows_of_one_device_is_wrong_and_ours_is_right() -> None:
+    """What JAX's own splitting over devices makes: finite numbers, and not attention."""
+    ids = jnp.asarray([[1] * 3 + [2] * 13, [1] * 16, [1] * 9 + [2] * 7, [1] * 12 + [2] * 4])
+    keys = jax.random.split(jax.random.key(2), 3)
+    q, k, v = (jax.random.normal(key, (4, 16, 2, 8)) for key in keys)
     spec = AttentionSpec(segments=True)
-    full = cudnn_packed.cudnn_packed_attention(q, q, q, spec, ids, 2)
-    assert np.isnan(full).all()
-    assert np.isfinite(cudnn_packed.cudnn_packed_attention(q, q, q, spec, ids, 3)).all()
+    expected = reference_attention(q, k, v, spec, key_ranges(spec, ids, 16))[2:]
+    scale, slots = 8**-0.5, 2
+    second = [x[2:] for x in (q, k, v)]  # of the second of two devices
+    listed = cudnn_packed.sequences(ids, slots)
+    lengths, offsets = listed.lengths[:2], listed.offsets[:2] * 16  # of the first one's rows
+    wrong, _ = _host_forward(scale, None, *second, lengths, offsets)
+    assert np.isfinite(wrong).all() and np.abs(wrong - expected).max() > 0.1
+    own = cudnn_packed.sequences(ids[2:], slots)
+    right, _ = _host_forward(scale, None, *second, own.lengths, own.offsets * 16)
+    np.testing.assert_allclose(right, expected, atol=2e-5)
 
 
 def test_the_private_calls_take_what_we_give() -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ipt_jax.chips.target import Target, compiling_for
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import PRESETS, SAVEABLE, ModelConfig
 from ipt_jax.models.decoder import module_of, new_params
@@ -83,7 +84,24 @@ def test_names_come_as_a_list_and_wrong_ones_are_refused():
     assert "give a list" in refusal(remat="names", remat_save="attention")
     assert "need each other" in refusal(remat="names")
     assert "need each other" in refusal(remat="full", remat_save=["attention"])
-    assert "allowed are none, dots, names, full" in refusal(remat="some")
+    assert "allowed are auto, none, dots, names, full" in refusal(remat="some")
+
+
+def test_auto_keeps_names_on_accelerators_and_everything_on_a_cpu():
+    assert PRESETS["ipt_500m"].remat_on("cpu") == ("none", ())
+    assert PRESETS["ipt_500m"].remat_on("tpu") == ("names", tuple(SAVEABLE))
+    assert dataclasses.replace(SMALL, remat="dots").remat_on("gpu") == ("dots", ())
+    params = jax.eval_shape(lambda: new_params(SMALL, jax.random.key(0)))
+    integers = jax.ShapeDtypeStruct((4, 128), jnp.int32)
+
+    def forward(params, tokens_BT):
+        return module_of(SMALL, params)(tokens_BT, tokens_BT, backend="reference")
+
+    for platform, checkpointed in (("cpu", 0), ("tpu", 1)):
+        with compiling_for(Target(platform, "any")):
+            # A function of its own each time: JAX keeps what it traced.
+            text = str(jax.make_jaxpr(lambda *given: forward(*given))(params, integers))
+        assert text.count("checkpoint[") + text.count("remat2[") == checkpointed, platform
 
 
 def test_every_name_is_in_the_decoder():

@@ -1,0 +1,112 @@
+"""Attention and the train step compiled by the chips' own compilers: `make chips`.
+
+No chip is needed. What the compilers made is held against golden figures; after a change that is
+meant to change them: `python -m tests.chips.test_chips` (some ten minutes).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "chips.json"
+ENVIRONMENTS = {"gpu": ROOT / ".chips/cuda/bin/python", "tpu": ROOT / ".chips/tpu/bin/python"}
+ATTENTION = {
+    "h200": ("pallas_hopper", "cudnn_packed", "cudnn ", "pallas "),
+    "a100_80": ("pallas ", "cudnn "),
+    "b200": ("cudnn_packed", "pallas "),
+    "tpu_v5p": ("splash",),
+    "tpu_v6e": ("splash",),
+}
+STEPS = ("1×h200", "8×h200", "8×a100_80", "4×tpu_v5p", "8×tpu_v6e")
+MODELS = ("ipt_500m_instruct", "ipt_1_3b_instruct", "llama3_8b_finance")
+MEMORY = 0.02  # of the golden bytes: the compilers' passes are not all deterministic
+
+pytestmark = pytest.mark.chips
+
+
+def rows(chip: str, *arguments: str) -> dict[str, dict]:
+    """What tools/chips.py finds, by case."""
+    python = ENVIRONMENTS["tpu" if "tpu" in chip else "gpu"]
+    if not python.exists():
+        pytest.skip(f"{python.relative_to(ROOT)} is not there; make chips makes it")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        done = subprocess.run(
+            [str(python), "tools/chips.py", *arguments, "--rows", str(file)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and file.exists(), done.stderr[-3000:]
+        found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {name_of(row): row for row in found}
+
+
+def name_of(row: dict) -> str:
+    if "step" in row:
+        return row["step"]
+    return "{device} {backend} {mask} {head_width} {group}".format(**row)
+
+
+def kept(row: dict) -> dict:
+    """What is golden of a row."""
+    names = ("temporary_bytes", "collectives", "kernels", "attention")
+    return {key: row[key] for key in names if row.get(key)}
+
+
+def compare(found: dict[str, dict]) -> None:
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert found, "no case was compiled"
+    for name, row in found.items():
+        assert "failed" not in row, f"{name}: {row.get('failed')}"
+        for kernel, figures in row.get("kernels", {}).items():
+            assert figures["spilled_bytes"] == 0, f"{name}: {kernel} spills: {figures}"
+        expected = golden[name]
+        assert row["temporary_bytes"] == pytest.approx(
+            expected["temporary_bytes"], rel=MEMORY, abs=1e6
+        ), name
+        # One that nobody expected is a tensor that moves for nothing.
+        assert kept(row).get("collectives") == expected.get("collectives"), name
+        assert kept(row).get("kernels") == expected.get("kernels"), name
+        assert row.get("attention") == expected.get("attention"), name
+
+
+@pytest.mark.parametrize(
+    ("chip", "backend"), [(chip, one) for chip, several in ATTENTION.items() for one in several]
+)
+def test_every_backend_compiles_for_its_chip_and_spills_nothing(chip, backend):
+    compare(rows(chip, "attention", "--device", chip, "--only", f"^{backend}"))
+
+
+@pytest.mark.parametrize("chip", STEPS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_step_compiles_and_moves_what_is_expected(chip, model):
+    found = rows(chip, "steps", "--only", f"^{model} {chip}")
+    compare(found)
+    # Fused attention by default, everywhere.
+    assert {row["attention"] for row in found.values()} <= {"pallas_hopper", "pallas", "splash"}
+
+
+def main() -> None:
+    """Write the golden figures anew."""
+    found: dict[str, dict] = {}
+    for chip in ATTENTION:
+        found |= rows(chip, "attention", "--device", chip)
+    for chip in STEPS:
+        found |= rows(chip, "steps", "--only", f" {chip}")
+    for name, row in found.items():
+        if "failed" in row:
+            print(f"{name}: {row['failed']}", file=sys.stderr)
+    golden = {name: kept(row) for name, row in sorted(found.items())}
+    GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
