@@ -108,7 +108,7 @@ _H100 = "NVIDIA H100 data sheet, 2023, with sparsity halved"
 _H200 = "NVIDIA H200 data sheet, 2024, with sparsity halved"
 _B200 = "NVIDIA HGX B200 data sheet, 2025, an eighth of the board, with sparsity halved"
 _CLOUD = "Google Cloud TPU documentation, system architecture"
-_SM80 = Gpu("8.0", 108, 1.41, 1.41, 512, 167936, 41943040)
+_SM80 = Gpu("8.0", 108, 1.41, 1.41, 256, 167936, 41943040)
 _SM90 = Gpu("9.0", 132, 1.98, 1.83, 512, 233472, 52428800)
 _SM100 = Gpu("10.0", 148, 1.965, 1.835, 1024, 233472, 132644864)
 

@@ -19,7 +19,7 @@ def test_every_gpu_has_a_description_with_its_facts(name):
     # The tensor cores' figures are the sheet's peak: two operations a multiply-add.
     gpu = device.gpu
     peak = gpu.cores * 4 * gpu.matrix_operations * 2 * gpu.matrix_clock_ghz * 1e9
-    assert peak == pytest.approx(device.peak_flops, rel=0.2 if name == "h100_nvl" else 0.21)
+    assert peak == pytest.approx(device.peak_flops, rel=0.2)
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
