@@ -10,7 +10,6 @@ import binascii
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ import sentencepiece
 import tiktoken
 import tokenizers
 
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
 from ipt_jax.tokenizer_export import write_sentencepiece, write_tiktoken
 
@@ -373,7 +373,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(_read(path))
+        content = parse_json(_read(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): copy the tokenizer again.") from error
     return content if isinstance(content, dict) else {}
