@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from data_gen.engines.base import Completion, TokenLogprob
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class Ledger:
 
     def _json(self, text: str) -> Any:
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError as error:
             raise _broken(self.path, error) from error
 

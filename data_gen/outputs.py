@@ -14,6 +14,7 @@ from typing import Any
 
 from data_gen.ledger import LEDGER_FILES, LEDGER_NAME
 from ipt_jax.core.files import atomic_write, naming
+from ipt_jax.core.json_lines import load_json, parse_json
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError
 from ipt_jax.records import SHARD_FILES, RecordSource
@@ -81,7 +82,7 @@ class OutputFolder:
     def finished(self) -> dict[str, Any] | None:
         """The summary, where the run that is held ended and its shards are there."""
         try:
-            content = json.loads(self._summary.read_text(encoding="utf-8"))
+            content = load_json(self._summary)
         except (FileNotFoundError, ValueError):
             return None
         content.pop("fingerprint", None)
@@ -137,7 +138,7 @@ def _before_markers(folder: Path, kind: str) -> dict[str, str] | None:
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
             rows = database.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchall()
-        prints = prints_of(json.loads(rows[0][0]))
+        prints = prints_of(parse_json(rows[0][0]))
         return prints if prints["method"].partition("/")[0] == kind else None
     except (sqlite3.Error, ValueError, AttributeError, LookupError):
         return None

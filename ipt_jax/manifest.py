@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.files import atomic_write
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 from ipt_jax.shards import ShardReader
 
@@ -129,7 +130,7 @@ class Manifest:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = load_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"there is no {path}: this folder holds no finished record shards. Run the stage "

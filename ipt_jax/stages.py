@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.files import atomic_write
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder
 from ipt_jax.errors import UserError
 
@@ -27,8 +28,8 @@ class Stages:
         self._done: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             try:
-                self._done = json.loads(self._path.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                self._done = load_json(self._path)
+            except ValueError as error:
                 raise UserError(
                     f"{self._path}: not valid JSON ({error}); delete it, and every stage is "
                     "checked anew."
@@ -85,7 +86,7 @@ class Stages:
 def _before_markers(folder: Path, first: str) -> dict[str, str] | None:
     """Whether an earlier version ran its stages here, beginning with `first`."""
     try:
-        done = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+        done = load_json(folder / _NAME)
         ours = all({"inputs", "result", "seconds"} <= stage.keys() for stage in done.values())
     except (OSError, ValueError, AttributeError):
         return None

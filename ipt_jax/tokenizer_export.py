@@ -17,6 +17,7 @@ from tokenizers import (
     processors,
 )
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 from ipt_jax.records import atomic_write
 
@@ -48,7 +49,7 @@ def allow_control_text(folder: Path) -> None:
     For models that were trained with them inside their texts (``encode: parts``).
     """
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = load_json(path) if path.is_file() else {}
     settings["split_special_tokens"] = False
     atomic_write(path, json.dumps(settings, indent=2) + "\n")
 

@@ -10,7 +10,6 @@ import binascii
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ import sentencepiece
 import tiktoken
 import tokenizers
 
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
 from ipt_jax.tokenizer_export import write_sentencepiece, write_tiktoken
 
@@ -34,6 +34,7 @@ _HF_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "vocab.json",
     "merges.txt",
 )
@@ -317,10 +318,10 @@ class FastTokenizer(Tokenizer):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copies the folder's own files: special tokens written in a text keep its meaning."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for file in _HF_FILES:
-            if (self._folder / file).is_file():
-                shutil.copyfile(self._folder / file, Path(folder) / file)
+        for path in (path for name in _HF_FILES for path in self._folder.glob(name)):
+            target = Path(folder) / path.relative_to(self._folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def begins(ends: np.ndarray) -> np.ndarray:
@@ -372,7 +373,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(_read(path))
+        content = parse_json(_read(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): copy the tokenizer again.") from error
     return content if isinstance(content, dict) else {}
@@ -440,7 +441,7 @@ def _check_beside(folder: Path, tokenizer: Tokenizer) -> None:
     ids = [*settings.get("added_tokens_decoder", {}), *_read_json(added).values()]
     if max(map(int, ids), default=0) >= tokenizer.vocab_size:
         differs.append("added tokens")
-    if "chat_template" in settings or (folder / "chat_template.jinja").is_file():
+    if "chat_template" in settings or any(folder.glob("*chat_template*")):
         differs.append("a chat template")
     for key, own in (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token)):
         if (said := _content(settings, key)) not in (None, own):

@@ -27,7 +27,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ipt_jax.interrupts import importing
+
+with importing():
+    import numpy as np
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 ROOT = Path(__file__).parents[1]

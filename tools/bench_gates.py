@@ -28,15 +28,18 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that it runs in a peer's environment too
 
-from data_gen.quality.decontaminate import CoverageRule, DecontaminateConfig, SubstringRule  # noqa: E402
-from data_gen.quality.dedup import (  # noqa: E402
-    ExactDuplicates,
-    MinHashConfig,
-    near_duplicate_candidates,
-    near_duplicates,
-)
-from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations  # noqa: E402
-from data_gen.quality.words import words  # noqa: E402
+from ipt_jax.interrupts import importing  # noqa: E402
+
+with importing():
+    from data_gen.quality.decontaminate import CoverageRule, DecontaminateConfig, SubstringRule
+    from data_gen.quality.dedup import (
+        ExactDuplicates,
+        MinHashConfig,
+        near_duplicate_candidates,
+        near_duplicates,
+    )
+    from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations
+    from data_gen.quality.words import words
 
 Work = Callable[[Sequence[str]], int]
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")

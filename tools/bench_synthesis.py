@@ -26,18 +26,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.blocks import UnitOutput, run_blocks
-from data_gen.corpus import Document, read_corpus
-from data_gen.engines import Completion, Engine, EngineConfig, Request, Sampling, ServerConfig
-from data_gen.engines import open_engine as open_real
-from data_gen.engines.streaming import Feed
-from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.format import parse_pairs, render_prompt
-from data_gen.instruction_pretrain.pipeline import run_synthesis
-from data_gen.ledger import Ledger
-from data_gen.outputs import OutputFolder
-from data_gen.runner import Done, Failure
-from ipt_jax.records import Record
+from ipt_jax.interrupts import importing
+
+with importing():
+    from data_gen.blocks import UnitOutput, run_blocks
+    from data_gen.corpus import Document, read_corpus
+    from data_gen.engines import Completion, Engine, EngineConfig, Request, Sampling, ServerConfig
+    from data_gen.engines import open_engine as open_real
+    from data_gen.engines.streaming import Feed
+    from data_gen.instruction_pretrain.config import SynthesisConfig
+    from data_gen.instruction_pretrain.format import parse_pairs, render_prompt
+    from data_gen.instruction_pretrain.pipeline import run_synthesis
+    from data_gen.ledger import Ledger
+    from data_gen.outputs import OutputFolder
+    from data_gen.runner import Done, Failure
+    from ipt_jax.records import Record
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"

@@ -25,7 +25,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench_workers import SIZES  # beside this file
+from ipt_jax.interrupts import importing
+
+with importing():
+    from bench_workers import SIZES  # beside this file
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("bench_workers.py")

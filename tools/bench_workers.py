@@ -12,7 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from ipt_jax.interrupts import importing
+
+with importing():
+    import numpy as np
 
 # Sizes of two models of 8 blocks, float32: width, MLP width, heads, head width, vocabulary, B, T.
 SIZES = {

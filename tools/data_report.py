@@ -14,26 +14,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+from ipt_jax.interrupts import importing
 
-from ipt_jax.configuration import parse_config, run_main
-from ipt_jax.data.pipeline import DataConfig, open_mixture
-from ipt_jax.data.survey import QUANTILES, Survey, survey
-from ipt_jax.data.tasks import Mixture
-from ipt_jax.errors import UserError
-from ipt_jax.evaluation.charts import SERIES_COLOURS, Bars, Histogram, LineChart, Series, short
-from ipt_jax.evaluation.page import (
-    Facts,
-    Note,
-    Paragraph,
-    Part,
-    Section,
-    Table,
-    page,
-    say,
-    write_page,
-)
-from ipt_jax.terminal import visible
+with importing():
+    import numpy as np
+
+    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.data.pipeline import DataConfig, open_mixture
+    from ipt_jax.data.survey import QUANTILES, Survey, survey
+    from ipt_jax.data.tasks import Mixture
+    from ipt_jax.errors import UserError
+    from ipt_jax.evaluation.charts import SERIES_COLOURS, Bars, Histogram, LineChart, Series, short
+    from ipt_jax.evaluation.page import (
+        Facts,
+        Note,
+        Paragraph,
+        Part,
+        Section,
+        Table,
+        page,
+        say,
+        write_page,
+    )
+    from ipt_jax.terminal import visible
 
 _BINS = 40  # of lengths
 _COLUMNS = 60  # of segments a row, at the most

@@ -15,23 +15,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 
-import numpy as np
-from rich.console import Console
-from rich.text import Text
+from ipt_jax.interrupts import importing
 
-from ipt_jax.configuration import parse_config, run_main
-from ipt_jax.data.pipeline import (
-    DataConfig,
-    MixtureRows,
-    OpenMixture,
-    open_mixture,
-    realised_rates,
-    source_tokens,
-)
-from ipt_jax.data.rows import Segment
-from ipt_jax.errors import UserError
-from ipt_jax.terminal import visible
-from ipt_jax.tokenizers import Tokenizer
+with importing():
+    import numpy as np
+    from rich.console import Console
+    from rich.text import Text
+
+    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.data.pipeline import (
+        DataConfig,
+        MixtureRows,
+        OpenMixture,
+        open_mixture,
+        realised_rates,
+        source_tokens,
+    )
+    from ipt_jax.data.rows import Segment
+    from ipt_jax.errors import UserError
+    from ipt_jax.terminal import visible
+    from ipt_jax.tokenizers import Tokenizer
 
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.weight_files import follow_umask, weight_files
 from ipt_jax.errors import UserError
 
@@ -153,7 +154,7 @@ def write_merged(base: Path, adapter: Adapter, folder: Path) -> None:
 def _read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
     """Rank, scale and target modules."""
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = load_json(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); name a folder that PEFT wrote."

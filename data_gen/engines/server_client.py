@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from data_gen.engines.config import EngineConfig, ServerConfig
 from data_gen.engines.failures import Failure, error_message, exception_failure, status_failure
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
 
 _MOST_BYTES = 64 << 20  # of one answer
@@ -169,9 +170,9 @@ class ServerClient:
         if isinstance(answer, Failure):
             return answer
         try:
-            found = json.loads(answer[0])["data"]
+            found = parse_json(answer[0])["data"]
             return [dict(model) for model in found if isinstance(model["id"], str)]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             return Failure("malformed", f"a list of models of another form: {_start(answer[0])}")
 
     async def count(self, fields: Mapping[str, Any]) -> int | Failure:
@@ -182,7 +183,7 @@ class ServerClient:
         if isinstance(answer, Failure):
             return answer
         try:
-            return int(json.loads(answer[0])["count"])
+            return int(parse_json(answer[0])["count"])
         except (ValueError, KeyError, TypeError):
             return Failure("malformed", f"a count of another form: {_start(answer[0])}")
 
@@ -251,8 +252,8 @@ def _version(answer: tuple[bytes, str] | Failure) -> str:
     if isinstance(answer, Failure):
         return ""
     try:
-        found = json.loads(answer[0])["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        found = parse_json(answer[0])["version"]
+    except (ValueError, KeyError, TypeError):
         return ""
     return found[:60] if isinstance(found, str) else ""
 

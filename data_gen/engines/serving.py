@@ -23,6 +23,7 @@ from data_gen.engines.config import ServerConfig
 from data_gen.engines.server_client import read_key
 from data_gen.engines.vllm import check_vllm, engine_arguments
 from data_gen.engines.waiting import WaitNotice
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
 
 _LOOK_SECONDS = 0.5
@@ -165,7 +166,7 @@ class RunningServer:
         root = self.url.removesuffix("/v1")
         try:
             self._get(f"{root}/health")
-            listed = json.loads(self._get(f"{self.url}/models"))
+            listed = parse_json(self._get(f"{self.url}/models"))
             return self.name in [model["id"] for model in listed["data"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             return False  # not yet

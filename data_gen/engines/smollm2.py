@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from data_gen.engines.model_folder import make_folder
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.weight_files import follow_umask
 from ipt_jax.errors import UserError
 from ipt_jax.records import atomic_write
@@ -67,7 +68,7 @@ def _split_digits(path: Path) -> None:
 
     The GGUF says so (`pre: smollm`), and transformers drops it: 317 of 3,015 texts got other ids.
     """
-    content = json.loads(path.read_bytes())
+    content = load_json(path)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     steps = [{"type": "Digits", "individual_digits": True}, {**byte_level, "use_regex": True}]
     if content["pre_tokenizer"] != (right := {"type": "Sequence", "pretokenizers": steps}):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -15,6 +14,7 @@ from data_gen.engines.config import VllmConfig
 from data_gen.engines.model_folder import check_model_folder, folder_revision
 from data_gen.engines.prompts import PromptEncoder, PromptError
 from data_gen.engines.streaming import LoopThread
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 
 # What a config may not change: each is a promise of this engine.
@@ -261,7 +261,7 @@ def _model_context(folder: Path) -> int | None:
     """The model's own limit, where config.json names it; vLLM refuses a context that is longer."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path)
         config = config.get("text_config") or config
         limit = config.get("max_position_embeddings") or config.get("n_positions")
     except (OSError, ValueError, AttributeError) as error:

@@ -27,6 +27,7 @@ from data_gen.instruction_pretrain.format import (
 from data_gen.instruction_pretrain.patterns import in_pattern, other_patterns
 from data_gen.instruction_pretrain.templates import render_training_text
 from ipt_jax.core.fingerprint import folder_digest
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError, nearest
 from ipt_jax.records import SHARD_FILES, Record, ShardWriter, atomic_write
@@ -453,8 +454,8 @@ def tuning_prints(config: TuningConfig) -> dict[str, str]:
 def _finished(output: Path) -> dict[str, Any] | None:
     """The summary of a run that came to its end, with the settings it had."""
     try:
-        content = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = load_json(output / "summary.json")
+    except (FileNotFoundError, ValueError):
         return None
     content.pop("settings", None)
     return content
@@ -463,7 +464,7 @@ def _finished(output: Path) -> dict[str, Any] | None:
 def _before_markers(output: Path) -> dict[str, str] | None:
     """The fingerprint of tuning data that an earlier version finished; None without any."""
     try:
-        content = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+        content = load_json(output / "summary.json")
         return prints_of(content["settings"]) if content["method"] == METHOD else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -26,6 +26,7 @@ from data_gen.quality.moderation import Classifier, ModerationConfig, Moderation
 from data_gen.quality.rules import RulesConfig, RulesGate
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, path_digest
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.errors import UserError, nearest
 from ipt_jax.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
@@ -183,8 +184,8 @@ def _finished(config: FilterConfig, run: RunFolder) -> dict[str, Any] | None:
         return None
     try:
         RecordSource(run.path / "shards", verify=False)
-        summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
-    except (UserError, FileNotFoundError):
+        summary = load_json(run.path / "summary.json")
+    except (UserError, FileNotFoundError, ValueError):
         return None
     settled = failed_requests(summary["gates"]).settled(config.judge.engine.max_failed_share)
     return summary if settled else None

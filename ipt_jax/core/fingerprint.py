@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME
 from ipt_jax.errors import UserError
 
@@ -38,7 +39,7 @@ def file_digest(path: str | Path) -> str:
         key = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
         kept = _cache() / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # then read it
-            before = json.loads(kept.read_bytes())
+            before = load_json(kept)
             if before["key"] == key:
                 return str(before["sha256"])
         sha256 = _sha256(path)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 MAX_LINE_BYTES = 64 << 20
@@ -52,6 +53,11 @@ def parse_json(text: str | bytes) -> Any:
     if brackets > MAX_DEPTH and _is_deep(value):
         raise TooDeep
     return value
+
+
+def load_json(path: Path) -> Any:
+    """The value of a JSON file. Raises OSError or, for all that may be wrong in it, ValueError."""
+    return parse_json(path.read_bytes())
 
 
 def _is_deep(value: Any) -> bool:

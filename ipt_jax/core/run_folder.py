@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 from ipt_jax.core.files import atomic_write
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 
 MARKER_NAME, LOCK_NAME = "run.json", "run.lock"
@@ -248,7 +249,7 @@ def _change(name: str, before: str | None, now: str | None) -> str:
 def _read(path: Path) -> _Marker | None:
     file = path / MARKER_NAME
     try:
-        content = json.loads(file.read_bytes())
+        content = load_json(file)
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
         marker = _Marker(**content)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -28,7 +28,7 @@ def weight_files(folder: Path, alone: bool = False) -> list[Path]:
             "again."
         )
     try:
-        named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        named = {str(name) for name in load_json(index)["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index}: cannot be read ({type(error).__name__}: {error}); copy the folder again."

@@ -22,6 +22,7 @@ import yaml
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ipt_jax.core.files import atomic_write, sync_folder
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.data.config import DataConfig, load_mixture
 from ipt_jax.data.damage import read_records
@@ -268,7 +269,7 @@ def _to_do(job: _Job, fresh: bool) -> list[int]:
     for number in range(job.shards):
         path = _shard(job, number)
         try:
-            told = json.loads(_told(job, number).read_bytes())
+            told = load_json(_told(job, number))
             same, sha256 = told["key"] == job.key, told["shard"]["sha256"]
         except FileNotFoundError:
             todo.append(number)
@@ -397,7 +398,7 @@ def _publish(job: _Job) -> Manifest:
     """The length index, then the manifest, then nothing that is no longer needed."""
     shards, lengths = [], [np.empty(0, np.int32)]
     for number in range(job.shards):
-        told = json.loads(_told(job, number).read_bytes())
+        told = load_json(_told(job, number))
         shards.append(ShardInfo(**told["shard"]))
         lengths.append(np.asarray(told["lengths"], np.int32))
     names = {shard.name for shard in shards}

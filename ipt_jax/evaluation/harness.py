@@ -24,6 +24,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, folder_digest
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME, RUN_FILES, RunFolder
 from ipt_jax.core.weight_files import weight_files
 from ipt_jax.errors import UserError
@@ -169,7 +170,7 @@ def _owns(model: str) -> tuple[str, ...]:
 def _before_markers(output: Path) -> dict[str, str] | None:
     """Whether an earlier version measured here; each model's results say what they are of."""
     try:
-        found = json.loads((output / RESULTS_NAME).read_text(encoding="utf-8"))
+        found = load_json(output / RESULTS_NAME)
         return {} if {"table", "lm_eval"} <= found.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -344,7 +345,11 @@ def _already_measured(
     path = folder / RESULTS_NAME
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))  # written in one piece: whole or not there
+    try:
+        found = load_json(path)
+    except ValueError as error:  # written in one piece, so that its bytes changed on the disk
+        print(f"{path} is damaged ({error}): measured again.", flush=True)
+        return None
     if found.get("fingerprint") != mark:
         return None
     return read_results(path), found["lm_eval"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
 from ipt_jax.evaluation.charts import Bars, LineChart, Series, Whiskers
 from ipt_jax.evaluation.page import (
@@ -359,7 +359,7 @@ def _text(path: Path) -> str:
 
 def _json(path: Path, text: str, line: int | None = None) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         where = path if line is None else f"{path}, line {line}"
         raise UserError(f"{where}: not valid JSON ({error}); {_AGAIN}") from error

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 
 TRUNCATED_NAME = "truncated.json"
@@ -83,9 +84,11 @@ def read_lm_eval(folder: Path, model: str) -> tuple[list[Result], dict[str, Any]
         raise UserError(
             f"{folder}: lm-eval left no results_*.json there; run the evaluation again."
         )
-    raw = json.loads(found[-1].read_text(encoding="utf-8"))
     counts = folder / TRUNCATED_NAME
-    truncated = json.loads(counts.read_text(encoding="utf-8")) if counts.is_file() else {}
+    try:
+        raw, truncated = load_json(found[-1]), load_json(counts) if counts.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{found[-1]}: damaged ({error}); run the evaluation again.") from error
     results = []
     for task, values in raw["results"].items():
         members = _members(task, raw.get("group_subtasks") or {})
@@ -132,11 +135,11 @@ def read_results(path: Path) -> list[Result]:
       UserError: it is missing or not what an evaluation writes.
     """
     try:
-        rows: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["table"]
+        rows: list[Mapping[str, Any]] = load_json(path)["table"]
         return [Result(**row) for row in rows]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run launch/evaluate.py to write it.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not an evaluation's results ({error}); run launch/evaluate.py again."
         ) from error

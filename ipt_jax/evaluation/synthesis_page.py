@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.evaluation.charts import LineChart, Series
 from ipt_jax.evaluation.page import Facts, Part, Section, Table, page, say, write_page
 from ipt_jax.evaluation.report import File, minutes, samples_section, synthesis_section
@@ -55,9 +55,9 @@ def synthesis_report(folder: Path) -> Path:
 def _lines(path: Path) -> list[Mapping[str, Any]]:
     """What was logged; the last line may have been cut by a kill."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            found.append(json.loads(line))
+            found.append(parse_json(line))
         except ValueError:
             continue
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.weight_files import weight_files
 from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
@@ -84,10 +84,10 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: it is not there, or no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = load_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path}: not there; name a Hugging Face folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again.") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object; fetch the folder again.")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import math
 import os
@@ -33,6 +32,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ipt_jax.core.files import sync_folder
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 from ipt_jax.models.layers import Params
 from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
@@ -336,7 +336,7 @@ class Checkpoints:
         for position in _positions(self.folder):
             path = self.folder / str(position) / "metrics" / "metadata"
             try:
-                value = float(json.loads(path.read_bytes())[self.config.best_metric])
+                value = float(load_json(path)[self.config.best_metric])
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # saved without metrics; a damaged one is a restore's business
             if math.isfinite(value):

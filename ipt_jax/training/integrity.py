@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.manifest import atomic_write, file_sha256
 
 LIST_NAME = "checksums.json"
@@ -64,7 +65,7 @@ def find_damage(folder: Path) -> Damage | None:
     try:
         listed = {
             str(name): (int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in json.loads(path.read_bytes())["files"].items()
+            for name, entry in load_json(path)["files"].items()
         }
     except FileNotFoundError:
         return Damage(path, "is missing", "no-list")

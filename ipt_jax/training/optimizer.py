@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -11,6 +11,29 @@ import jax.numpy as jnp
 import optax
 
 from ipt_jax.errors import UserError
+
+
+def _check(config: OptimizerConfig | ExtensionConfig, where: str, *schedules: str) -> None:
+    """Raise UserError for a key outside what it may be; both configs have the same bounds."""
+    if config.schedule not in schedules:
+        raise UserError(
+            f"{where}.schedule={config.schedule!r}: allowed are {', '.join(schedules)}."
+        )
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value is None or isinstance(value, str):
+            continue
+        if field.name in ("final_fraction", "decay_fraction"):
+            fits, allowed = 0 <= value <= 1, "from 0 to 1"
+        elif field.name in ("warmup_fraction", "beta1", "beta2"):
+            fits, allowed = 0 <= value < 1, "at least 0 and below 1"
+        elif field.name == "clip_norm":
+            fits, allowed = value > 0, "more than 0"
+        else:
+            least = int(field.name == "tokens")
+            fits, allowed = value >= least, f"at least {least}"
+        if not fits:
+            raise UserError(f"{where}.{field.name}={value}: must be {allowed}.")
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,9 @@ class OptimizerConfig:
     z_loss: float = 0.0
     """Factor on the squared log-partition added to the loss."""
 
+    def __post_init__(self) -> None:
+        _check(self, "optimizer", "cosine", "linear", "wsd", "constant")
+
 
 @dataclass(frozen=True)
 class ExtensionConfig:
@@ -59,12 +85,7 @@ class ExtensionConfig:
     """linear and cosine: the learning rate at the last step over the peak."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise UserError(f"extensions.tokens={self.tokens}: must be at least 1.")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise UserError(
-                f"extensions.schedule={self.schedule!r}: allowed are constant, linear and cosine."
-            )
+        _check(self, "extensions", "constant", "linear", "cosine")
 
 
 # Each with the updates that it makes.
@@ -72,18 +93,10 @@ Extensions = Sequence[tuple[ExtensionConfig, int]]
 
 
 def warmup_steps(config: OptimizerConfig, steps: int) -> int:
-    """Steps of warm-up in a run of `steps`.
-
-    Raises:
-      UserError: a warmup_fraction that is no share.
-    """
+    """Steps of warm-up in a run of `steps`."""
     fraction = config.warmup_fraction
     if fraction is None:
         return min(config.warmup_steps, steps // 2)
-    if not 0 <= fraction < 1:
-        raise UserError(
-            f"optimizer.warmup_fraction={fraction}: must be at least 0 and below 1, or null."
-        )
     return round(fraction * steps)
 
 
@@ -93,7 +106,7 @@ def make_schedule(
     """Learning rate by update count: that of a run of `steps`, then of each extension.
 
     Raises:
-      UserError: an unknown schedule, or shares of warm-up and decay that overlap.
+      UserError: shares of warm-up and decay that overlap.
     """
     schedule = _planned_schedule(config, steps)
     for extension, more in extensions:
@@ -124,19 +137,15 @@ def _planned_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     if config.schedule == "linear":
         fall = optax.linear_schedule(peak, final, max(steps - warmup, 1))
         return optax.join_schedules([rise, fall], [warmup])
-    if config.schedule == "wsd":
-        decay = max(1, round(steps * config.decay_fraction))
-        if warmup + decay > steps:
-            raise UserError(
-                f"optimizer.decay_fraction={config.decay_fraction}: {decay} steps of decay and "
-                f"{warmup} of warm-up are more than the run's {steps}; lower one of them."
-            )
-        fall = optax.linear_schedule(peak, final, decay)
-        pieces = [rise, optax.constant_schedule(peak), fall]
-        return optax.join_schedules(pieces, [warmup, steps - decay])
-    raise UserError(
-        f"optimizer.schedule={config.schedule!r}: allowed are cosine, linear, wsd and constant."
-    )
+    decay = max(1, round(steps * config.decay_fraction))
+    if warmup + decay > steps:
+        raise UserError(
+            f"optimizer.decay_fraction={config.decay_fraction}: {decay} steps of decay and "
+            f"{warmup} of warm-up are more than the run's {steps}; lower one of them."
+        )
+    fall = optax.linear_schedule(peak, final, decay)
+    pieces = [rise, optax.constant_schedule(peak), fall]
+    return optax.join_schedules(pieces, [warmup, steps - decay])
 
 
 def make_optimizer(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.files import atomic_write
+from ipt_jax.core.json_lines import parse_json
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def _whole(path: Path) -> list[tuple[str, dict[str, Any]]]:
     found, broken = [], 0
     for line in lines:
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             found.append((line, {**values, "step": int(values["step"])}))
         except (ValueError, TypeError, KeyError):
             broken += 1  # of a power cut: the file grew and its bytes were never written

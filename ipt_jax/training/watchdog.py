@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.files import naming
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import TRY_AGAIN, UserError
 from ipt_jax.training.phases import Phases
 
@@ -137,9 +138,8 @@ class Watchdog:
         found = {}
         for index in range(self._count):
             try:
-                text = (self._folder / f"{index:05}.json").read_text(encoding="utf-8")
-                beat = json.loads(text)
-            except (OSError, json.JSONDecodeError):
+                beat = load_json(self._folder / f"{index:05}.json")
+            except (OSError, ValueError):
                 continue
             if beat["time"] > self._started - 60:
                 found[index] = beat

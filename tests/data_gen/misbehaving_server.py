@@ -2,8 +2,9 @@
 
 A prompt `500 cut ok | text` is answered with status 500, then with half a body, then right; the
 last word counts for all later attempts. Words: a status (`429`, with Retry-After seconds as
-`429:0.3`), ok, hang, cut, reset, half, html, plain, choices, nousage, nochoices, context, quote,
-error200, surrogate, slow, redirect, filtered, garbage. A prompt without `|` is answered right.
+`429:0.3`), ok, hang, trickle, cut, reset, half, html, plain, choices, nousage, nochoices, context,
+quote, error200, surrogate, slow, redirect, filtered, garbage. A prompt without `|` is answered
+right.
 
 As a stub that answers after a fixed time: python -m tests.data_gen.misbehaving_server --port 0
 --latency_ms 50; it prints its port and ends when its standard input is closed or it is killed.
@@ -177,6 +178,8 @@ class MisbehavingServer:
         match word:
             case "cut":
                 return response(200, None, raw=whole[: len(whole) // 2], length=len(whole)) + CUT
+            case "trickle":
+                return response(200, None, raw=b"", length=1 << 20) + TRICKLE
             case "reset":
                 return None
             case "half":
@@ -213,6 +216,7 @@ class MisbehavingServer:
 
 
 CUT = b"\0cut\0"  # at the end of an answer: close the connection
+TRICKLE = b"\0trickle\0"  # at the end of an answer: a byte now and then, no end within 5 s
 
 
 def response(
@@ -268,8 +272,11 @@ class _Connection(asyncio.Protocol):
         if answer is None:
             self._transport.abort()
             return
-        self._transport.write(answer.removesuffix(CUT))
-        if answer.endswith(CUT):
+        self._transport.write(answer.removesuffix(CUT).removesuffix(TRICKLE))
+        for _ in range(100 * answer.endswith(TRICKLE)):
+            await asyncio.sleep(0.05)
+            self._transport.write(b" ")
+        if answer.endswith((CUT, TRICKLE)):
             self._transport.close()
 
 

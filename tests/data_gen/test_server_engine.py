@@ -43,6 +43,7 @@ MENDED = {
     "500 502 504 ok": 4,
     "408 409 425 ok": 4,
     "hang ok": 2,
+    "trickle ok": 2,
     "cut ok": 2,
     "reset ok": 2,
     "half ok": 2,
@@ -194,7 +195,7 @@ def test_a_silent_server_is_named_at_the_start(server: MisbehavingServer) -> Non
     engine.close()
 
 
-@pytest.mark.parametrize("script", ["429", "hang"])
+@pytest.mark.parametrize("script", ["429", "hang", "trickle"])
 def test_what_is_waited_for_is_said(
     server: MisbehavingServer,
     script: str,
@@ -203,9 +204,12 @@ def test_what_is_waited_for_is_said(
 ) -> None:
     monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
     monkeypatch.setattr(server_engine, "_LOOK_SECONDS", 0.02)
-    engine = opened(server, backoff_seconds=0.1, read_seconds=0.2, max_attempts=3)
-    ask(engine, f"{script} | a")
+    limits = {"read_seconds": 0.2, "total_seconds": 0.4, "max_attempts": 3}
+    engine = opened(server, backoff_seconds=0.1, **limits)
+    begun = time.monotonic()
+    (completion,) = ask(engine, f"{script} | a").values()
     engine.close()
+    assert time.monotonic() - begun < 5 and completion.error_kind == "passing"
     said = caplog.messages[-1]
     assert f"the server at {server.url} has completed nothing for" in said
     assert "the last time for " in said and "after 3 attempts" in said

@@ -5,24 +5,30 @@ from __future__ import annotations
 import ast
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from ipt_jax.interrupts import INTERRUPTED, importing
 
-DOORS = sorted((Path(__file__).parents[2] / "launch").glob("*.py"))
+ROOT = Path(__file__).parents[2]
+DOORS = sorted((ROOT / "launch").glob("*.py"))
+TOOLS = [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text()]
+QUICK = {*sys.stdlib_module_names, "ipt_jax.interrupts"}  # what may be imported outside
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("door", [*DOORS, *TOOLS], ids=lambda path: path.stem)
 def test_every_door_imports_where_an_interrupt_is_caught(door: Path) -> None:
-    imports = [
-        node
+    names = [
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
         for node in ast.parse(door.read_text()).body
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
-    names = [getattr(node, "module", None) for node in imports]
-    assert [name for name in names if name != "__future__"] == ["ipt_jax.interrupts"]
+    if door in DOORS:
+        assert [name for name in names if name != "__future__"] == ["ipt_jax.interrupts"]
+    packages = {name if name in QUICK else str(name).partition(".")[0] for name in names}
+    assert packages <= QUICK
 
 
 def test_an_interrupt_ends_the_process_with_its_code(

@@ -18,6 +18,7 @@ from data_gen.instruction_pretrain.analysis.tables import (
 )
 from data_gen.ledger import LEDGER_FILES, LEDGER_NAME
 from ipt_jax.core.files import atomic_write
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder
 
 RESULTS_NAME, TABLES_NAME, GENERATIONS_NAME = "results.json", "tables.md", "generations.jsonl"
@@ -37,7 +38,7 @@ def hold_analysis(output: str | Path, kind: str) -> RunFolder:
         if any(folder.glob(f"answers/*/{LEDGER_NAME}")):
             return {}
         try:
-            found = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+            found = load_json(folder / RESULTS_NAME)
             return {} if {"measured", "tables", "absent"} <= found.keys() else None
         except (OSError, ValueError, AttributeError):
             return None

@@ -7,7 +7,6 @@ pairs are parsed again as synthesis did. What the folder shows as samples is com
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from data_gen.instruction_pretrain.format import ParsedPairs, parse_pairs
 from data_gen.instruction_pretrain.records import METHOD
 from data_gen.intake import RAW
 from data_gen.ledger import LEDGER_NAME, ClosedLedger
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.errors import UserError
 from ipt_jax.records import RecordSource
 
@@ -128,7 +128,7 @@ class SynthesizedTexts:
     def _json(self, name: str) -> Any:
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return load_json(path)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): name the folder of a finished synthesis run."

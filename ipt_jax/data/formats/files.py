@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.json_lines import load_json
 from ipt_jax.data.damage import Placed
 from ipt_jax.data.tasks import FORMATS, HUB, Task
 from ipt_jax.errors import DamagedRecord, UserError, nearest
@@ -145,7 +146,7 @@ def content_sha256(path: Path, folder: Path, verify: bool) -> str:
         key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
         kept = folder / f"file-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if kept.is_file():
-            before = str(json.loads(kept.read_bytes())["sha256"])
+            before = str(load_json(kept)["sha256"])
             if verify and file_sha256(path) != before:
                 raise UserError(
                     f"{path} has other bytes than when it was indexed, but the same size and time: "

@@ -44,7 +44,7 @@ class _Lines:
             content = {"version": _VERSION, "records": records, "blank_lines": blank}
             write_index(told, json.dumps(content))
         try:
-            content = json.loads(told.read_bytes())
+            content = json_lines.load_json(told)
             self._records, self._blank = int(content["records"]), content["blank_lines"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the index {told} is damaged ({error!r}): delete it.") from error

@@ -223,6 +223,26 @@ def test_a_lock_ends_with_its_process_and_is_not_left_to_a_fork(tmp_path: Path) 
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_lock_file_that_was_deleted_before_it_was_locked_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    lock, flock, locked = tmp_path / run_folder.LOCK_NAME, fcntl.flock, []
+
+    def behind_a_deletion(number: int, how: int) -> None:
+        if not locked:  # whoever held it cleared the folder, and another may have begun there
+            lock.unlink()
+            if made_again:
+                lock.touch()
+        locked.append(number)
+        flock(number, how)
+
+    monkeypatch.setattr(fcntl, "flock", behind_a_deletion)
+    with opened(tmp_path):
+        assert len(locked) == 2
+        refused(tmp_path, "locked")
+
+
 def test_a_file_system_without_locks_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,15 @@ def test_an_export_has_its_sources_tokens_and_sampling(folder, export, monkeypat
     monkeypatch.setattr(tokenizers, "_HF_FILES", set(kept) - {"chat_template.jinja"})
     assert "chat_template=None" in refusal(export, TEXT)
     monkeypatch.setattr(tokenizers, "_HF_FILES", kept)
+    # Templates beside the first one lie in a folder.
+    more = "additional_chat_templates/tool_use.jinja"
+    (folder / more).parent.mkdir()
+    (folder / more).write_text("{{ tools }}")
+    templates = AutoTokenizer.from_pretrained(export(TEXT)).chat_template
+    assert templates == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    monkeypatch.setattr(tokenizers, "_HF_FILES", [name for name in kept if "/" not in name])
+    assert "chat_template='{{ messages }}'" in refusal(export, TEXT)
+    monkeypatch.setattr(tokenizers, "_HF_FILES", kept)
     # A source without generation_config.json: what its config.json says, as in transformers.
     (folder / "generation_config.json").unlink()
     edit(folder / "config.json", eos_token_id=[5, 4], pad_token_id=6)
