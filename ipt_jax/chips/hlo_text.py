@@ -6,19 +6,17 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from ipt_jax.errors import UserError
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
-_HEADER = re.compile(r"^(ENTRY )?%([^\s(]+) \(.*\{$")
-_BEGIN = re.compile(r"^\s+(?:ROOT )?%[^\s=]+ = ")
+_HEADER = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
+_BEGIN = re.compile(r"^\s+(?:ROOT )?%\S+ = ")
 # A shape is one word, or a tuple in parentheses that ends where the opcode follows.
 _INSTRUCTION = re.compile(
-    r"^\s+(?P<root>ROOT )?%(?P<name>[^\s=]+) = (?P<shape>\(.*?\)|\S+) (?P<opcode>[a-z][\w-]*)\(",
-    re.DOTALL,
+    r"\s+(ROOT )?%(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\(([^)]*)\)(.*)", re.DOTALL
 )
-_CALLED = re.compile(r"%([^\s,(){}]+)")
+_NAME = re.compile(r"%([^\s,(){}]+)")
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Array:
     dims: tuple[int, ...]
     """Its extent in each dimension."""
     near: bool = False
-    """In a TPU core's own memory (space 1 of a tiled layout), which costs the chip's none."""
+    """In a TPU core's own memory (space 1 of a tiled layout), not in the chip's."""
 
     @property
     def elements(self) -> int:
@@ -61,6 +59,8 @@ class Instruction:
     """Its results; those of a tuple in order, inner tuples opened."""
     operands: tuple[str, ...]
     """Names within the same computation."""
+    value: int | None
+    """Of a constant that is a whole number; a parameter's number."""
     attributes: str
     """What follows the operands, as it stands."""
 
@@ -69,20 +69,19 @@ class Instruction:
         """Of all results."""
         return sum(array.elements for array in self.arrays)
 
-    def called(self, key: str) -> list[str]:
-        """Computations that the attribute `key` names."""
-        found = re.search(rf"\b{key}=(\{{[^}}]*\}}|%[^\s,]+)", self.attributes)
-        return _CALLED.findall(found[1]) if found else []
-
-    def numbers(self, key: str) -> list[int]:
-        """Of an attribute such as `lhs_contracting_dims={1,2}`, or of its like in JSON."""
-        found = re.search(rf'\b{key}"?[=:]\s*[{{\[]([^}}\]]*)', self.attributes)
-        return [int(number) for number in re.findall(r"\d+", found[1])] if found else []
-
     def text(self, pattern: str) -> str:
         """The first group of the pattern's first match in the attributes; empty for none."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else ""
+
+    def called(self, *keys: str) -> list[str]:
+        """Computations that these attributes name."""
+        named = (self.text(rf"\b{key}=(\{{.*?\}}|%[^\s,]+)") for key in keys)
+        return [name for value in named for name in _NAME.findall(value)]
+
+    def numbers(self, key: str) -> list[int]:
+        """Of an attribute such as `lhs_contracting_dims={1,2}`, or of its like in JSON."""
+        return list(map(int, re.findall(r"\d+", self.text(rf'\b{key}"?[=:]\s*([{{\[][^}}\]]*)'))))
 
 
 @dataclass
@@ -103,12 +102,6 @@ class Computation:
         """The instructions whose results it takes."""
         return [self.instructions[name] for name in instruction.operands]
 
-    @cached_property
-    def parameters(self) -> list[Instruction]:
-        """In the order of its caller's operands."""
-        found = [x for x in self if x.opcode == "parameter"]
-        return sorted(found, key=lambda x: int(x.attributes.partition(")")[0] or 0))
-
 
 @dataclass
 class Module:
@@ -121,40 +114,32 @@ class Module:
     partitions: int
     """Devices that run it together, each on its share; shapes are one device's."""
     frames: dict[str, str]
-    """Stack frame id -> `file:line` of the Python that asked for an instruction."""
-
-    def source_of(self, instruction: Instruction) -> str:
-        """`file:line` of the Python that asked for it; empty where the compiler did."""
-        frame = self.frames.get(instruction.text(r"stack_frame_id=(\d+)"), "")
-        return frame or ":".join(
-            filter(None, map(instruction.text, (r'source_file="([^"]*)', r"source_line=(\d+)")))
-        )
+    """Stack frame id -> `file:line` of the Python that asked for it, after its caller's."""
 
 
 def parse(text: str) -> Module:
     """Read a module.
 
     Raises:
-      UserError: the text is no HLO, or ends within a computation.
+      UserError: the text is no HLO, ends within a computation, or has a line of another form.
     """
     if not text.startswith("HloModule"):
-        begin = text.strip().split("\n")[0][:60]
+        begin = text.lstrip().partition("\n")[0][:60]
         raise UserError(f"this is no HLO: it begins {begin!r}, not HloModule; dump `as_text()`.")
     computations: dict[str, Computation] = {}
-    current: Computation | None = None
-    entry, lines = "", []
+    entry, current, lines = "", None, []
     for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header and current is None:
-            current = computations[header[2]] = Computation(header[2])
-            entry = header[2] if header[1] else entry
-        elif current is not None and line.rstrip() == "}":
-            for joined in lines:
-                _add(current, joined)
+        if current is None:
+            if header := _HEADER.match(line):
+                current = computations[header[2]] = Computation(header[2])
+                entry = header[2] if header[1] else entry
+        elif line.rstrip() == "}":
+            for whole in lines:
+                _add(current, whole)
             current, lines = None, []
-        elif current is not None and (_BEGIN.match(line) or not lines):
+        elif _BEGIN.match(line) or not lines:
             lines.append(line)
-        elif current is not None:
+        else:
             lines[-1] += "\n" + line  # a kernel's metadata may hold line ends
     if not entry or current is not None:
         what = f"computation {current.name} has no end" if current else "it has no ENTRY"
@@ -165,42 +150,31 @@ def parse(text: str) -> Module:
 
 
 def _add(computation: Computation, line: str) -> None:
-    found = _INSTRUCTION.match(line)
-    if found is None:
+    if (found := _INSTRUCTION.match(line)) is None:
         raise UserError(f"this HLO has a line that cannot be read: {line.strip()[:80]!r}.")
-    depth, end = 1, found.end()
-    while depth and end < len(line):
-        depth += {"(": 1, ")": -1}.get(line[end], 0)
-        end += 1
-    inside = line[found.end() : end - 1]
-    plain = found["opcode"] in ("parameter", "constant")
-    instruction = Instruction(
-        name=found["name"],
-        opcode=found["opcode"],
-        arrays=_arrays(found["shape"]),
-        operands=() if plain else tuple(_CALLED.findall(inside)),
-        attributes=line[found.end() :] if plain else line[end:],
-    )
-    computation.instructions[instruction.name] = instruction
-    if found["root"]:
-        computation.root = instruction.name
-
-
-def _arrays(shape: str) -> tuple[Array, ...]:
-    return tuple(
+    root, name, shape, opcode, inside, attributes = found.groups()
+    arrays = tuple(
         Array(
             dtype,
-            tuple(int(size.lstrip("<=")) for size in dims.split(",") if size),
+            tuple(int(size.strip("<=")) for size in dims.split(",") if size),
             "T(" in layout and "S(1)" in layout,
         )
         for dtype, dims, layout in _ARRAY.findall(shape)
     )
+    value = int(inside) if inside.isdecimal() else None
+    computation.instructions[name] = Instruction(
+        name, opcode, arrays, tuple(_NAME.findall(inside)), value, attributes
+    )
+    computation.root = name if root else computation.root
 
 
 def _frames(text: str) -> dict[str, str]:
-    """Of the tables in front of the computations, in which only the innermost frame is followed."""
+    """From the tables in front of the computations; of a stack the two innermost frames."""
     files = dict(re.findall(r'^(\d+) "(.*\.py)"$', text, re.MULTILINE))
     places = re.findall(r"^(\d+) \{file_name_id=(\d+) .*?\bline=(\d+)", text, re.MULTILINE)
     lines = {key: f"{files.get(file, '?')}:{line}" for key, file, line in places}
-    frames = re.findall(r"^(\d+) \{file_location_id=(\d+)", text, re.MULTILINE)
-    return {key: lines.get(place, "") for key, place in frames}
+    frames = re.findall(r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", text, re.M)
+    place = {key: lines.get(location, "?") for key, location, _ in frames}
+    # Parents are counted from 1, where 1 is none.
+    callers = {key: place.get(str(int(parent or 1) - 1), "") for key, _, parent in frames}
+    return {key: " > ".join(filter(None, (callers[key], place[key]))) for key in place}
