@@ -176,9 +176,10 @@ class _Coster:
         condition = self.module.computations[loop.called("condition")[0]]
         root = condition.instructions[condition.root]
         if root.opcode == "compare" and "direction=LT" in root.attributes:
-            if (bound := condition.operands_of(root)[1].value) is not None:
-                self.notes.append(f"{loop.name} is taken to count from 0 to {bound} by ones.")
-                return bound
+            bound = condition.operands_of(root)[1]
+            if bound.opcode == "constant" and bound.value is not None:
+                self.notes.append(f"{loop.name} is taken to count from 0 to {bound.value} by ones.")
+                return bound.value
         self.notes.append(f"{loop.name} has no trip count: its body is counted once.")
         return 1
 
