@@ -195,9 +195,13 @@ class _Coster:
             sent / rates.link_bytes_per_second,
         )
         kind = "link" if sent else "matrix" if flops else "memory"
-        if x.opcode == "custom-call" and not flops:
-            flops, least = self._attention(x, operands)
-            kind, seconds = "attention" if flops else kind, max(seconds, least)
+        fused = x.called("calls") if x.opcode.startswith("fusion") else []
+        inside = self.module.computations[fused[0]] if fused else computation
+        # A library's kernel may come in a fusion with the slices that it reads and updates.
+        for call in inside if fused else [x]:
+            if call.opcode == "custom-call" and not flops:
+                flops, least = self._attention(call, inside.operands_of(call))
+                kind, seconds, x = "attention" if flops else kind, max(seconds, least), call
         return Kernel(
             name=x.name,
             kind=kind,
@@ -249,8 +253,9 @@ class _Coster:
             return 0.0, [], 0.0, put_in * _SENT[opcode](self._group(x))
         if opcode in ("slice", "dynamic-slice", "gather"):
             reads[0] = min(reads[0], x.elements)
-        elif opcode == "dynamic-update-slice" and in_place:
-            reads[0], results = 0.0, operands[1].arrays
+        elif opcode == "dynamic-update-slice":
+            reads[0] = 0.0 if in_place else reads[0] - reads[1]
+            results = operands[1].arrays if in_place else results
         elif opcode == "scatter" and in_place:
             updates = operands[-(len(operands) // 2) :]
             reads[: len(updates)] = [update.elements for update in updates]

@@ -176,6 +176,12 @@ def test_kernels_as_chips_compilers_print_them(
             %r = f32[16,1,1024]{2,1,0} bitcast(%d)""",
             *("f32[16,1,1024]{2,1,0}", 0, 2 * 1024 * 4 + 4),
         ),
+        (  # within a fusion an update hides what it replaces
+            "f32[16,1024]{1,0} f32[12,1024]{1,0} s32[]",
+            """%d = f32[16,1024]{1,0} dynamic-update-slice(%q0, %q1, %q2, %q2)
+            %n = bf16[16,1024]{1,0} convert(%d)""",
+            *("bf16[16,1024]{1,0}", 0, 16 * 1024 * 4 + 4 + 16 * 1024 * 2),
+        ),
         (  # a row of a table each, added to where it stands
             "f32[1000,8]{1,0} s32[5,1]{1,0} f32[5,8]{1,0}",
             "%s = f32[1000,8]{1,0} scatter(%q0, %q1, %q2), to_apply=%add",
@@ -278,6 +284,21 @@ def test_loops_run_and_branches_are_the_dearer(line: str, runs: int, note: str |
     found = predicted("f32[8]{0}", f"%w = f32[8]{{0}} {line}", LOOP)
     assert sum(kernel.runs for kernel in found.kernels if kernel.name in "nm") == runs
     assert [note in said for said in found.notes] == ([True] if note else [])
+
+
+def test_attention_in_a_fusion_reads_slices_and_updates_in_place() -> None:
+    """As a scan over layers leaves it: keys of one layer come from a stack, results go to one."""
+    inside = """%k = bf16[1,4,2048,8,64]{4,3,2,1,0} dynamic-slice(%q1, %q2), dynamic_slice_sizes={1}
+        %b = bf16[4,2048,8,64]{3,2,1,0} bitcast(%k)
+        %m = bf16[4,2048,8,64]{3,2,1,0} custom-call(%q0, %b, %b), \
+custom_call_target="mosaic_gpu_v2", metadata={op_name="attention_forward"}
+        %u = bf16[1,4,2048,8,64]{4,3,2,1,0} bitcast(%m)
+        %d = bf16[16,4,2048,8,64]{4,3,2,1,0} dynamic-update-slice(%q1, %u, %q2)"""
+    stack = "bf16[16,4,2048,8,64]{4,3,2,1,0}"
+    (kernel,) = fusion(f"bf16[4,2048,8,64]{{3,2,1,0}} {stack} s32[]", inside, stack).kernels
+    assert (kernel.name, kernel.kind, kernel.flops) == ("m", "attention", 4 * PAIRS)
+    assert kernel.op_name == "attention_forward"
+    assert kernel.moved_bytes == 3 * 4 * 2048 * 8 * 64 * 2 + 4
 
 
 def test_no_kernel_is_faster_than_the_smallest() -> None:
