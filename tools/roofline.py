@@ -83,7 +83,11 @@ def read(path: Path) -> str:
 
 def predicted(options: argparse.Namespace, rates: Rates, attention: Attention) -> dict[str, Any]:
     """What training would report, and where the step's time goes."""
-    found = predict(read(options.hlo), rates, attention)
+    text = read(options.hlo)
+    try:
+        found = predict(text, rates, attention)
+    except UserError as error:
+        raise UserError(f"{options.hlo}: {error}") from error
     tokens, decoder = options.rows * options.row_tokens, PRESETS[options.preset]
     peak = found.seconds * DEVICES[options.device].peak_flops * options.devices
     causal, full = (decoder.flops_per_token(options.row_tokens, causal=x) for x in (True, False))

@@ -1,1 +1,1 @@
-"""Chips that nobody need own: what their compilers say of a step, and what may be foretold."""
+"""The chips that programs are compiled for: facts, descriptions, and which one it is now."""
