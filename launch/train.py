@@ -4,7 +4,6 @@ from ipt_jax.interrupts import importing
 
 with importing():
     from ipt_jax.configuration import parse_config, run_main
-    from ipt_jax.training.attention import with_tested_attention
     from ipt_jax.training.compilation import enable_compilation_cache
     from ipt_jax.training.config import TrainConfig
     from ipt_jax.training.host_memory import keep_freed_memory
@@ -29,7 +28,6 @@ def main() -> None:
     keep_freed_memory()
     several = config.processes.coordinator is not None
     print(apply_gpu_flags(config.xla_flags, several))
-    config = with_tested_attention(config)
     enable_compilation_cache(config.compilation_cache)
     connect(config.processes)
     with leaving_at_once():

@@ -29,19 +29,22 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 DUMP = tempfile.mkdtemp(prefix="chips-")
 os.environ |= {"MOSAIC_GPU_DUMP_TO": DUMP, "MOSAIC_GPU_DUMP_PTXAS": "1"}
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
+from ipt_jax.interrupts import importing  # noqa: E402
 
-from ipt_jax.attention.backends import attention  # noqa: E402
-from ipt_jax.attention.spec import AttentionSpec  # noqa: E402
-from ipt_jax.chips.devices import DEVICES  # noqa: E402
-from ipt_jax.chips.topology import compiled_for, described_devices  # noqa: E402
-from ipt_jax.configuration import parse_config  # noqa: E402
-from ipt_jax.errors import UserError, nearest  # noqa: E402
-from ipt_jax.models.sharding import MeshConfig, make_mesh  # noqa: E402
-from ipt_jax.training.config import TrainConfig  # noqa: E402
-from ipt_jax.training.plan import compile_ahead  # noqa: E402
+with importing():
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from ipt_jax.attention.backends import attention
+    from ipt_jax.attention.spec import AttentionSpec
+    from ipt_jax.chips.devices import DEVICES
+    from ipt_jax.chips.topology import compiled_for, described_devices
+    from ipt_jax.configuration import parse_config
+    from ipt_jax.errors import UserError, nearest
+    from ipt_jax.models.sharding import MeshConfig, make_mesh
+    from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.plan import compile_ahead
 
 ROOT = Path(__file__).parent.parent
 COLLECTIVES = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"

@@ -100,26 +100,10 @@ def batch_of(training: Training, packed: bool) -> dict[str, jax.Array]:
     return {name: jnp.asarray(x) for name, x in arrays.items()}
 
 
-def half_moments(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimiser, whose state lies in bfloat16 between steps."""
-
-    def cast(tree: Any, given: Any, kept: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(kept) if x.dtype == given else x, tree)
-
-    def init(params: Any) -> Any:
-        return cast(inner.init(params), jnp.float32, jnp.bfloat16)
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        updates, state = inner.update(updates, cast(state, jnp.bfloat16, jnp.float32), params)
-        return updates, cast(state, jnp.float32, jnp.bfloat16)
-
-    return optax.GradientTransformation(init, update)
-
-
 def optimizer_of(training: Training) -> optax.GradientTransformation:
     """AdamW of Instruction Pre-Training's Table 14."""
-    made = make_optimizer(OptimizerConfig(), STEPS)
-    return half_moments(made) if training.half_moments else made
+    kept = "bfloat16" if training.half_moments else "float32"
+    return make_optimizer(OptimizerConfig(moments_dtype=kept), STEPS)
 
 
 def ours(training: Training, backend: str, batch: Any) -> tuple[Contestant, Any]:

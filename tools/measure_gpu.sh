@@ -7,11 +7,14 @@
 # 'ipt-jax[cuda,tokenizers]', or its wheels on PYTHONPATH with their metadata.
 # IPT_DRY=1 goes through the same on a CPU with tiny shapes; its figures mean nothing.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 [ $# -ge 1 ] || { sed -n 2,9p "$0"; exit 2; }
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
+text=$(realpath "${2:-$root/data_gen/sample_corpus/documents.jsonl}")
 tokenizer=${3:-mistral-7b-v0.1}
+cd "$root" || exit 1
+rm -f "$out/rows.jsonl" "$out/bench.txt"
 python=${PYTHON:-python}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 work=$(mktemp -d)
@@ -22,7 +25,7 @@ if [ -n "${IPT_DRY:-}" ]; then
   model=(--config configs/train/quickstart.yaml --train_tokens 8192 --batch_tokens 4096)
 fi
 
-cp "${2:-data_gen/sample_corpus/documents.jsonl}" "$work/text.jsonl"
+cp "$text" "$work/text.jsonl" || exit 1
 cat >"$work/mixture.yaml" <<YAML
 root: $work
 by: tokens
@@ -47,9 +50,12 @@ else
     case:packed:2048:64 case:packed:4096:128 case:causal:4096:128 steps:ipt_500m
 fi
 
-$python launch/train.py "${model[@]}" --run_folder "$work/run" \
+# What it has at the end of its time it says in its metrics.
+timeout --signal=INT --kill-after=15 240 $python launch/train.py "${model[@]}" --run_folder "$work/run" \
   --data.mixture "$work/mixture.yaml" --data.tokenizer "$tokenizer" --metrics.every_steps 5 \
   --compilation_cache "$work/cache" 2>&1 | tee "$out/train.txt"
+trained=$?
 cp "$work"/run/{metrics.jsonl,summary.json,config.yaml} "$out/" 2>/dev/null
 
 [ -n "${IPT_DRY:-}" ] || bench 170 steps:ipt_1_3b steps:llama3_8b
+exit "$trained"

@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.chips.hlo_cost import MEASURED, Attention, Rates, measured_attention, predict
-from ipt_jax.configuration import run_main
-from ipt_jax.errors import UserError, nearest
-from ipt_jax.models.config import PRESETS
-from ipt_jax.training.devices import DEVICES
+from ipt_jax.interrupts import importing
+
+with importing():
+    from ipt_jax.chips.devices import DEVICES
+    from ipt_jax.chips.hlo_cost import MEASURED, Attention, Rates, measured_attention, predict
+    from ipt_jax.configuration import run_main
+    from ipt_jax.errors import UserError, nearest
+    from ipt_jax.models.config import PRESETS
 
 
 def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -32,7 +35,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--preset", required=True, help="a name from ipt_jax/models/config.py")
     add("--rows", type=int, required=True, help="a step, of all devices together")
     add("--row_tokens", type=int, required=True)
-    add("--device", default="h200", help="a name from ipt_jax/training/devices.py")
+    add("--device", default="h200", help="a name from ipt_jax/chips/devices.py")
     add("--devices", type=int, default=1, help="that share the step")
     add("--matrix_tflops", type=float, nargs="+", help="reached; several: a prediction each")
     add("--memory_gbs", type=float, help="GB/s reached")

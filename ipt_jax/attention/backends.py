@@ -50,7 +50,7 @@ def _cudnn_packed(q, k, v, spec, ids, ranges):
 def _splash(q, k, v, spec, ids, ranges):
     from ipt_jax.attention.splash_tpu import splash_attention
 
-    return splash_attention(q, k, v, spec, ids, target().mesh)
+    return splash_attention(q, k, v, spec, ids)
 
 
 def _pallas(q, k, v, spec, ids, ranges):
@@ -131,14 +131,13 @@ def generation(of: Target) -> str:
     """The row of ORDER for a target."""
     if of.platform != "gpu":
         return of.platform if of.platform in ORDER else "cpu"
-    major = int(of.capability.split(".")[0] or 0) if of.capability else 0
     names = {8: "ampere", 9: "hopper"}
-    return "blackwell" if major >= 10 else names.get(major, "cpu")
+    return "blackwell" if of.major >= 10 else names.get(of.major, "cpu")
 
 
 def candidates(of: Target, spec: AttentionSpec, dtype: str) -> tuple[str, ...]:
     """What `auto` tries, in order, but for the reference, which is always the last."""
-    # In float32 a GPU's matrix products are exact in the reference alone.
+    # The kernels are made for 16 bits, and float32 is for comparing.
     if of.platform == "gpu" and dtype == "float32":
         return ()
     return ORDER[generation(of)].get(spec.kind, ())
@@ -189,12 +188,10 @@ def _refused_calls(backend: str, call: Call) -> list[tuple[bool, str]]:
         width > 128 or width % 8 != 0,
         f"takes head widths to 128 by eights, not {width}",
     )
-    # By number: 10.0 is newer than 9.0.
-    major = float(what.capability or 0) if what.platform == "gpu" else 0.0
     if backend == "cudnn":
         return [(what.platform != "gpu", f"needs an NVIDIA GPU, {here}"), half, eights]
     if backend == "cudnn_packed":
-        return [(major < 9, f"needs an H100 or newer, {here}"), half, eights]
+        return [(what.major < 9, f"needs an H100 or newer, {here}"), half, eights]
     if backend == "splash":
         split = what.size("context")
         return [

@@ -8,7 +8,7 @@ batch with the kernel of `ipt_jax.attention.pallas_gpu`, which takes any number 
 
 JAX has the two cuDNN calls as private primitives (`jax._src.cudnn`, 0.11.2). They are bound here
 without JAX's own splitting over devices, which splits rows and leaves offsets of all rows: wrong
-numbers without an error. `partitioned` works the list out on each device from its own rows.
+numbers without an error. `over_devices` works the list out on each device from its own rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.ad_checkpoint import checkpoint_name
 
 from ipt_jax.attention import pallas_gpu
-from ipt_jax.attention.partition import partitioned
+from ipt_jax.attention.partition import over_devices
 from ipt_jax.attention.ranges import PADDING, KeyRanges, key_ranges
 from ipt_jax.attention.spec import AttentionSpec
 
@@ -32,7 +32,6 @@ from ipt_jax.attention.spec import AttentionSpec
 _GIVEN = "b t k g h, b t k h, b t k h, b t"
 _FORWARD_RULE = f"{_GIVEN} -> b t k g h, b t k g"
 _BACKWARD_RULE = f"{_GIVEN}, b t k g h, b t k g, b t k g h -> b t k g h, b t k h, b t k h"
-_WHOLE = "t g h"
 SLOTS_PER_ROW = 16
 """Segments a row, on average over a device's rows, that the list has room for."""
 
@@ -89,14 +88,14 @@ def _attention(
 def _attention_forward(
     setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, Any]:
-    run = partitioned(functools.partial(forward, setting), _FORWARD_RULE, _WHOLE)
+    run = over_devices(functools.partial(forward, setting), _FORWARD_RULE, "t")
     # Named where the backward pass takes them from, as in the reference.
     out, log_sum = checkpoint_name(run(q, k, v, ids), "attention")
     return out, (q, k, v, ids, out, log_sum)
 
 
 def _attention_backward(setting: Setting, residuals: Any, d_out: jax.Array) -> tuple:
-    run = partitioned(functools.partial(backward, setting), _BACKWARD_RULE, _WHOLE)
+    run = over_devices(functools.partial(backward, setting), _BACKWARD_RULE, "t")
     return *run(*residuals, d_out), None
 
 

@@ -27,7 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from ipt_jax.attention.block_sizes import BlockSizes, Tile, block_sizes
-from ipt_jax.attention.partition import KERNEL_RULES, partitioned
+from ipt_jax.attention.partition import on_devices
 from ipt_jax.attention.ranges import KeyRanges, tile_bounds
 from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.chips.target import target
@@ -104,7 +104,7 @@ def _attention(
 def _attention_forward(
     how: Kernels, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> tuple[jax.Array, Any]:
-    out = _over_devices(forward, how[0])(q, k, v, ranges.key_start, ranges.key_stop)
+    out = on_devices(forward, how[0])(q, k, v, ranges.key_start, ranges.key_stop)
     # Named here, where the backward pass takes them from, so that a rematerialisation policy which
     # keeps "attention" keeps both and runs nothing of this again.
     out, log_sum = checkpoint_name(out, "attention")
@@ -114,7 +114,7 @@ def _attention_forward(
 def _attention_backward(
     how: Kernels, residuals: Any, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    return *gradients(how, residuals, d_out, _over_devices), None
+    return *gradients(how, residuals, d_out, on_devices), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -412,8 +412,3 @@ def _whole_tiles(x: jax.Array, axis: int, tile: int) -> jax.Array:
     if not missing:
         return x
     return jnp.pad(x, [(0, missing if at == axis else 0) for at in range(x.ndim)])
-
-
-@functools.cache
-def _over_devices(kernel: Callable[..., Any], how: How) -> Callable[..., Any]:
-    return partitioned(functools.partial(kernel, how), *KERNEL_RULES[kernel.__name__])

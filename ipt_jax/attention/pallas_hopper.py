@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ from ipt_jax.attention.hopper_machine import (
     product,
     run,
 )
-from ipt_jax.attention.partition import KERNEL_RULES, partitioned
+from ipt_jax.attention.partition import on_devices
 from ipt_jax.chips.target import target
 
 if TYPE_CHECKING:
@@ -214,7 +213,7 @@ def _attention(
 def _attention_forward(
     setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> tuple[jax.Array, Any]:
-    out, log_sum = _over_devices(forward, setting)(q, k, v, ranges.key_start, ranges.key_stop)
+    out, log_sum = on_devices(forward, setting)(q, k, v, ranges.key_start, ranges.key_stop)
     # Named where the backward pass takes them from, as in the reference.
     out, log_sum = checkpoint_name((out, log_sum), "attention")
     return out, (q, k, v, ranges, out, log_sum)
@@ -226,8 +225,8 @@ def _attention_backward(
     q, k, v, ranges, out, log_sum = residuals
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
     given = (q, k, v, d_out, log_sum, jnp.moveaxis(delta, 1, 3))
-    d_q = _over_devices(d_query, setting)(*given, ranges.key_start, ranges.key_stop)
-    d_k, d_v = _over_devices(d_key_value, setting)(*given, ranges.query_start, ranges.query_stop)
+    d_q = on_devices(d_query, setting)(*given, ranges.key_start, ranges.key_stop)
+    d_k, d_v = on_devices(d_key_value, setting)(*given, ranges.query_start, ranges.query_stop)
     return d_q, d_k, d_v, None
 
 
@@ -326,13 +325,6 @@ def _whole(unit: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         return jnp.pad(x, widths) if widths[axis][1] else x
 
     return tuple(map(one, arrays))
-
-
-@functools.cache
-def _over_devices(kernel: Callable[..., Any], setting: Setting) -> Callable[..., Any]:
-    bound = functools.partial(kernel, setting)
-    # The simulator talks to the host, which a partitioned function may not.
-    return bound if setting.interpret else partitioned(bound, *KERNEL_RULES[kernel.__name__])
 
 
 def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:

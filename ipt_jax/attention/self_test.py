@@ -7,13 +7,16 @@ with the reference is taken and remembered.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -34,7 +37,12 @@ ALLOWED = 0.02  # relative distance of output and gradients in 16 bits to the re
 SECONDS = 180.0  # for one candidate: starting JAX, compiling, running
 ROWS, KV_HEADS, TOKENS = 2, 2, 512
 # What decides whether a kernel compiles, besides JAX and the device's driver.
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "libtpu")
+PACKAGES = (
+    *("jax", "jaxlib", "libtpu"),
+    *("jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("nvidia-cuda-nvcc", "nvidia-cuda-nvcc-cu12"),
+)
+_NO_ANSWER = "gave no answer"
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,13 @@ def choose_by_test(
     file = cache / f"{_key(asked, row_tokens, device)}.json"
     # Processes of one machine that start together: one tries, the others read what it found.
     with open(cache / "lock", "a", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: all of them try
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if (kept := _read(file)) is not None:
             return target, kept
         choice = _choose(asked, row_tokens, target, ask)
-        # That nothing works may be of the moment (another process holds the memory): asked again.
-        if choice.name != "reference":
+        # What ended without an answer may be of the moment (no memory left): tried again.
+        if not any(_NO_ANSWER in why for _, why in choice.passed_over):
             atomic_write(file, json.dumps(asdict(choice)))
         return target, choice
 
@@ -124,21 +133,30 @@ def _in_a_process(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
     """What this module prints in a process of its own; `failed` with the reason else."""
     # It takes what memory it needs, beside what already uses the device.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    try:
-        done = subprocess.run(
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        # A session of its own, so that the compilers that it starts end with it.
+        process = subprocess.Popen(
             [sys.executable, "-m", __name__, *arguments],
             env=environment,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
+            stdout=said,
+            stderr=errors,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"gave no answer within {seconds:g} s"}
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return {"failed": f"its process ended with {done.returncode}: {last[:300]}"}
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it for good
+                process.wait(10)
+            return {"failed": f"{_NO_ANSWER} within {seconds:g} s"}
+        said.seek(0)
+        errors.seek(0)
+        try:
+            return json.loads(said.read().splitlines()[-1])
+        except (IndexError, ValueError):
+            last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+            said_last = f"its process ended with {process.returncode}: {last[:300]}"
+            return {"failed": f"{_NO_ANSWER}: {said_last}"}
 
 
 def device_here() -> dict[str, Any]:
@@ -182,7 +200,8 @@ def distance_to_reference(backend: str, asked: Tried) -> float:
 
     found = jax.jit(run, static_argnums=0)(backend, q, k, v, d_out)
     exact = (x.astype(jnp.float32) for x in (q, k, v, d_out))
-    expected = jax.jit(run, static_argnums=0)("reference", *exact)
+    with jax.default_matmul_precision("highest"):
+        expected = jax.jit(run, static_argnums=0)("reference", *exact)
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
         a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)

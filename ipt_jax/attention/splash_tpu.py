@@ -8,17 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import Mesh, PartitionSpec
 
+from ipt_jax.attention.partition import over_devices
 from ipt_jax.attention.ranges import PADDING
 from ipt_jax.attention.spec import AttentionSpec
 
 LANES = 128  # rows are whole multiples of it
 TILES = (512, 256, 128)  # the first that divides the row; JAX takes 128; not measured on a TPU
-# JAX splits no TPU kernel over devices: unless it is told how, it raises while it compiles. Rows
-# and heads are split as `ipt_jax.models.sharding` splits batches and projections.
-HEADS = PartitionSpec(("data", "fsdp"), None, "tensor")  # [B, T, heads, h]
-ROWS = PartitionSpec(("data", "fsdp"))  # [B, T]
+# As in `ipt_jax.attention.partition`; the query heads of k key heads lie together.
+RULE = "b t k h, b t k h, b t k h"
 
 
 def splash_attention(
@@ -27,14 +25,12 @@ def splash_attention(
     v_BTKh: jax.Array,
     spec: AttentionSpec,
     segment_ids: jax.Array | None,
-    mesh: Mesh | None = None,
     *,
     interpret: bool = False,
 ) -> jax.Array:
     """See `ipt_jax.attention.backends.attention`; rows are padded to whole tiles.
 
-    `mesh` has the axes of `ipt_jax.models.sharding`, None: one device; `interpret` runs the kernel
-    on any device.
+    `interpret` runs the kernel on any device.
     """
     B, T = q_BTHh.shape[:2]
     short = -T % LANES
@@ -44,15 +40,8 @@ def splash_attention(
     arrays = (q_BTHh, k_BTKh, v_BTKh) if ids is None else (q_BTHh, k_BTKh, v_BTKh, ids)
     if short:
         arrays = tuple(jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2))) for x in arrays)
-    run = functools.partial(_on_a_device, spec, interpret)
-    if mesh is not None and mesh.size > 1:
-        run = jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=tuple(HEADS if x.ndim == 4 else ROWS for x in arrays),
-            out_specs=HEADS,
-            check_vma=False,  # the kernel's results do not say over which axes they vary
-        )
+    rule = f"{RULE}{', b t' * (len(arrays) - 3)} -> b t k h"
+    run = over_devices(functools.partial(_on_a_device, spec, interpret), rule, "t")
     return run(*arrays)[:, :T]
 
 

@@ -164,7 +164,11 @@ class _Coster:
             ]
             times = runs * self._trips(x) if x.opcode == "while" else runs
             parts = [list(self.kernels(one, times)) for one in inner]
-            if x.opcode == "conditional":  # the dearer branch
+            if x.opcode == "conditional":
+                # The dearer branch; but where cuDNN stands beside a kernel that takes what its
+                # list of segments has no room for, cuDNN.
+                by_cudnn = [part for part in parts if any("fmha" in one.name for one in part)]
+                parts = by_cudnn or parts
                 parts = [max(parts, key=lambda part: sum(kernel.seconds for kernel in part))]
             yield from (kernel for part in parts for kernel in part)
             if not inner:

@@ -52,6 +52,12 @@ class Target:
         return self.kind
 
     @property
+    def major(self) -> int:
+        """Of an NVIDIA GPU's compute capability; 0 elsewhere."""
+        first = self.capability.partition(".")[0]
+        return int(first) if self.platform == "gpu" and first.isdecimal() else 0
+
+    @property
     def known(self) -> Device | None:
         """Its data sheet, where we have it."""
         return device_of(self)

@@ -23,6 +23,7 @@ from ipt_jax.errors import UserError
 from ipt_jax.hf.convert import load_initial_params
 from ipt_jax.models.sharding import make_mesh
 from ipt_jax.records import atomic_write
+from ipt_jax.training.attention import with_tested_attention
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.damaged import DamageFile
@@ -62,6 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Whatever ends it between two steps, the state is saved first.
     """
     config.check()
+    config = with_tested_attention(config)
     refuse_other_configs(shared_values(config))
     phases = Phases()
     mesh = make_mesh(config.mesh)

@@ -103,8 +103,8 @@ class MetricsLog:
             {name: progress.get(key, {}).get(name, 0) for name in sources}
             for key in ("source_tokens", "learnt_tokens")
         )
-        # Lists of segments too long for cuDNN since this start; None: another backend.
-        self.crowded_lists: int | None = None
+        # Lists of segments too long for cuDNN; None: another backend.
+        self.crowded_lists: int | None = progress.get("crowded_lists")
         self.seconds: float = progress.get("seconds", 0.0)
         self.last: dict[str, Any] = {}
         self._folder, self._config, self._write = folder, config, write
@@ -134,6 +134,7 @@ class MetricsLog:
             "source_tokens": dict(self.source_tokens),
             "learnt_tokens": dict(self.learnt_tokens),
             "seconds": self.seconds,
+            **({} if self.crowded_lists is None else {"crowded_lists": self.crowded_lists}),
         }
 
     def add(self, position: int, metrics: Mapping[str, jax.Array]) -> dict[str, Any]:

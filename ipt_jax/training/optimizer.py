@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,8 @@ class OptimizerConfig:
     """Decay of the second moment."""
     epsilon: float = 1e-8
     """Added to the root of the second moment."""
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What both moments lie in between updates; bfloat16 halves them, and needs beta2 <= 0.99."""
     weight_decay: float = 0.1
     """Decoupled weight decay; not on norms."""
     clip_norm: float = 1.0
@@ -67,6 +69,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check(self, "optimizer", "cosine", "linear", "wsd", "constant")
+        # A second moment that changes by 0.1% a step stands still where numbers are 0.8% apart.
+        if self.moments_dtype == "bfloat16" and self.beta2 > 0.99:
+            raise UserError(
+                f"optimizer.moments_dtype=bfloat16 with optimizer.beta2={self.beta2}: its steps "
+                "would be lost in rounding; beta2 must be at most 0.99, or moments_dtype float32."
+            )
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,25 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=_decayed,
     )
+    if config.moments_dtype == "bfloat16":
+        adamw = _moments_in_bfloat16(adamw)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _moments_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same updates, with the state rounded to bfloat16 between them."""
+
+    def cast(tree: Any, before: Any, after: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(after) if x.dtype == before else x, tree)
+
+    def init(params: Any) -> Any:
+        return cast(inner.init(params), jnp.float32, jnp.bfloat16)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(updates, cast(state, jnp.bfloat16, jnp.float32), params)
+        return updates, cast(state, jnp.float32, jnp.bfloat16)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _decayed(params: Any) -> Any:

@@ -10,13 +10,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # what is known of the processes before devices start
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -75,8 +76,35 @@ def connect(config: ProcessesConfig) -> None:
             f"({' '.join(str(error).split())[:300]}); see that all {config.count or ''} of them "
             "run and that process 0 can be reached there."
         ) from error
-    if jax.process_count() > 1:
+    if process_count() > 1:
         leave_when_aborted()
+
+
+def process_count() -> int:
+    """Of this run, known from `connect` on; JAX's own function starts the devices."""
+    return distributed.global_state.num_processes or 1
+
+
+def from_first_process(key: str, make: Callable[[], str], seconds: float) -> str:
+    """What `make` gives process 0, on all processes; call after `connect`, before devices start.
+
+    Raises:
+      UserError: process 0 did not say it within so many seconds.
+    """
+    state = distributed.global_state
+    if process_count() == 1:
+        return make()
+    if state.process_id == 0:
+        made = make()
+        state.client.key_value_set(f"ipt_jax/{key}", made)
+        return made
+    try:
+        return state.client.blocking_key_value_get(f"ipt_jax/{key}", int(seconds * 1000))
+    except RuntimeError as error:
+        raise UserError(
+            f"process 0 did not say its {key} within {seconds:g} s; see its output, and start all "
+            "of them again."
+        ) from error
 
 
 # How JAX and its collectives (Gloo, NCCL) tell of a process that is gone.

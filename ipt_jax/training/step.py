@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ipt_jax.attention.backends import Call, Choice, choose_backend
 from ipt_jax.chips.target import Target, compiling_for
+from ipt_jax.errors import UserError
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, attention_spec, module_of
 from ipt_jax.models.lora import LoraConfig, adapter_count
@@ -51,14 +52,18 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
     """Put the run of `config` together for a mesh; nothing is allocated.
 
     Raises:
-      UserError: rows, tokens or weights that do not divide among the mesh's devices.
+      UserError: rows, tokens or weights that do not divide among the mesh's devices, or an
+        attention backend that cannot do this on them.
     """
     decoder = config.model.decoder()
     check_division(config, decoder, mesh)
     extensions = config.extension_steps
     call = Call(Target.of(mesh), decoder.compute_dtype, config.data.row_tokens, decoder.head_width)
     spec = attention_spec(decoder, segments=True)
-    choice = choose_backend(config.attention_backend, spec, call)
+    try:
+        choice = choose_backend(config.attention_backend, spec, call)
+    except ValueError as error:
+        raise UserError(f"attention_backend: {error}") from error
     optimizer = make_optimizer(config.optimizer, config.base_steps, extensions)
     schedule = make_schedule(config.optimizer, config.base_steps, extensions)
     abstract = abstract_state(decoder, optimizer, mesh, config.adapter, config.guard)

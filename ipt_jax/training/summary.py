@@ -79,5 +79,6 @@ def summarise(
         "realised_rates": {n: count / log.tokens for n, count in log.source_tokens.items()},
         "source_tokens": dict(log.source_tokens),
         "damaged_records": damaged,
+        **({} if log.crowded_lists is None else {"crowded_lists": log.crowded_lists}),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
     }

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ipt_jax.attention import cudnn_packed
 from ipt_jax.attention.backends import attention
 from ipt_jax.attention.block_sizes import BlockSizes, Tile
 from ipt_jax.attention.pallas_gpu import pallas_attention
 from ipt_jax.attention.ranges import key_ranges
 from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.splash_tpu import splash_attention
+from ipt_jax.chips.target import Target, compiling_for
 
 SPEC = AttentionSpec(segments=True, window=30)
 TILES = BlockSizes(*[Tile(16, 16)] * 3)
@@ -23,6 +26,14 @@ TILES = BlockSizes(*[Tile(16, 16)] * 3)
 def kernel(q, k, v, ids):
     ranges = key_ranges(SPEC, ids, q.shape[1])
     return pallas_attention(q, k, v, SPEC, ranges, interpret=True, sizes=TILES)
+
+
+def splash(q, k, v, ids):
+    return splash_attention(q, k, v, SPEC, ids, interpret=True)
+
+
+def packed(q, k, v, ids):
+    return cudnn_packed.cudnn_packed_attention(q, k, v, SPEC, ids, interpret=True)
 
 
 def with_gradients(function, d_out):
@@ -35,6 +46,11 @@ def with_gradients(function, d_out):
 
 def compare_meshes() -> None:
     """For eight devices; the test runs it in a process that has them."""
+    import test_cudnn_packed
+
+    for name, backward in (("fwd", False), ("bwd", True)):
+        call = f"_dot_product_attention_{name}_p"
+        setattr(cudnn_packed.cudnn, call, test_cudnn_packed.Emulated(backward))
     random = np.random.default_rng(0)
     rows, length, heads, kv_heads, width = 4, 64, 4, 2, 16
     q, d_out = (random.normal(size=(rows, length, heads, width)).astype("f4") for _ in range(2))
@@ -50,11 +66,22 @@ def compare_meshes() -> None:
         four, two = PartitionSpec("data", "context", "tensor"), PartitionSpec("data", "context")
         placed = [jax.device_put(x, NamedSharding(mesh, four)) for x in (q, k, v)]
         placed_ids = jax.device_put(ids, NamedSharding(mesh, two))
-        program = with_gradients(kernel, d_out).lower(*placed, placed_ids).compile()
-        for ours, theirs in zip(program(*placed, placed_ids), wanted, strict=True):
-            assert ours.sharding.is_equivalent_to(NamedSharding(mesh, four), 4)
-            error = float(jnp.max(jnp.abs(ours - theirs)) / jnp.max(jnp.abs(theirs)))
-            assert error <= 1e-5, (axes, error)
+
+        def check(function, same_layout=True, mesh=mesh, placed=(*placed, placed_ids)):
+            with compiling_for(Target.of(mesh)):
+                program = with_gradients(function, d_out).lower(*placed).compile()
+            for ours, theirs in zip(program(*placed), wanted, strict=True):
+                layout = NamedSharding(mesh, PartitionSpec("data", "context", "tensor"))
+                assert not same_layout or ours.sharding.is_equivalent_to(layout, 4)
+                error = float(jnp.max(jnp.abs(ours - theirs)) / jnp.max(jnp.abs(theirs)))
+                assert error <= 1e-5, (function, mesh.shape, error)
+            return program
+
+        # cuDNN's own splitting would leave the list of all rows beside a device's own.
+        check(packed, same_layout=False)
+        if mesh.shape["context"] == 1:
+            check(splash)
+        program = check(kernel)
         # Numbers move between devices only where a row's tokens are split, and never a whole batch.
         moved = re.findall(r"= \(?(f32\[[\d,]+\])\S* all-", program.as_text())
         assert bool(moved) == gathered, moved

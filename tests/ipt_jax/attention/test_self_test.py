@@ -1,5 +1,6 @@
 """What `auto` takes on a machine: tried in processes of their own, remembered, never fatal."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,11 +12,17 @@ import jax
 import pytest
 
 from ipt_jax.attention import self_test
+from ipt_jax.attention.backends import Choice
 from ipt_jax.attention.self_test import Tried, choose_by_test, distance_to_reference
 from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.chips.target import Target
+from ipt_jax.models.config import ModelConfig
+from ipt_jax.models.sharding import MeshConfig
 from ipt_jax.training import attention as chosen
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.processes import ProcessesConfig
 
+CPU = Target("cpu", "cpu")
 ASKED = Tried(AttentionSpec(segments=True), "bfloat16", 64, 1)
 H200 = {"platform": "gpu", "kind": "NVIDIA H200", "capability": "9.0", "cores": 132}
 
@@ -75,7 +82,7 @@ def test_a_choice_is_kept_for_the_same_device_and_versions_alone(tmp_path):
 
 
 def test_that_nothing_worked_is_not_kept(tmp_path):
-    full = {"failed": "no memory"}
+    full = {"failed": "gave no answer: its process ended with 1: no memory"}
     broken = Machine(pallas_hopper=full, cudnn_packed=full, pallas=full)
     assert broken.choose(tmp_path).name == "reference"
     machine = Machine(pallas_hopper={"distance": 0.001})
@@ -139,12 +146,33 @@ def test_training_takes_the_tested_backend_where_there_is_a_gpu(tmp_path, monkey
     monkeypatch.setattr(chosen, "why_no_gpu", lambda *_: None)
     named = TrainConfig(attention_backend="reference")
     assert chosen.with_tested_attention(named) is named and not calls
-    found = chosen.with_tested_attention(config)
-    assert found.attention_backend == "reference"  # the preset quickstart computes in float32
-    assert "attention on NVIDIA H200: reference" in (said := capsys.readouterr().out)
-    assert "warning: the reference computes every block" in said
-    assert calls[0][2] == tmp_path / "attention" and calls[0][0].spec.segments
-    assert (calls[0][0].head_width, calls[0][0].group) == (32, 3)
+    assert chosen.with_tested_attention(config) is config and not calls  # float32: no choice
+    half = dataclasses.replace(config, model=ModelConfig("ipt_1_3b"))
+    assert chosen.with_tested_attention(half) is half and not calls  # JAX has its devices already
+    monkeypatch.setattr(chosen.xla_bridge, "backends_are_initialized", lambda: False)
+    assert chosen.with_tested_attention(half).attention_backend == "pallas_hopper"
+    assert capsys.readouterr().out == "attention on NVIDIA H200: pallas_hopper\n"
+    ((asked, row_tokens, cache),) = calls
+    assert (asked.head_width, asked.group, asked.dtype) == (64, 4, "bfloat16")
+    assert asked.spec.segments and row_tokens == 1024 and cache == tmp_path / "attention"
+    monkeypatch.setattr(chosen, "choose_by_test", lambda *_: (CPU, Choice("reference")))
+    chosen.with_tested_attention(half)
+    assert "warning: the reference computes every block" in capsys.readouterr().out
+
+
+def test_on_a_tpu_nothing_is_tried_that_could_not_start_or_would_not_do(monkeypatch):
+    calls = []
+    monkeypatch.setattr(chosen, "has_tpu", lambda *_: True)
+    monkeypatch.setattr(chosen.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(
+        chosen, "choose_by_test", lambda *a: (calls.append(a), (CPU, Choice("splash")))[1]
+    )
+    config = TrainConfig(model=ModelConfig("ipt_500m"))
+    assert chosen.with_tested_attention(config).attention_backend == "splash" and len(calls) == 1
+    several = ProcessesConfig(coordinator="auto")
+    for other in ({"processes": several}, {"mesh": MeshConfig(context=2)}):
+        changed = dataclasses.replace(config, **other)
+        assert chosen.with_tested_attention(changed) is changed and len(calls) == 1
 
 
 @pytest.mark.gpu

@@ -182,3 +182,26 @@ def test_gradients_are_clipped_by_their_global_norm_before_the_moments():
     small = jax.tree.map(lambda g: g / 100, gradient)  # norm 0.1: not clipped
     _, state = after_one_update(OptimizerConfig(warmup_steps=0), params, small)
     assert jnp.allclose(optax.tree_utils.tree_get(state, "mu")["b"], 0.1 * 0.04)
+
+
+def test_moments_in_bfloat16_take_half_the_memory_and_nearly_the_same_steps():
+    params = {"embedding_VD": jnp.ones((8, 16)), "final_norm_D": jnp.ones((16,))}
+    gradient = jax.tree.map(lambda p: jnp.linspace(-1, 1, p.size).reshape(p.shape), params)
+
+    def run(dtype):
+        optimizer = make_optimizer(OptimizerConfig(moments_dtype=dtype, warmup_steps=0), 9)
+        state, moved = optimizer.init(params), params
+        for _ in range(5):
+            updates, state = optimizer.update(gradient, state, moved)
+            moved = optax.apply_updates(moved, updates)
+        arrays = [x for x in jax.tree.leaves(state) if x.ndim]
+        return moved, {str(x.dtype) for x in arrays}
+
+    exact, kinds = run("float32")
+    half, half_kinds = run("bfloat16")
+    assert (kinds, half_kinds) == ({"float32"}, {"bfloat16"})
+    for one, other, start in zip(*map(jax.tree.leaves, (exact, half, params)), strict=True):
+        assert one.dtype == other.dtype == jnp.float32
+        np.testing.assert_allclose(other - start, one - start, rtol=0.02, atol=1e-6)
+    with pytest.raises(UserError, match="beta2=0.999: its steps would be lost"):
+        OptimizerConfig(moments_dtype="bfloat16", beta2=0.999)
