@@ -154,7 +154,7 @@ def test_training_takes_the_tested_backend_where_there_is_a_gpu(tmp_path, monkey
     assert capsys.readouterr().out == "attention on NVIDIA H200: pallas_hopper\n"
     ((asked, row_tokens, cache),) = calls
     assert (asked.head_width, asked.group, asked.dtype) == (64, 4, "bfloat16")
-    assert asked.spec.segments and row_tokens == 1024 and cache == tmp_path / "attention"
+    assert asked.spec.segments and row_tokens == 2048 and cache == tmp_path / "attention"
     monkeypatch.setattr(chosen, "choose_by_test", lambda *_: (CPU, Choice("reference")))
     chosen.with_tested_attention(half)
     assert "warning: the reference computes every block" in capsys.readouterr().out
