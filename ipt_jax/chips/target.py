@@ -34,8 +34,8 @@ class Target:
     """The devices together; None: one."""
 
     @classmethod
-    def of(cls, devices: Mesh | jax.Device) -> Target:
-        """That of a device, or of the devices of a mesh, which are alike."""
+    def of(cls, devices: Any) -> Target:
+        """That of a jax.Device, or of the devices of a mesh, which are alike."""
         mesh = devices if isinstance(devices, Mesh) else None
         device: Any = devices if mesh is None else mesh.devices.flat[0]
         return cls(

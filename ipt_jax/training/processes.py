@@ -92,14 +92,15 @@ def from_first_process(key: str, make: Callable[[], str], seconds: float) -> str
       UserError: process 0 did not say it within so many seconds.
     """
     state = distributed.global_state
-    if process_count() == 1:
+    client: Any = state.client
+    if client is None or process_count() == 1:
         return make()
     if state.process_id == 0:
         made = make()
-        state.client.key_value_set(f"ipt_jax/{key}", made)
+        client.key_value_set(f"ipt_jax/{key}", made)
         return made
     try:
-        return state.client.blocking_key_value_get(f"ipt_jax/{key}", int(seconds * 1000))
+        return client.blocking_key_value_get(f"ipt_jax/{key}", int(seconds * 1000))
     except RuntimeError as error:
         raise UserError(
             f"process 0 did not say its {key} within {seconds:g} s; see its output, and start all "

@@ -178,3 +178,28 @@ def leaves_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Any:
     with pytest.raises(SystemExit) as told, leaving_at_once():
         raise error
     return told.value.code
+
+
+def test_what_process_0_makes_the_others_take(monkeypatch):
+    """Before devices start: a choice by trial may differ from host to host."""
+    kept: dict[str, str] = {}
+
+    class Store:
+        key_value_set = staticmethod(kept.__setitem__)
+
+        @staticmethod
+        def blocking_key_value_get(key: str, milliseconds: int) -> str:
+            if key not in kept:
+                raise RuntimeError(f"DEADLINE_EXCEEDED after {milliseconds}")
+            return kept[key]
+
+    def process(number: int | None, count: int | None) -> str:
+        state = SimpleNamespace(num_processes=count, process_id=number, client=count and Store)
+        monkeypatch.setattr(processes.distributed, "global_state", state)
+        return processes.from_first_process("choice", lambda: f"made by {number}", 2)
+
+    assert process(None, None) == "made by None" and not kept
+    with pytest.raises(UserError, match="process 0 did not say its choice within 2 s"):
+        process(1, 2)
+    assert process(0, 2) == "made by 0"
+    assert process(1, 2) == "made by 0"
