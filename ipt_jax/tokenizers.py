@@ -88,7 +88,7 @@ class Tokenizer(ABC):
     def without_bos(self) -> "Tokenizer":
         """The same one as a model needs it whose texts had no BOS before them."""
         found = object.__new__(type(self))  # copies and pickles are the one that was loaded
-        found.__dict__ |= self.__dict__ | {"adds_bos": False}
+        vars(found).update(vars(self), adds_bos=False)
         return found
 
     def encode_arrays(
