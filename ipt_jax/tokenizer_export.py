@@ -54,6 +54,39 @@ def allow_control_text(folder: Path) -> None:
     atomic_write(path, json.dumps(settings, indent=2) + "\n")
 
 
+def leave_out_bos(folder: Path, bos: str) -> None:
+    """Let this folder's tokenizer put no BOS before a text, if it does.
+
+    Raises UserError where another step than a template of its post-processor puts it there.
+    """
+    path, beside = folder / "tokenizer.json", folder / "tokenizer_config.json"
+
+    def adds() -> bool:
+        return Tokenizer.from_file(str(path)).encode("a").tokens[:1] == [bos]
+
+    if not adds():
+        return
+    content = load_json(path)
+    content["post_processor"] = _without(content["post_processor"], bos)
+    atomic_write(path, json.dumps(content, ensure_ascii=False, indent=2))
+    settings = load_json(beside) if beside.is_file() else {}
+    atomic_write(beside, json.dumps(settings | {"add_bos_token": False}, indent=2) + "\n")
+    if adds():
+        raise UserError(
+            f"texts were trained on with `bos: false`, but the tokenizer puts {bos} before a text "
+            "by other means than a TemplateProcessing: export with a tokenizer that puts none."
+        )
+
+
+def _without(processor: Any, bos: str) -> Any:
+    if isinstance(processor, dict):
+        return {key: _without(value, bos) for key, value in processor.items()}
+    if isinstance(processor, list):
+        begins = [{"SpecialToken": {"id": bos, "type_id": kind}} for kind in (0, 1)]
+        return [_without(one, bos) for one in processor if one not in begins]
+    return processor
+
+
 def _bos_first(bos: str, bos_id: int) -> processors.TemplateProcessing:
     return processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, bos_id)]

@@ -25,7 +25,7 @@ import tokenizers
 
 from ipt_jax.core.json_lines import parse_json
 from ipt_jax.errors import UserError
-from ipt_jax.tokenizer_export import write_sentencepiece, write_tiktoken
+from ipt_jax.tokenizer_export import leave_out_bos, write_sentencepiece, write_tiktoken
 
 _HF_FILES = (
     "tokenizer.json",
@@ -75,8 +75,21 @@ class Tokenizer(ABC):
         """Text of ids; BOS, EOS and other control ids give nothing."""
 
     @abstractmethod
+    def _save(self, folder: Path) -> None:
+        """Write what ``transformers.AutoTokenizer`` reads."""
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what ``transformers.AutoTokenizer`` needs to give the same ids, BOS first."""
+        """Write what ``transformers.AutoTokenizer`` needs to give the same ids, and BOS before them
+        where ``adds_bos``. Raises UserError where this tokenizer has no exact fast form."""
+        self._save(Path(folder))
+        if not self.adds_bos and self.bos_token is not None:
+            leave_out_bos(Path(folder), self.bos_token)
+
+    def without_bos(self) -> "Tokenizer":
+        """The same one as a model needs it whose texts had no BOS before them."""
+        found = object.__new__(type(self))  # copies and pickles are the one that was loaded
+        vars(found).update(vars(self), adds_bos=False)
+        return found
 
     def encode_arrays(
         self, texts: Sequence[str], bos: bool = False, eos: bool = False
@@ -191,9 +204,8 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids])
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """As the base class. Raises UserError where this model has no exact fast form."""
-        write_sentencepiece(self._path, self._model, Path(folder))
+    def _save(self, folder: Path) -> None:
+        write_sentencepiece(self._path, self._model, folder)
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -274,8 +286,8 @@ class TiktokenTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(i) for i in ids if i < len(self._ranks)])
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        write_tiktoken(self._ranks, self.special_tokens, self._PATTERN, Path(folder))
+    def _save(self, folder: Path) -> None:
+        write_tiktoken(self._ranks, self.special_tokens, self._PATTERN, folder)
 
 
 class FastTokenizer(Tokenizer):
@@ -316,10 +328,10 @@ class FastTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def _save(self, folder: Path) -> None:
         """Copies the folder's own files: special tokens written in a text keep its meaning."""
         for path in (path for name in _HF_FILES for path in self._folder.glob(name)):
-            target = Path(folder) / path.relative_to(self._folder)
+            target = folder / path.relative_to(self._folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import yaml
 
 from ipt_jax.core.fingerprint import digest_of, file_digest, folder_digest
-from ipt_jax.core.run_folder import RunFolder
+from ipt_jax.core.run_folder import RunFolder, fingerprint_of
 from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, write_peft
@@ -96,6 +97,8 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
     base = None if run.lora is None else _base_of(run, config.base)
     peft_base = _hugging_face_base(base, run) if base and config.adapter == "peft" else None
     tokenizer = load_tokenizer(run.tokenizer)
+    if _without_bos(config.run):
+        tokenizer = tokenizer.without_bos()
     generation = _generation(run, tokenizer)
     params, _ = load_params(config.run / "checkpoints")
     output = config.output or config.run / ("adapter" if peft_base else "export")
@@ -252,6 +255,17 @@ def _read_run(folder: Path) -> _Run:
         lora = LoraConfig(**{**lora, "targets": tuple(lora.get("targets", TARGETS))})
     decoder = ModelConfig(**settings["model"]).decoder()
     return _Run(folder, decoder, settings["data"]["tokenizer"], lora, settings)
+
+
+def _without_bos(run: Path) -> bool:
+    """Whether the run's marker says that all its texts were trained on without BOS.
+
+    Those with `encode: parts` that are given none bring their own, and do not count.
+    """
+    prints = fingerprint_of(run) or {}
+    tasks = [key.removesuffix("bos") for key in prints if re.fullmatch(r"tasks\..*\.bos", key)]
+    given = {(prints[f"{task}bos"], prints[f"{task}encode"]) for task in tasks}
+    return given - {("false", "parts")} == {("false", "text")}
 
 
 def _base_of(run: _Run, given: Path | None = None) -> Path:

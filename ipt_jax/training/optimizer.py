@@ -27,11 +27,10 @@ def _check(config: OptimizerConfig | ExtensionConfig, where: str, *schedules: st
             fits, allowed = 0 <= value <= 1, "from 0 to 1"
         elif field.name in ("warmup_fraction", "beta1", "beta2"):
             fits, allowed = 0 <= value < 1, "at least 0 and below 1"
-        elif field.name == "clip_norm":
+        elif field.name in ("clip_norm", "tokens"):
             fits, allowed = value > 0, "more than 0"
         else:
-            least = int(field.name == "tokens")
-            fits, allowed = value >= least, f"at least {least}"
+            fits, allowed = value >= 0, "at least 0"
         if not fits:
             raise UserError(f"{where}.{field.name}={value}: must be {allowed}.")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ipt_jax.training.lookahead import Lookahead
 from ipt_jax.training.loop import train
 from ipt_jax.training.optimizer import OptimizerConfig
 from ipt_jax.training.skips import SkipLog
+from ipt_jax.training.stopping import Stopping
 from tests.training_runs import (
     CORPUS,
     figures,
@@ -26,6 +28,7 @@ from tests.training_runs import (
     write_config,
 )
 
+NO_ROWS: Any = None
 POISON = 1e38  # a loss weight: finite, but a row of them sums to infinity
 
 
@@ -138,6 +141,42 @@ def test_what_cannot_be_read_is_not_called_masked():
     next(stream), next(stream)
     assert "shard 7" in str(stream.error) and next(stream) is masked
     assert not Lookahead(iter([masked] * 6), DamageLog()).any_to_learn(6)
+
+
+def test_masked_tokens_are_at_fault_only_where_nothing_else_was_skipped(tmp_path):
+    spike = {"skipped": True, "skipped_in_a_row": 1, "loss": 9.0, "gradient_norm": 1.0}
+    spike["learnt_tokens"] = np.ones(1)
+    masked = spike | {"loss": math.nan, "learnt_tokens": np.zeros(1)}
+    at_fault, sound = "All their tokens are masked", "If they are sound"
+    for batches, said in (
+        ([masked, masked], at_fault),
+        ([spike, masked], sound),
+        ([spike, {"skipped": False}, masked], at_fault),  # only those in a row count
+    ):
+        counts = {"rows_per_batch": 1, "stop_after": 2, "first_position": 0}
+        log = SkipLog(tmp_path, NO_ROWS, write=False, **counts)
+        for position, metrics in enumerate(batches, 1):
+            log.take_in(position, metrics)
+        assert said in str(log.stop(9, not_finite=""))
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ([], 0),
+        ([UserError("x")], 2),
+        ([OSError(28, "full")], 2),
+        ([RunStopped("x", 75)], 75),
+        ([ValueError("x")], 1),
+        ([UserError("x"), ValueError("y")], 2),  # the first one counts
+    ],
+)
+def test_the_code_that_a_process_wants_to_stop_with(errors, code):
+    stop = Stopping()
+    for error in errors:
+        with stop.noting():
+            raise error
+    assert stop.code == code
 
 
 def test_batches_without_a_token_to_learn_are_named_and_the_others_counted(tmp_path):

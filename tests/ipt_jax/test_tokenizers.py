@@ -176,6 +176,43 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
     assert load_tokenizer(str(tmp_path / "copy")).sha256 == tokenizer.sha256
 
 
+@pytest.mark.parametrize("kind", ["sentencepiece", "tiktoken", "sequence", "bert"])
+def test_without_bos_the_export_puts_none_before_a_text(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "from").mkdir()
+    if kind == "sentencepiece":
+        tokenizer = load_tokenizer("mistral-7b-v0.1")
+    else:
+        tokenizer = _tiny_llama(tmp_path / "from")
+    if kind in ("sequence", "bert"):  # as Llama 3's own tokenizer.json has it, and one to refuse
+        tokenizer.save_pretrained(tmp_path / "fast")
+        path = tmp_path / "fast" / "tokenizer.json"
+        content = json.loads(path.read_text())
+        byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+        steps = [byte_level | {"use_regex": True}, content["post_processor"]]
+        content["post_processor"] = {"type": "Sequence", "processors": steps}
+        if kind == "bert":
+            ends = {"sep": ["<|end_of_text|>", 267], "cls": ["<|begin_of_text|>", 266]}
+            content["post_processor"] = {"type": "BertProcessing"} | ends
+        path.write_text(json.dumps(content))
+        tokenizer = load_tokenizer(str(tmp_path / "fast"))
+    assert tokenizer.adds_bos
+    bare = tokenizer.without_bos()
+    if kind == "bert":
+        with pytest.raises(UserError, match="puts <|begin_of_text|> before a text by other means"):
+            bare.save_pretrained(tmp_path / "to")
+        return
+    bare.save_pretrained(tmp_path / "to")
+    trained = tokenizer.encode("the king", bos=False)
+    fast = HuggingFaceTokenizer.from_file(str(tmp_path / "to" / "tokenizer.json"))
+    assert fast.encode("the king").ids == trained
+    again = load_tokenizer(str(tmp_path / "to"))
+    assert not again.adds_bos and again.bos_id == tokenizer.bos_id
+    assert tokenizer.adds_bos  # which others hold too
+    transformers = pytest.importorskip("transformers", reason="an extra")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "to")
+    assert auto("the king")["input_ids"] == trained
+
+
 def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mistral-8b.*mistral-7b-v0.1"):
         load_tokenizer("mistral-8b")

@@ -17,7 +17,7 @@ import pytest
 
 from ipt_jax.core import run_folder
 from ipt_jax.core.files import append_lines, atomic_write
-from ipt_jax.core.run_folder import FolderRefused, RunFolder, prints_of
+from ipt_jax.core.run_folder import FolderRefused, RunFolder, fingerprint_of, prints_of
 
 OWNS = ("config.yaml", "shards/part-#.arrayrecord", "checkpoints/#/")
 MADE = ("config.yaml", "shards/part-00000.arrayrecord", "checkpoints/10/state/d/x")
@@ -175,6 +175,21 @@ def test_what_lies_on_another_disk_is_cleared_through_the_link(tmp_path: Path) -
             put(tmp_path / "run" / "inner", *MADE)
     opened(tmp_path / "run", fresh=True, folders=("inner",)).close()
     assert set(content(tmp_path / "disk")) == {"run/checkpoints/notes.txt"}
+    # Of a link in the place of a tree that is the run's, the link alone is.
+    with opened(tmp_path / "run", folders=("inner",)):
+        put(tmp_path / "elsewhere", "x")
+        (tmp_path / "run" / "checkpoints" / "20").symlink_to(tmp_path / "elsewhere")
+    opened(tmp_path / "run", fresh=True, folders=("inner",)).close()
+    assert not (tmp_path / "run" / "checkpoints" / "20").is_symlink()
+    assert set(content(tmp_path / "elsewhere")) == {"x"}
+
+
+def test_what_is_free_to_change_stays_written_down_as_the_run_began(tmp_path: Path) -> None:
+    for place in ("a", "b", "c"):
+        with opened(tmp_path, {"seed": "1", "data.root": place}, free=("data",)):
+            put(tmp_path, *MADE)
+        assert fingerprint_of(tmp_path) == {"seed": "1", "data.root": "a"}
+    assert refused(tmp_path, "differs", prints={"seed": "2", "data.root": "a"}).differs == ("seed",)
 
 
 def test_a_run_that_made_nothing_is_no_ones(tmp_path: Path) -> None:

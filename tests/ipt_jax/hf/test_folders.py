@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from ipt_jax import tokenizers
 from ipt_jax.errors import UserError
+from ipt_jax.hf import convert
 from ipt_jax.hf.adapters import read_peft, write_peft
 from ipt_jax.hf.convert import (
     FromHuggingFaceConfig,
@@ -278,6 +279,26 @@ def test_an_export_has_its_sources_tokens_and_sampling(folder, export, monkeypat
     edit(folder / "config.json", eos_token_id=[4])
     found = json.loads((export() / "generation_config.json").read_text())
     assert (found["eos_token_id"], "pad_token_id" in found) == (5, False)
+
+
+def test_an_export_puts_bos_before_a_text_as_training_did(folder, export, tmp_path):
+    export()
+    path, plain, parts = tmp_path / "run" / "run.json", ("false", "text"), ("false", "parts")
+    marker = json.loads(path.read_text())
+    for tasks, without in (
+        ({"raw": plain, "more.bos": plain}, True),
+        ({"raw": ("null", "text"), "more": plain}, False),
+        ({"tuning": parts}, False),  # a prompt that names none is given one
+        ({}, False),
+        ({"raw": plain, "tuning": parts}, True),
+    ):
+        prints = marker["fingerprint"] | {f"tasks.{name}.bos": tasks[name][0] for name in tasks}
+        prints |= {f"tasks.{name}.encode": tasks[name][1] for name in tasks}
+        path.write_text(json.dumps(marker | {"fingerprint": prints}))
+        assert convert._without_bos(path.parent) is without
+    out = export(TEXT)  # verified: ids and logits are those of training in transformers too
+    assert load_tokenizer(str(folder)).encode("hello") == [2]
+    assert AutoTokenizer.from_pretrained(out)("hello")["input_ids"] == [2]
 
 
 def test_ids_that_the_model_has_no_row_for_are_named(folder, export):

@@ -88,7 +88,7 @@ def test_extensions_follow_the_planned_schedule():
         ("peak_learning_rate", (-1e-4, math.nan), "must be at least 0"),
         ("final_fraction", (-0.1, 1.5, math.nan), "must be from 0 to 1"),
         ("schedule", ("stepwise",), "allowed are "),
-        ("tokens", (0,), "must be at least 1"),
+        ("tokens", (0,), "must be more than 0"),
         ("warmup_fraction", (-0.1, 1.0, 10.0), "must be at least 0 and below 1"),
         ("decay_fraction", (1.5,), "must be from 0 to 1"),
         ("beta1", (1.0,), "must be at least 0 and below 1"),
