@@ -20,8 +20,8 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_three_locks_are_there() -> None:
-    assert [path.stem for path in LOCKS] == ["cpu", "cuda-synthesis", "cuda-train"]
+def test_the_four_locks_are_there() -> None:
+    assert [path.stem for path in LOCKS] == ["cpu", "cuda-synthesis", "cuda-train", "tpu-train"]
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 
+from ipt_jax.errors import UserError
+from ipt_jax.training import processes
 from ipt_jax.training.processes import leaving_at_once
 from tests.training_runs import (
     ROOT,
