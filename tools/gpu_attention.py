@@ -394,14 +394,14 @@ def alternate(
     return found
 
 
-def candidates(kernel: str) -> Iterator[Any]:
-    """Sizes of the Hopper kernels that `autotune` tries; what does not fit fails at once."""
-    from ipt_jax.attention.pallas_hopper import Tiles
+def candidates(kernel: str, head_width: int) -> Iterator[Any]:
+    """Sizes of the Hopper kernels that `autotune` tries: all that fit, in place where they must."""
+    from ipt_jax.attention.pallas_hopper import Tiles, fits
 
-    columns = (64, 96, 128, 160, 192) if kernel == "forward" else (32, 64, 96, 128)
-    for size, stages in itertools.product(columns, (2, 3, 4)):
+    for size, stages in itertools.product((64, 128, 256), (2, 3, 4)):
         for turns in (True, False) if kernel == "forward" else (False,):
-            yield Tiles(size, stages, turns)
+            tiles = (Tiles(size, stages, turns, in_place) for in_place in (False, True))
+            yield from itertools.islice((x for x in tiles if fits(kernel, head_width, x)), 1)
 
 
 def autotune(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None:
@@ -426,7 +426,7 @@ def autotune(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None
     }
     for number, (kernel, (function, arrays)) in enumerate(kernels.items()):
         timed, failed, untried = {}, 0, 0
-        tried = list(candidates(kernel))[: 1 if dry_run else None]
+        tried = list(candidates(kernel, head_width))[: 1 if dry_run else None]
         share = (until - time.monotonic()) / (len(kernels) - number)
         end = time.monotonic() + share
         for tiles in tried:
@@ -439,7 +439,7 @@ def autotune(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None
                 call = functools.partial(jax.jit(functools.partial(function, chosen)), *arrays)
                 times = alternate({"": call}, 1 if dry_run else 5)[""]
                 timed[tiles] = statistics.median(times)
-            except (ValueError, RuntimeError):  # more shared memory or registers than there are
+            except (ValueError, RuntimeError):  # as the compiler of this machine finds
                 failed += 1
         if timed:
             fastest = min(timed, key=lambda tiles: timed[tiles])

@@ -26,6 +26,7 @@ from ipt_jax.attention import hopper_schedule as schedule
 
 ROWS = 64  # of one warpgroup: what one of its matrix instructions has
 WARPGROUPS = 2  # that compute
+LOADS = 2  # of a streamed tile: array n comes and goes with array n + LOADS
 COPY_REGISTERS, COMPUTE_REGISTERS = 40, 232  # 65,536 a multiprocessor: 128 × (40 + 2 × 232) fit
 
 Ref = Any  # Pallas has no public type for a reference inside a kernel
@@ -51,6 +52,8 @@ class Machine:
     """Streamed tiles in shared memory at a time."""
     taking_turns: bool
     """One computing warpgroup multiplies while the other does not."""
+    in_place: bool
+    """Result n is made where tile n of the rows was, which then is given back later."""
     blocks: int
     """Persistent blocks."""
     interpret: bool
@@ -103,14 +106,32 @@ def column_vector(ref: Ref) -> jax.Array:
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0))
 
 
+def in_range(column: jax.Array, start: jax.Array, size: jax.Array) -> jax.Array:
+    """Whether start <= column < start + size, in one comparison; columns begin at 0."""
+    # Of the columns of a thread only these bits are not constants. The maximum changes nothing, but
+    # without it the compiler keeps every column in a register.
+    thread = column & 6
+    offset = jnp.maximum(thread - start, -column.shape[1]) + (column & ~6)
+    # What lies before the start is beyond every size when its sign is read as a number.
+    return offset.astype(jnp.uint32) < size.astype(jnp.uint32)
+
+
 @dataclass(frozen=True)
 class Rows:
     """What one warpgroup holds during an item."""
 
-    tiles: tuple[Ref, ...]
-    """[ROWS, h] in shared memory."""
+    buffers: tuple[Ref, ...]
+    """[WARPGROUPS, ROWS, h] in shared memory."""
+    warpgroup: jax.Array
+    """Whose rows these are."""
     vectors: tuple[jax.Array, ...]
     """float32 [ROWS]."""
+
+    @property
+    def tiles(self) -> tuple[Ref, ...]:
+        """[ROWS, h] of each buffer; asked for within a step, they take no registers between."""
+        warpgroup = lax.optimization_barrier(self.warpgroup)
+        return tuple(buffer.at[warpgroup] for buffer in self.buffers)
 
     def zeros(self, width: int) -> jax.Array:
         """float32 [ROWS, width]."""
@@ -131,30 +152,30 @@ class Columns:
     used_up: tuple[Ref, ...]
     slot: jax.Array
     seen: tuple[jax.Array, jax.Array] | None
-    """Where masked: the range of each row, counted from the tile's first column."""
+    """Where masked: first column of each row, counted from the tile's first, and their number."""
     turn_barrier: Ref | None
     interpret: bool
 
-    def wait(self, number: int) -> Ref:
-        """Array `number` of the tile, when it is there."""
-        plgpu.barrier_wait(self.there[number].at[self.slot])
-        return self.buffers[number].at[self.slot]
+    def wait(self, load: int) -> tuple[Ref, ...]:
+        """The arrays of the tile that come with this load, when they are there."""
+        plgpu.barrier_wait(self.there[load].at[self.slot])
+        return tuple(buffer.at[self.slot] for buffer in self.buffers[load::LOADS])
 
-    def release(self, *numbers: int) -> None:
+    def release(self, load: int) -> None:
         """Nothing of these arrays of the tile is needed any more."""
-        # Matrix instructions read as copies write; ordinary loads must be put in order with them.
-        if self.interpret or any(len(self.buffers[number].shape) == 2 for number in numbers):
+        # Reads are over when all threads have arrived: no fence is needed before a copy writes
+        # there, and JAX's own kernel has none. The simulator reads for the matrix instructions.
+        if self.interpret:
             plgpu.commit_smem()
-        for number in numbers:
-            plgpu.barrier_arrive(self.used_up[number].at[self.slot])
+        plgpu.barrier_arrive(self.used_up[load].at[self.slot])
 
     def hide(self, x: jax.Array, value: float) -> jax.Array:
         """x [ROWS, columns] with `value` where the row does not see the column."""
         if self.seen is None:
             return x
         column = plgpu.broadcasted_iota(jnp.int32, x.shape, 1, layout=plgpu.Layout.WGMMA)
-        start, stop = (over_columns(edge, x.shape) for edge in self.seen)
-        return jnp.where((column >= start) & (column < stop), x, value)
+        start, size = (over_columns(edge, x.shape) for edge in self.seen)
+        return jnp.where(in_range(column, start, size), x, value)
 
     def change_turns(self) -> None:
         """See the function of that name."""
@@ -198,11 +219,14 @@ def run(
             allocated,
             tuple(_buffer(x, WARPGROUPS, ROWS) for x in whole),
             tuple(_buffer(x, stages, machine.tile_columns) for x in columns),
-            tuple(_buffer(x, WARPGROUPS, ROWS) for x in results),
+            tuple(
+                None if machine.in_place and len(x.shape) == 4 else _buffer(x, WARPGROUPS, ROWS)
+                for x in results
+            ),
             plgpu.Barrier(num_arrivals=len(whole) * WARPGROUPS),
             plgpu.Barrier(num_arrivals=WARPGROUPS),
-            tuple(plgpu.Barrier(num_barriers=stages) for _ in columns),
-            tuple(plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages) for _ in columns),
+            (plgpu.Barrier(num_arrivals=len(columns) // LOADS, num_barriers=stages),) * LOADS,
+            (plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),) * LOADS,
             plgpu.Barrier(num_arrivals=WARPGROUPS) if machine.taking_turns else None,
             collective_axes="warpgroup",
         )
@@ -260,6 +284,10 @@ def _block(
     held, passing, made = memory
     row_buffers, column_buffers, result_buffers, rows_there, rows_used, *rest = scratch
     there, used_up, turn_barrier = rest
+    result_buffers = tuple(
+        row_buffers[number] if buffer is None else buffer
+        for number, buffer in enumerate(result_buffers)
+    )
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     work = table.shape[0] * machine.heads
     turns = schedule.turns(work, machine.blocks, block)
@@ -291,15 +319,16 @@ def _block(
                 of_group = lax.div(step, visits)
                 token = (first + lax.rem(step, visits)) * tile
                 column_head = lax.div(head, jnp.int32(sharing)) * group + of_group
-                copies = zip(passing, column_buffers, there, used_up, strict=True)
-                for ref, buffer, ready, used in copies:
+                for load in range(LOADS):
 
                     @pl.when(done + step >= stages)
-                    def _(used: Ref = used) -> None:
-                        plgpu.barrier_wait(used.at[slot])
+                    def _(load: int = load) -> None:
+                        plgpu.barrier_wait(used_up[load].at[slot])
 
-                    source = _part(ref, batch, column_head, token, tile)
-                    plgpu.copy_gmem_to_smem(source, buffer.at[slot], ready.at[slot])
+                    copies = zip(passing[load::LOADS], column_buffers[load::LOADS], strict=True)
+                    for ref, buffer in copies:
+                        source = _part(ref, batch, column_head, token, tile)
+                        plgpu.copy_gmem_to_smem(source, buffer.at[slot], there[load].at[slot])
 
             # The ring is filled before the rows of the last item are given back: they are waited
             # for longest.
@@ -336,21 +365,25 @@ def _block(
     def _compute() -> None:
         plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
 
-        def one_item(turn: jax.Array, done: jax.Array) -> jax.Array:
-            line, head = item(turn)
-            first, last = table[line, schedule.FIRST], table[line, schedule.LAST]
-            bounds = [table[line, schedule.BOUNDS + 4 * warpgroup + number] for number in range(4)]
+        def visits(turn: jax.Array) -> tuple[jax.Array, ...]:
+            line, _ = item(turn)
+            bounds = (schedule.BOUNDS + 4 * warpgroup + number for number in range(4))
+            return tuple(table[line, at] for at in (schedule.FIRST, schedule.LAST, *bounds))
+
+        def one_item(turn: jax.Array, carried: tuple) -> tuple:
+            done, (first, last, *bounds) = carried
             plgpu.barrier_wait(rows_there)
             along = plgpu.Layout.WGMMA.reduce(1)
             mine = [buffer.at[warpgroup] for buffer in row_buffers]
             vectors = [plgpu.load(x, layout=along) for x in mine if len(x.shape) == 1]
             *floats, start, stop = vectors
-            tiles = tuple(x for x in mine if len(x.shape) == 2)
-            begin, step, end = program(Rows(tiles, tuple(floats)))
+            size = jnp.maximum(stop - start, 0)
+            tiles = tuple(x for x in row_buffers if len(x.shape) == 3)
+            begin, step, end = program(Rows(tiles, warpgroup, tuple(floats)))
 
             def columns(number: jax.Array, before: jax.Array, masked: bool) -> Columns:
                 token = number * tile
-                seen = (start - token, stop - token) if masked else None
+                seen = (start - token, size) if masked else None
                 slot = lax.rem(before + number - first, stages)
                 return Columns(
                     column_buffers, there, used_up, slot, seen, turn_barrier, machine.interpret
@@ -358,9 +391,9 @@ def _block(
 
             def pass_by(before: jax.Array, number: jax.Array) -> None:
                 tile_now = columns(number, before, False)
-                for which in range(len(column_buffers)):
-                    tile_now.wait(which)
-                    plgpu.barrier_arrive(used_up[which].at[tile_now.slot])
+                for load in range(LOADS):
+                    tile_now.wait(load)
+                    plgpu.barrier_arrive(used_up[load].at[tile_now.slot])
                 change_turns(turn_barrier)
                 change_turns(turn_barrier)
 
@@ -387,19 +420,28 @@ def _block(
             else:
                 carry = lax.fori_loop(0, group, one_group, begin())
             pl.when(warpgroup == 0)(lambda: change_turns(turn_barrier))
-            plgpu.commit_smem()  # puts the loads of vectors in order with the next copies
-            plgpu.barrier_arrive(rows_used)
+            line, head = item(turn)
+            batch, row = table[line, schedule.BATCH], first_row(line, warpgroup)
+            # Asked for now, so that it is there when the results are made.
+            following = visits(jnp.minimum(turn + 1, turns - 1))
+            if machine.interpret:
+                plgpu.commit_smem()
+            if not machine.in_place:
+                plgpu.barrier_arrive(rows_used)
 
             values = end(carry)
-            plgpu.wait_smem_to_gmem(0)  # the item before may still be read from there
+            # The results of the item before may still be read from there.
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             for value, buffer in zip(values, result_buffers, strict=True):
                 buffer.at[warpgroup][...] = value
             plgpu.commit_smem()
-            batch, row = table[line, schedule.BATCH], first_row(line, warpgroup)
             for ref, buffer in zip(made, result_buffers, strict=True):
                 target = _part(ref, batch, head, row, ROWS)
                 plgpu.copy_smem_to_gmem(buffer.at[warpgroup], target)
-            return done + (last - first) * group
+            if machine.in_place:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                plgpu.barrier_arrive(rows_used)
+            return done + (last - first) * group, following
 
-        lax.fori_loop(0, turns, one_item, jnp.int32(0))
+        lax.fori_loop(0, turns, one_item, (jnp.int32(0), visits(jnp.int32(0))))
         plgpu.wait_smem_to_gmem(0)

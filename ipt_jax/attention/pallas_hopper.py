@@ -55,11 +55,18 @@ class Tiles:
     """Sizes of one kernel."""
 
     columns: int = 128
-    """Tokens of a streamed tile; a multiple of 32."""
+    """Tokens of a streamed tile; a multiple of 64."""
     stages: int = 2
     """Streamed tiles in shared memory at a time."""
     taking_turns: bool = False
     """Forward: one warpgroup multiplies while the other does its softmax."""
+    in_place: bool = False
+    """Results take the place of rows in shared memory: room for larger tiles or more stages, but
+    the next item's rows come only when the results of this one are on their way."""
+
+    def __post_init__(self) -> None:
+        if self.columns < ROWS or self.columns % ROWS:
+            raise ValueError(f"Tiles: columns={self.columns} is not a multiple of {ROWS}.")
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,33 @@ class Tuning:
     """Holds queries and output gradients, streams keys and values."""
     dkv: Tiles = Tiles(64, 2)
     """Holds keys and values, streams queries and output gradients."""
+
+
+# Of each kernel: (tiles, vectors) that are held, streamed and made in shared memory; float32 arrays
+# in registers that are as wide as a head, and as a streamed tile.
+_NEEDS = {
+    "forward": ((1, 2), (2, 0), (1, 1), (1, 1)),
+    "dq": ((2, 4), (2, 0), (1, 0), (1, 2)),
+    "dkv": ((2, 2), (2, 2), (2, 0), (2, 2)),
+}
+SHARED_KIB, MOST_REGISTERS = 227, 200  # of 232 a thread; masks, indices and addresses take some
+
+
+def fits(kernel: str, head_width: int, tiles: Tiles) -> bool:
+    """Whether a field of `Tuning` can be built so and spills nothing in its loop, by CUDA 13."""
+    held, streamed, (tiles_made, vectors_made), (wide, columns) = _NEEDS[kernel]
+
+    def kib(tokens: int, counts: tuple[int, int]) -> int:
+        sizes = (tokens * head_width * 2, tokens * 4)  # of buffers, which begin at whole KiB
+        return sum(count * -(-size // 1024) for count, size in zip(counts, sizes, strict=True))
+
+    made = (0 if tiles.in_place else tiles_made, vectors_made)
+    shared = kib(ITEM_ROWS, held) + kib(ITEM_ROWS, made)
+    shared += kib(tiles.stages * tiles.columns, streamed)
+    registers = (wide * head_width + columns * tiles.columns) // 2
+    # Barriers are in the last KiB. Masks of other columns than a power of 2 take many registers.
+    enough = shared < SHARED_KIB and registers <= MOST_REGISTERS
+    return enough and tiles.columns.bit_count() == 1
 
 
 # Head width -> sizes. Not measured: chosen so that shared memory and registers suffice.
@@ -198,6 +232,7 @@ class Setting:
             tile_columns=tiles.columns,
             stages=tiles.stages,
             taking_turns=tiles.taking_turns,
+            in_place=tiles.in_place,
             blocks=min(self.blocks, table.shape[0] * heads),
             interpret=self.interpret,
         )
@@ -337,7 +372,7 @@ def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:
 
     def step(columns: Columns, carry: tuple) -> tuple:
         out, top, total = carry
-        k = columns.wait(0)
+        (k,) = columns.wait(0)
         scores = product(q, k.transpose((1, 0)), interpret, besides=columns.change_turns)
         columns.release(0)
         scores = columns.hide(scores, MASKED / factor)
@@ -350,7 +385,7 @@ def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:
         low = weights.astype(q.dtype)
         # Nothing of the softmax may be moved behind the other warpgroup's turn.
         out, new_top, total, low = jax.lax.optimization_barrier((out, new_top, total, low))
-        v = columns.wait(1)
+        (v,) = columns.wait(1)
         columns.change_turns()
         out = add_product(out, low, v, interpret)
         columns.release(1)
@@ -374,11 +409,11 @@ def _dq_block(scale: float, interpret: bool, rows: Rows) -> Program:
 
     def step(columns: Columns, carry: tuple) -> tuple:
         (d_q,) = carry
-        k = columns.wait(0)
+        (k,) = columns.wait(0)
         scores = product(q, k.transpose((1, 0)), interpret) * (scale * LOG2E)
         weights = jnp.exp2(scores - over_columns(log_sum, scores.shape))
         weights = columns.hide(weights, 0.0)
-        v = columns.wait(1)
+        (v,) = columns.wait(1)
         d_weights = product(d_out, v.transpose((1, 0)), interpret)
         columns.release(1)
         d_scores = weights * (d_weights - over_columns(delta, weights.shape))
@@ -394,31 +429,29 @@ def _dq_block(scale: float, interpret: bool, rows: Rows) -> Program:
 
 def _dkv_block(scale: float, interpret: bool, rows: Rows) -> Program:
     """dk = scale · Σ over queries of dSᵀ · Q and dv = Σ of Pᵀ · dO; all tiles are transposed."""
-    k, v = rows.tiles
+    width, dtype = rows.buffers[0].shape[2], rows.buffers[0].dtype
 
     def begin() -> tuple:
-        return rows.zeros(k.shape[1]), rows.zeros(k.shape[1])
+        return rows.zeros(width), rows.zeros(width)
 
     def step(columns: Columns, carry: tuple) -> tuple:
+        k, v = rows.tiles
         d_k, d_v = carry
-        q = columns.wait(0)
+        q, log_sum = columns.wait(0)
         scores = product(k, q.transpose((1, 0)), interpret) * (scale * LOG2E)
-        log_sum = column_vector(columns.wait(2))
-        weights = jnp.exp2(scores - over_rows(log_sum, scores.shape))
+        weights = jnp.exp2(scores - over_rows(column_vector(log_sum), scores.shape))
         weights = columns.hide(weights, 0.0)
-        d_out = columns.wait(1)
-        d_v = add_product(d_v, weights.astype(k.dtype), d_out, interpret)
+        d_out, delta = columns.wait(1)
+        d_v = add_product(d_v, weights.astype(dtype), d_out, interpret)
         d_weights = product(v, d_out.transpose((1, 0)), interpret)
+        d_scores = weights * (d_weights - over_rows(column_vector(delta), weights.shape))
         columns.release(1)
-        delta = column_vector(columns.wait(3))
-        d_scores = weights * (d_weights - over_rows(delta, weights.shape))
-        columns.release(2, 3)
-        d_k = add_product(d_k, d_scores.astype(k.dtype), q, interpret)
+        d_k = add_product(d_k, d_scores.astype(dtype), q, interpret)
         columns.release(0)
         return d_k, d_v
 
     def end(carry: tuple) -> tuple:
         d_k, d_v = carry
-        return (d_k * scale).astype(k.dtype), d_v.astype(k.dtype)
+        return (d_k * scale).astype(dtype), d_v.astype(dtype)
 
     return begin, step, end

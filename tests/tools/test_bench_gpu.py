@@ -186,6 +186,25 @@ def test_the_lines_of_both_tables_of_sizes_are_printed() -> None:
     assert any(line.startswith("    # d_key_value: ") for line in text.splitlines())
 
 
+def test_only_sizes_that_can_be_built_are_tried() -> None:
+    import gpu_attention
+
+    from ipt_jax.attention.pallas_hopper import HEAD_WIDTHS, TUNINGS, Tiles, fits
+
+    counts = {}
+    for width in HEAD_WIDTHS:
+        for kernel in ("forward", "dq", "dkv"):
+            tried = list(gpu_attention.candidates(kernel, width))
+            counts[width, kernel] = len(tried)
+            assert len(set(tried)) == len(tried)
+            assert all(fits(kernel, width, tiles) for tiles in tried)
+            assert getattr(TUNINGS[width], kernel) in tried
+    assert [counts[128, kernel] for kernel in ("forward", "dq", "dkv")] == [8, 4, 3]
+    # Results take the place of rows only where they must.
+    assert Tiles(64, 2) in (found := list(gpu_attention.candidates("dkv", 128)))
+    assert [tiles.in_place for tiles in found] == [False, True, True]
+
+
 def test_all_parts_together_fit_into_the_time() -> None:
     import bench_gpu
 

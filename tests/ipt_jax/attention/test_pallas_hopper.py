@@ -1,5 +1,7 @@
 """The Hopper kernels: simulated on the host, lowered for CUDA, refused elsewhere. None ran."""
 
+import functools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 
 from ipt_jax.attention import pallas_hopper
-from ipt_jax.attention.pallas_hopper import Tiles, Tuning, pallas_hopper_attention
-from ipt_jax.attention.ranges import key_ranges
+from ipt_jax.attention.hopper_machine import in_range
+from ipt_jax.attention.pallas_hopper import Tiles, Tuning, fits, pallas_hopper_attention
+from ipt_jax.attention.ranges import KeyRanges, key_ranges
 from ipt_jax.attention.spec import AttentionSpec
 
-SMALL = Tuning(Tiles(32, 3, True), Tiles(32, 2), Tiles(32, 2))
+SMALL = Tuning(Tiles(64, 3, True), Tiles(64, 2), Tiles(64, 2))
+IN_PLACE = Tuning(*(replace(x, in_place=True) for x in (SMALL.forward, SMALL.dq, SMALL.dkv)))
 
 
 def _arrays(
@@ -68,7 +72,10 @@ def _races() -> bool:
     return interpret_pallas_call.get_races().races_found
 
 
-def test_packed_windowed_rows_equal_the_definition_and_no_memory_is_raced_for() -> None:
+@pytest.mark.parametrize("tuning", [SMALL, IN_PLACE], ids=["beside", "in place"])
+def test_packed_windowed_rows_equal_the_definition_and_no_memory_is_raced_for(
+    tuning: Tuning,
+) -> None:
     """All at once: GQA, segments, window, padding, a length that fits no tile, several turns."""
     arrays = _arrays((1, 200, 2, 1, 64))
     ids = np.repeat(np.array([1, 2, 3, 4, 0], np.int32), [3, 110, 1, 70, 16])[None]
@@ -77,7 +84,7 @@ def test_packed_windowed_rows_equal_the_definition_and_no_memory_is_raced_for() 
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return pallas_hopper_attention(
-            q, k, v, spec, ranges, blocks=3, tuning=SMALL, interpret=True
+            q, k, v, spec, ranges, blocks=3, tuning=tuning, interpret=True
         )
 
     out, backward = jax.vjp(attend, *arrays[:3])
@@ -104,6 +111,40 @@ def test_a_tile_larger_than_the_row_and_unmasked_tiles_of_float16() -> None:
     assert _distance(out, expected) < 0.0006  # float16 has 11 bits
 
 
+def test_rows_that_see_nothing_among_rows_that_see_something() -> None:
+    """A third sees nothing, some by ranges that end before they begin; a third sees one key."""
+    arrays = _arrays((1, 128, 1, 1, 64))
+    row = np.arange(128)
+    start = np.where(row % 3 == 0, 70, row // 2)
+    stop = np.choose(row % 3, [np.where(row % 2, 70, 3), start + 1, 128])
+    ranges = KeyRanges(*(jnp.asarray(x, jnp.int32)[None] for x in (start, stop, start, stop)))
+    out = pallas_hopper_attention(
+        *arrays[:3], AttentionSpec(causal=False), ranges, blocks=1, tuning=SMALL, interpret=True
+    )
+    seen = (row >= start[:, None]) & (row < stop[:, None])
+    q, k, v = (np.asarray(x, np.float64)[0, :, 0] for x in arrays[:3])
+    weights = np.exp(q @ k.T / 8) * seen
+    expected = weights @ v / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    assert _distance(out[0, :, 0], expected) < 0.005
+    assert not np.asarray(out, np.float32)[0, ::3].any()
+    np.testing.assert_array_equal(out[0, 1::3, 0], arrays[2][0, start[1::3], 0])
+
+
+def test_one_comparison_masks_as_two_do() -> None:
+    edges = (-4096, -65, -64, -63, -1, 0, 1, 5, 6, 7, 63, 64, 65, 127, 128, 200, 4096)
+    start, stop = (jnp.asarray(x, jnp.int32).reshape(-1, 1) for x in np.meshgrid(edges, edges))
+    for columns in (64, 128):
+        column = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.int32), (len(start), columns))
+        found = in_range(column, start, jnp.maximum(stop - start, 0))
+        np.testing.assert_array_equal(found, (column >= start) & (column < stop))
+
+
+@pytest.mark.parametrize("columns", [0, 32, 96, 160])
+def test_tiles_are_multiples_of_64(columns: int) -> None:
+    with pytest.raises(ValueError, match=f"^Tiles: columns={columns} is not a multiple of 64"):
+        Tiles(columns)
+
+
 @pytest.mark.parametrize("head_width", pallas_hopper.HEAD_WIDTHS)
 def test_all_three_kernels_lower_for_cuda_with_the_sizes_of_the_table(head_width: int) -> None:
     """Register layouts and shared memory are checked then; the assembler comes on the GPU."""
@@ -125,16 +166,47 @@ def test_all_three_kernels_lower_for_cuda_with_the_sizes_of_the_table(head_width
         assert "wgmma.mma_async.sync.aligned" in line and "setmaxnreg" in line
 
 
-def test_tiles_that_do_not_fit_in_shared_memory_are_refused_when_lowered() -> None:
-    arrays = _arrays((1, 512, 1, 1, 128))[:3]
-    ranges = key_ranges(AttentionSpec(), None, 512)
+@pytest.mark.parametrize(
+    ("kernel", "width", "tiles", "good"),
+    [
+        ("forward", 128, Tiles(128, 3, in_place=True), False),
+        ("forward", 96, Tiles(128, 4), False),
+        ("forward", 96, Tiles(128, 4, in_place=True), True),
+        ("dq", 128, Tiles(128, 2), False),
+        ("dq", 128, Tiles(128, 2, in_place=True), True),
+        ("dkv", 128, Tiles(64, 3), False),
+        ("dkv", 128, Tiles(64, 4, in_place=True), True),
+    ],
+)
+def test_what_fits_in_shared_memory_is_known_before_it_is_built(
+    kernel: str, width: int, tiles: Tiles, good: bool
+) -> None:
+    assert fits(kernel, width, tiles) == good
+    tuning = replace(pallas_hopper.TUNINGS[width], **{kernel: tiles})
+    setting = pallas_hopper.Setting(0.1, tuning, blocks=132)
+    q, k = _arrays((1, 512, 1, 1, width))[:2]
+    q, sums = q[:, :, :, None], jnp.zeros((1, 1, 1, 512), jnp.float32)
+    both = [jnp.zeros((1, 512), jnp.int32)] * 2
+    function, given = {
+        "forward": (pallas_hopper.forward, (q, k, k)),
+        "dq": (pallas_hopper.d_query, (q, k, k, q, sums, sums)),
+        "dkv": (pallas_hopper.d_key_value, (q, k, k, q, sums, sums)),
+    }[kernel]
+    traced = jax.jit(functools.partial(function, setting)).trace(*given, *both)
+    if good:
+        traced.lower(lowering_platforms=("cuda",))
+    else:
+        with pytest.raises(ValueError, match="exceeds available shared memory"):
+            traced.lower(lowering_platforms=("cuda",))
 
-    def attend(*arrays: jax.Array) -> jax.Array:
-        tuning = Tuning(forward=Tiles(128, 4))
-        return pallas_hopper_attention(*arrays, AttentionSpec(), ranges, blocks=132, tuning=tuning)
 
-    with pytest.raises(ValueError, match="exceeds available shared memory"):
-        jax.jit(attend).trace(*arrays).lower(lowering_platforms=("cuda",))
+def test_sizes_of_the_table_fit_and_more_registers_than_there_are_do_not() -> None:
+    for width, tuning in pallas_hopper.TUNINGS.items():
+        for kernel in ("forward", "dq", "dkv"):
+            assert fits(kernel, width, getattr(tuning, kernel))
+    assert not fits("dkv", 96, Tiles(128, 2)) and fits("dkv", 64, Tiles(128, 2))
+    assert fits("forward", 96, Tiles(256, 2, in_place=True))
+    assert not fits("dq", 64, Tiles(256, 2)) and not fits("forward", 64, Tiles(192, 2))
 
 
 @pytest.mark.parametrize(
