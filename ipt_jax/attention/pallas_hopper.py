@@ -249,6 +249,8 @@ def _attention_forward(
     setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> tuple[jax.Array, Any]:
     out, log_sum = on_devices(forward, setting)(q, k, v, ranges.key_start, ranges.key_stop)
+    # Or XLA fuses the kernel with the write into what a scan stores, and runs a copy of it for use.
+    out, log_sum = jax.lax.optimization_barrier((out, log_sum))
     # Named where the backward pass takes them from, as in the reference.
     out, log_sum = checkpoint_name((out, log_sum), "attention")
     return out, (q, k, v, ranges, out, log_sum)

@@ -94,6 +94,45 @@ def test_every_step_compiles_and_moves_what_is_expected(chip, model):
     assert {row["attention"] for row in found.values()} <= {"pallas_hopper", "pallas", "splash"}
 
 
+SCAN = """
+import re, sys
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ipt_jax.attention.backends import attention
+from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.chips.devices import DEVICES
+from ipt_jax.chips.topology import compiled_for, described_devices
+from ipt_jax.models.sharding import MeshConfig, make_mesh
+mesh = make_mesh(MeshConfig(), described_devices(DEVICES["h200"], 1))
+whole = NamedSharding(mesh, PartitionSpec())
+policy = jax.checkpoint_policies.save_only_these_names("attention")
+def loss(x, ids):
+    def layer(x, _):
+        spec = AttentionSpec(segments=True)
+        return x + attention(x, x, x, spec, ids, "pallas_hopper"), None
+    y, _ = jax.lax.scan(jax.checkpoint(layer, policy=policy, prevent_cse=False), x, None, 4)
+    return jnp.sum(y.astype(jnp.float32))
+x = jax.ShapeDtypeStruct((2, 1024, 4, 64), jnp.bfloat16, sharding=whole)
+ids = jax.ShapeDtypeStruct((2, 1024), jnp.int32, sharding=whole)
+text = compiled_for(mesh, jax.jit(jax.grad(loss)), x, ids).as_text()
+print(*(len(re.findall(rf"custom-call\([^\n]*attention_{name}", text)) for name in sys.argv[1:]))
+"""
+
+
+def test_a_scan_over_layers_runs_each_hopper_kernel_once():
+    """XLA once fused the forward kernel with what the scan stores, and ran a copy for use."""
+    python = ENVIRONMENTS["gpu"]
+    if not python.exists():
+        pytest.skip(f"{python.relative_to(ROOT)} is not there; make chips makes it")
+    done = subprocess.run(
+        [str(python), "-c", SCAN, "forward", "dq", "dkv"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1", "1", "1"], done.stderr[-2000:]
+
+
 def main() -> None:
     """Write the golden figures anew."""
     found: dict[str, dict] = {}

@@ -250,7 +250,8 @@ def test_the_assembler_that_miscompiles_masks_is_refused(
 ) -> None:
     from jax._src import lib
 
-    device = SimpleNamespace(compute_capability="9.0", platform="gpu", core_count=7)
+    kind = {"platform": "gpu", "device_kind": "NVIDIA X", "core_count": 7}
+    device = SimpleNamespace(compute_capability="9.0", **kind)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     versions = SimpleNamespace(cuda_runtime_get_version=lambda: version)
     monkeypatch.setattr(lib, "cuda_versions", versions)
