@@ -203,13 +203,14 @@ def run_process(
         reader.start()
     why = None
     try:
-        if process.wait(timeout=seconds):
-            why = f"ended with {process.returncode}: {last_line(''.join(errors))}"
+        process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         why = f"stopped after {seconds:.0f} s"
     for reader in readers:
         reader.join()
+    if why is None and process.returncode:
+        why = f"ended with {process.returncode}: {last_line(''.join(errors))}"
     if why:
         rows.append({"row": "skipped", "what": f"the rest of {name}", "why": why})
         keep(rows[-1], options.rows)
