@@ -52,7 +52,7 @@ fi
 
 # What it has at the end of its time it says in its metrics.
 timeout --signal=INT --kill-after=15 240 $python launch/train.py "${model[@]}" --run_folder "$work/run" \
-  --data.mixture "$work/mixture.yaml" --data.tokenizer "$tokenizer" --metrics.every_steps 5 \
+  --data.root "$work" --data.mixture "$work/mixture.yaml" --data.tokenizer "$tokenizer" --metrics.every_steps 5 \
   --compilation_cache "$work/cache" 2>&1 | tee "$out/train.txt"
 trained=$?
 cp "$work"/run/{metrics.jsonl,summary.json,config.yaml} "$out/" 2>/dev/null

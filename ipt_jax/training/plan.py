@@ -224,12 +224,13 @@ def describe(plan: Plan, config: TrainConfig) -> str:
     steps += f"{plan.steps * config.batch_tokens:,} in all"
     if config.epochs is not None:
         steps += f" (train_tokens assumed; the run makes {config.epochs:g} epoch(s) of its data)"
+    pieces = config.batch_rows // (plan.rows_per_device * plan.mesh["data"] * plan.mesh["fsdp"])
     share, digits = plan.total_bytes / device.memory_bytes, 1 if plan.hours >= 10 else 2
     lines = [
         f"{model}, {plan.flops_per_token / 1e9:.2f} GFLOPs a token",
         f"{plan.devices} devices {device.name}, mesh {axes}",
         f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows of "
-        f"{config.data.row_tokens}: {config.pieces} piece(s) of "
+        f"{config.data.row_tokens}: {pieces} piece(s) of "
         f"{plan.rows_per_device} row(s) a device",
         steps,
         f"memory a device {plan.total_bytes / 1e9:.2f} GB, {share:.0%} of "

@@ -239,6 +239,8 @@ def test_every_config_dry_runs_without_data_and_adds_up(name, dry_runs, nowhere)
     assert total < 0.9 * device.memory_bytes / 1e9
     flops = decoder.flops_per_token(config.data.row_tokens)
     seconds = config.steps * config.batch_tokens * flops / (device.peak_flops * 0.4 * devices)
+    pieces = re.search(r"(\d+) piece\(s\) of (\d+) row\(s\) a device", printed)
+    assert pieces and int(pieces[1]) * int(pieces[2]) * devices == config.batch_rows
     hours = re.search(rf"([\d.,]+) hours on {device.name} at an assumed MFU of 40%", printed)
     assert hours and float(hours[1].replace(",", "")) == pytest.approx(seconds / 3600, abs=0.06)
     assert ("train_tokens assumed" in printed) == (config.epochs is not None)
