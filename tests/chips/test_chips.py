@@ -62,16 +62,15 @@ def kept(row: dict) -> dict:
 
 
 def compare(found: dict[str, dict]) -> None:
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
+    assert GOLDEN.exists(), f"no {GOLDEN.name}: python -m tests.chips.test_chips writes it"
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert found, "no case was compiled"
     for name, row in found.items():
         assert "failed" not in row, f"{name}: {row.get('failed')}"
         for kernel, figures in row.get("kernels", {}).items():
             assert figures["spilled_bytes"] == 0, f"{name}: {kernel} spills: {figures}"
-        expected = golden.get(name)
-        if expected is None and not golden:
-            continue  # figures are not written yet: that it compiles and does not spill is all
-        assert expected is not None, f"{name} has no golden figures"
+        assert name in golden, f"{name} has no golden figures"
+        expected = golden[name]
         assert row["temporary_bytes"] == pytest.approx(
             expected["temporary_bytes"], rel=MEMORY, abs=1e6
         ), name

@@ -136,9 +136,8 @@ def test_concurrency_falls_under_429_and_rises_again() -> None:
         low = limit.limit
         found = ask(engine, *(f"q{n}" for n in range(1200)))
         engine.close()
+    assert all(c.attempts == 1 for c in found.values())
     assert server.refused == refused
-    # A busy machine may lose a connection; no more than that is asked twice.
-    assert sum(c.attempts == 1 for c in found.values()) > 0.98 * len(found)
     assert limit.limit > low + 4
     assert server.most_active > 8
 
