@@ -32,6 +32,7 @@ from ipt_jax.attention.ranges import PADDING
 from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.chips.target import Target
 from ipt_jax.core.files import atomic_write
+from ipt_jax.core.json_lines import load_json
 
 ALLOWED = 0.02  # relative distance of output and gradients in 16 bits to the reference in float32
 SECONDS = 180.0  # for one candidate: starting JAX, compiling, running
@@ -100,7 +101,7 @@ def choose_by_test(
 
 def _read(file: Path) -> Choice | None:
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = load_json(file)
         return Choice(kept["name"], tuple((name, why) for name, why in kept["passed_over"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

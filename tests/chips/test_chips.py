@@ -96,7 +96,7 @@ def test_every_step_compiles_and_moves_what_is_expected(chip, model):
     assert {row["attention"] for row in found.values()} <= {"pallas_hopper", "pallas", "splash"}
 
 
-SCAN = """
+SCAN = r"""
 import re, sys
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
