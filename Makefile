@@ -50,12 +50,14 @@ test: env lint types
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chips"
 
 chips: env .chips/cuda/.made-from-lock .chips/tpu/.made-from-lock
-	$(PYTHON) -m pytest -n 2 --dist load -m chips tests/chips
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m chips tests/chips
 
 .chips/%/.made-from-lock: locks/%-train.txt .python-version | env
 	@rm -f "$@"
 	$(UV) venv --quiet --allow-existing --no-project --python "$$(cat .python-version)" .chips/$*
 	$(UV) pip sync --quiet --python .chips/$*/bin/python --require-hashes $<
+	@.chips/$*/bin/python -c "import pathlib, sysconfig; \
+	  pathlib.Path(sysconfig.get_path('purelib'), 'ipt_jax.pth').write_text('$(CURDIR)')"
 	@touch "$@"
 
 lint: env

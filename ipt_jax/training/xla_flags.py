@@ -61,6 +61,13 @@ _FLAGS_0_10: dict[str, tuple[str, str]] = {
     ),
 }
 FLAGS: dict[str, dict[str, tuple[str, str]]] = {"0.10": _FLAGS_0_10, "0.11": _FLAGS_0_10}
+# Flags that are no options of one compilation under their name: 0.11 reads three of them as modes,
+# and how kernels are launched cannot be told to one program.
+_NO_OPTIONS = ("xla_gpu_enable_command_buffer",)
+_MODES_0_11 = {
+    f"xla_gpu_enable_pipelined_{kind}": f"xla_gpu_pipeline_{kind}"
+    for kind in ("all_gather", "reduce_scatter", "all_reduce")
+}
 
 # Variable -> (value, why, variables that say the same).
 _VARIABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -86,11 +93,15 @@ def gpu_flags(version: str) -> tuple[str, ...]:
 
 def compiler_options(version: str) -> dict[str, bool | int | str]:
     """The same flags as options of one compilation, for devices that are described only."""
+    modes = _MODES_0_11 if version.startswith("0.11") else {}
     found: dict[str, bool | int | str] = {}
     for flag in gpu_flags(version):
         name, value = flag.removeprefix("--").split("=", 1)
-        truth = {"true": True, "false": False}.get(value)
-        found[name] = truth if truth is not None else int(value) if value.isdecimal() else value
+        if name in modes:
+            found[modes[name]] = "COLLECTIVE_PIPELINING_MODE_ON"
+        elif name not in _NO_OPTIONS:
+            truth = {"true": True, "false": False}.get(value)
+            found[name] = int(value) if truth is None else truth
     return found
 
 

@@ -135,8 +135,17 @@ def test_options_of_one_compilation_are_the_same_flags_as_values():
     options = compiler_options("0.11.2")
     assert options["xla_gpu_enable_latency_hiding_scheduler"] is True
     assert options["xla_gpu_all_gather_combine_threshold_bytes"] == 1 << 30
-    assert options["xla_gpu_enable_command_buffer"] == "-COLLECTIVES"
-    assert len(options) == len(gpu_flags("0.11.2"))
+    assert options["xla_gpu_pipeline_all_gather"] == "COLLECTIVE_PIPELINING_MODE_ON"
+    assert len(options) == len(gpu_flags("0.11.2")) - 1
+    assert "xla_gpu_enable_pipelined_all_gather" in compiler_options("0.10.2")
+
+
+def test_the_installed_jaxlib_takes_every_option():
+    options = compiler_options(version.__version__)
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    assert lowered.compile(options)(1.0) == 2.0
+    with pytest.raises(Exception, match="No such compile option"):
+        lowered.compile({**options, "xla_gpu_no_such_option": True})
 
 
 def test_an_unknown_series_gets_none_and_says_so():
