@@ -15,12 +15,12 @@ from ipt_jax.chips.target import Target, compiling_for
 from ipt_jax.errors import UserError
 
 GPUS_PER_HOST = 8
-# An option: where no device can time them, candidates of a product are compiled for nothing, in a
-# third of the time that a step takes; what is compiled in the end is the same.
+# An option. Where no device can time them, a product's candidates are compiled for nothing, which
+# takes a third of a step's compilation; what is taken in the end is the same.
 NO_AUTOTUNING = {"xla_gpu_autotune_level": 0}
 # Chips -> the block of a torus they make, by libtpu's names: two axes on v5e and v6e, three on v4
-# and v5p.
-_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+# and v5p. A host has four, so that is the smallest that libtpu describes.
+_FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _DEEP = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 
 

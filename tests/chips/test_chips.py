@@ -7,7 +7,6 @@ meant to change them: `python -m tests.chips.test_chips` (some ten minutes).
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,17 +139,14 @@ def main() -> None:
     """Write the golden figures anew."""
     jobs = [(chip, "steps", "--only", f"^{model} {chip}") for model in MODELS for chip in STEPS]
     jobs += [(chip, "attention", "--device", chip) for chip in ATTENTION]
-    found: dict[str, dict] = {}
+    golden: dict[str, dict] = {}
     with ThreadPoolExecutor(2) as two:
-        for several in two.map(lambda job: rows(*job), jobs):
-            found |= several
-    for name, row in found.items():
-        if "failed" in row:
-            print(f"{name}: {row['failed']}", file=sys.stderr)
-    golden = {name: kept(row) for name, row in sorted(found.items())}
-    GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with_seconds = {name: row.get("seconds") for name, row in found.items()}
-    print(json.dumps(with_seconds, indent=1, ensure_ascii=False))
+        for found in two.map(lambda job: rows(*job), jobs):
+            for name, row in found.items():
+                print(f"{name}: {row.get('failed', row.get('seconds'))}", flush=True)
+            golden |= {name: kept(row) for name, row in found.items()}
+            text = json.dumps(dict(sorted(golden.items())), indent=1, ensure_ascii=False)
+            GOLDEN.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
