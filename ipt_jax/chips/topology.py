@@ -57,8 +57,10 @@ def described_devices(device: Device, count: int) -> list[Any]:
                 f"compiling for {count} × {device.name}: blocks of {', '.join(map(str, shapes))} "
                 "chips can be described."
             )
-        # It would ask Google's metadata server for half a minute where there is none.
+        # It would ask Google's metadata server for half a minute where there is none, and let no
+        # two processes compile side by side, nor one beside a training on this host's chips.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         asked, platform, name = {}, "tpu", f"{device.tpu}:{shapes[block]}"
     try:
         return list(topologies.get_topology_desc(name, platform, **asked).devices)[:count]
