@@ -9,6 +9,7 @@ from pathlib import Path
 from ipt_jax.attention.backends import check_backend
 from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.data.pipeline import DataConfig, OpenMixture
+from ipt_jax.data.rows import MixtureRows
 from ipt_jax.data.tasks import NATURAL
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
@@ -129,10 +130,14 @@ class TrainConfig:
                 "own, so that an epoch of it is not defined; set `rates: natural` and `by: "
                 "tokens` there, or give train_tokens instead."
             )
-        whole = int(self.epochs * sum(mixture.epoch_tokens)) // self.batch_tokens
+        tokens = sum(mixture.epoch_tokens)
+        if self.data.packing == "best_fit":  # its rows are not full, so that there are more
+            T = self.data.row_tokens
+            tokens = len(MixtureRows(mixture, row_tokens=T, seed=self.data.seed)) * T
+        whole = int(self.epochs * tokens) // self.batch_tokens
         if whole < 1:
             raise UserError(
-                f"epochs={self.epochs:g} of the mixture's {sum(mixture.epoch_tokens):,} tokens are "
+                f"epochs={self.epochs:g} of the mixture's {tokens:,} tokens are "
                 f"less than one batch of batch_tokens={self.batch_tokens:,}; lower batch_tokens."
             )
         return dataclasses.replace(self, train_tokens=whole * self.batch_tokens)

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from ipt_jax.core.run_folder import FolderRefused
-from ipt_jax.data.pipeline import open_mixture
+from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
+from ipt_jax.records import Record, ShardWriter
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.loop import train
 from ipt_jax.training.metrics import MetricsLog
@@ -221,6 +222,20 @@ def test_epochs_become_whole_batches(shards, tmp_path):
         train(dataclasses.replace(config, data=data, epochs=0.0001))
     with pytest.raises(UserError, match=r"epochs=2: .* `rates: natural`"):
         train(dataclasses.replace(config, epochs=2.0))
+
+
+def test_an_epoch_of_rows_that_are_not_full_is_all_of_its_records(tmp_path):
+    with ShardWriter(tmp_path / "raw") as writer:
+        for number in range(40):
+            writer.write(Record(str(number), f"{number} " * 18, ""))
+    mixture = {"tasks": {"raw": {"source": "raw"}}, "rates": "natural", "root": str(tmp_path)}
+    data = DataConfig(mixture=mixture, row_tokens=64, packing="best_fit")
+    config = make_config(tmp_path, tmp_path / "run", data=data, epochs=1.0)
+    tokens = sum(open_mixture(data).epoch_tokens)
+    assert 32 * 40 < tokens < 64 * 40  # one record a row, and 8 rows a batch
+    summary = train(config)
+    assert summary["steps"] == 5 and summary["tokens"] == tokens
+    assert train(dataclasses.replace(config, run_folder=tmp_path / "b", epochs=0.5))["steps"] == 2
 
 
 def test_fresh_deletes_runs_but_nothing_else(shards, tmp_path):
