@@ -50,7 +50,7 @@ test: env lint types
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chips"
 
 chips: env .chips/cuda/.made-from-lock .chips/tpu/.made-from-lock
-	$(PYTHON) -m pytest -n 2 --dist worksteal -m chips tests/chips
+	$(PYTHON) -m pytest -n 2 --maxschedchunk 1 -m chips tests/chips
 
 .chips/%/.made-from-lock: locks/%-train.txt .python-version | env
 	@rm -f "$@"

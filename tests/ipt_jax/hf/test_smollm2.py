@@ -67,9 +67,14 @@ def test_logits_of_512_tokens_are_those_of_transformers(smollm2, documents):
     with torch.inference_mode():
         expected = theirs(torch.from_numpy(ids_BT).long()).logits.numpy()
     decoder = dataclasses.replace(read_config(smollm2), compute_dtype="float32")
-    model = module_of(decoder, jax.tree.map(jnp.asarray, load_hugging_face(smollm2, decoder)))
     positions_BT = np.arange(512, dtype=np.int32)[None]
-    got = np.asarray(jax.jit(lambda i, p: model.logits(model(i, p)))(ids_BT, positions_BT))
+
+    @jax.jit  # weights are an argument: as constants XLA would compute with them for minutes
+    def logits(params):
+        model = module_of(decoder, params)
+        return model.logits(model(ids_BT, positions_BT))
+
+    got = np.asarray(logits(jax.tree.map(jnp.asarray, load_hugging_face(smollm2, decoder))))
     assert np.max(np.abs(got - expected)) <= 1e-3 * np.max(np.abs(expected))
     assert np.max(np.abs(expected)) > 10  # and there is something to compare
 
