@@ -39,7 +39,7 @@ with importing():
     from ipt_jax.attention.backends import attention
     from ipt_jax.attention.spec import AttentionSpec
     from ipt_jax.chips.devices import DEVICES
-    from ipt_jax.chips.topology import NO_AUTOTUNING, compiled_for, described_devices
+    from ipt_jax.chips.topology import compiled_for, described_devices
     from ipt_jax.configuration import parse_config
     from ipt_jax.errors import UserError, nearest
     from ipt_jax.models.sharding import MeshConfig, make_mesh
@@ -127,7 +127,7 @@ def attention_rows(device: str, only: str) -> Iterator[dict[str, Any]]:
             arrays = _arrays(mesh, MASKS[mask], width, group)
             # A kernel of Triton that spills has no program.
             spills = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
-            options = spills | NO_AUTOTUNING if DEVICES[device].gpu else None
+            options = spills if DEVICES[device].gpu else None
             # Mosaic prints much beside what the assembler says, which a group does not change.
             for variable, value in PRINTED.items():
                 os.environ.pop(variable, None)

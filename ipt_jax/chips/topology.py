@@ -15,9 +15,6 @@ from ipt_jax.chips.target import Target, compiling_for
 from ipt_jax.errors import UserError
 
 GPUS_PER_HOST = 8
-# An option. Where no device can time them, a product's candidates are compiled for nothing, which
-# takes a third of a step's compilation; what is taken in the end is the same.
-NO_AUTOTUNING = {"xla_gpu_autotune_level": 0}
 # Chips -> the block of a torus they make, by libtpu's names: two axes on v5e and v6e, three on v4
 # and v5p. A host has four, so that is the smallest that libtpu describes.
 _FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -76,6 +73,17 @@ def compiled_for(
     mesh: Mesh, function: jax.stages.Wrapped, *arguments: Any, options: Any = None
 ) -> jax.stages.Compiled:
     """`function` of abstract arguments, compiled for a mesh of described devices."""
+    target = Target.of(mesh)
     # Kernels in Triton ask JAX, while they are lowered, for the mesh instead of a device.
-    with compiling_for(Target.of(mesh)), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return function.lower(*arguments).compile(options)
+    with compiling_for(target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = function.lower(*arguments)
+        if target.platform != "gpu":
+            return lowered.compile(options)
+        # Where no device can time them, a product's candidates are compiled for nothing, a third
+        # of a step's compilation; what is taken in the end is the same.
+        try:
+            return lowered.compile({**(options or {}), "xla_gpu_autotune_level": 0})
+        except RuntimeError as error:  # products in float32 have no candidate to begin with
+            if "No supported config" not in str(error):
+                raise
+            return lowered.compile(options)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxlib import version as jaxlib_version
 
 from ipt_jax.chips.devices import DEVICES, Device
-from ipt_jax.chips.topology import NO_AUTOTUNING, compiled_for, described_devices, why_not
+from ipt_jax.chips.topology import compiled_for, described_devices, why_not
 from ipt_jax.data.config import load_mixture
 from ipt_jax.errors import UserError, nearest
 from ipt_jax.models.lora import adapter_count
@@ -155,10 +155,8 @@ def compile_ahead(config: TrainConfig) -> Ahead:
     if absent is None:
         mesh = make_mesh(config.mesh, described_devices(device, config.dry_run_devices))
         version = jaxlib_version.__version__
-        several = mesh.size > 1 and config.xla_flags == "auto"
-        options = None
-        if device.gpu is not None:
-            options = (compiler_options(version) if several else {}) | NO_AUTOTUNING
+        several = device.gpu is not None and mesh.size > 1 and config.xla_flags == "auto"
+        options = compiler_options(version) if several else None
         compiler = f"XLA for {device.described_kind}, jaxlib {version}"
     else:
         config, mesh = _for_virtual(config, device), make_mesh(config.mesh)

@@ -1,12 +1,14 @@
 """Chips that are only described: what must be installed, and what cannot be described."""
 
+import jax
 import pytest
 
 from ipt_jax.chips import topology
 from ipt_jax.chips.devices import DEVICES
 from ipt_jax.chips.target import Target
-from ipt_jax.chips.topology import described_devices, why_not
+from ipt_jax.chips.topology import compiled_for, described_devices, why_not
 from ipt_jax.errors import UserError
+from ipt_jax.models.sharding import MeshConfig, make_mesh
 
 
 @pytest.mark.parametrize("name", [name for name, one in DEVICES.items() if one.gpu])
@@ -77,3 +79,28 @@ def test_a_target_is_read_off_a_device():
     found = Target.of(Described())  # type: ignore[arg-type]
     assert found == Target("gpu", "NVIDIA H200", "9.0", 132) and found.size("tensor") == 1
     assert found.known is DEVICES["h200"]
+
+
+def test_products_without_a_first_candidate_are_compiled_with_autotuning(monkeypatch):
+    tried = []
+
+    class Lowered:
+        def compile(self, options):
+            tried.append(options)
+            if "xla_gpu_autotune_level" in (options or {}):
+                raise RuntimeError(said)
+            return "compiled"
+
+    class Function:
+        def lower(self, *_):
+            return Lowered()
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    gpu = Target("gpu", "NVIDIA H200", "9.0", 132)
+    monkeypatch.setattr(topology.Target, "of", staticmethod(lambda mesh: gpu))
+    said = "INTERNAL: No supported config found for HLO: %gemm_fusion"
+    assert compiled_for(mesh, Function(), options={"a": 1}) == "compiled"  # type: ignore[arg-type]
+    assert tried == [{"a": 1, "xla_gpu_autotune_level": 0}, {"a": 1}]
+    said = "RESOURCE_EXHAUSTED"
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        compiled_for(mesh, Function())  # type: ignore[arg-type]
