@@ -195,6 +195,10 @@ def make_train_step(
             keys = jax.random.split(key, accumulation_steps)
 
             def add(total: tuple, piece: tuple) -> tuple[tuple, None]:
+                # XLA unrolls this loop for several GPUs: the next piece would begin beside this
+                # one, and what both store would be there at once.
+                if chip.platform == "gpu" and mesh.size > 1:
+                    total, piece = jax.lax.optimization_barrier((total, piece))
                 return jax.tree.map(jnp.add, total, gradients(state, *piece)), None
 
             zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
