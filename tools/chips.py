@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Before JAX: it compiles for what is not here.
+# Before JAX: it compiles for what is not here, and Mosaic writes what the assembler says.
 os.environ["JAX_PLATFORMS"] = "cpu"
 DUMP = tempfile.mkdtemp(prefix="chips-")
-PRINTED = {"MOSAIC_GPU_DUMP_TO": DUMP, "MOSAIC_GPU_DUMP_PTXAS": "1"}
+os.environ |= {"MOSAIC_GPU_DUMP_TO": DUMP, "MOSAIC_GPU_DUMP_PTXAS": "1"}
 
 from ipt_jax.interrupts import importing  # noqa: E402
 
@@ -128,11 +128,6 @@ def attention_rows(device: str, only: str) -> Iterator[dict[str, Any]]:
             # A kernel of Triton that spills has no program.
             spills = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
             options = spills if DEVICES[device].gpu else None
-            # Mosaic prints much beside what the assembler says, which a group does not change.
-            for variable, value in PRINTED.items():
-                os.environ.pop(variable, None)
-                if group == 1:
-                    os.environ[variable] = value
             row = _timed(lambda: compiled_for(mesh, run, *arrays, options=options))  # noqa: B023
             yield {**about, "head_width": width, "group": group, **row, "kernels": _kernels()}
 

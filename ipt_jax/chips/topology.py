@@ -80,7 +80,7 @@ def compiled_for(
         if target.platform != "gpu":
             return lowered.compile(options)
         # Where no device can time them, a product's candidates are compiled for nothing, a third
-        # of a step's compilation; what is taken in the end is the same.
+        # of a step's compilation; temporaries and collectives came out the same without.
         try:
             return lowered.compile({**(options or {}), "xla_gpu_autotune_level": 0})
         except RuntimeError as error:  # products in float32 have no candidate to begin with
