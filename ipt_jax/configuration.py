@@ -9,6 +9,8 @@ import errno
 import json
 import os
 import platform
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args, get_type_hints
+from typing import Any, TextIO, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -49,6 +51,7 @@ _ADVICE = {
 }
 # Exit handlers that work take seconds: all that matters is on disk before.
 EXIT_SECONDS = 60.0
+BROKEN_PIPE = 128 + signal.SIGPIPE
 _NAMED_PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain array-record numpy torch transformers vllm "
     "llguidance lm-eval sentencepiece tokenizers rensa py3langid resiliparse ray aiohttp"
@@ -254,11 +257,12 @@ def _git(*arguments: str) -> str | None:
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a launch script's `main`; exit 0, or 2 with one paragraph, or 130 after Ctrl-C.
 
-    A `RunStopped` brings its own code.
+    A `RunStopped` brings its own code; 141, without a word, where nobody reads what is printed.
     """
     code = 1
     try:
         code = main() or 0
+        sys.stdout.flush()
     except UserError as error:
         code = _complain(str(error))
     except RunStopped as error:
@@ -268,13 +272,28 @@ def run_main(main: Callable[[], int | None]) -> None:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         code = INTERRUPTED
     except OSError as error:
-        advice = advice_on(error)
-        if advice is None:
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+            code = BROKEN_PIPE
+        elif (advice := advice_on(error)) is None:
             raise
-        code = _complain(advice)
+        else:
+            code = _complain(advice)
     finally:
         _leave_within(EXIT_SECONDS, code)
     sys.exit(code)
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """Whether the reader of `stream` is gone, as with `| head`; what is left of it is dropped then.
+
+    A pipe that broke may also be one to a process of ours, whose end is a fault to be told.
+    """
+    watched = select.poll()
+    watched.register(stream.fileno(), 0)
+    gone = any(events & (select.POLLERR | select.POLLHUP) for _, events in watched.poll(0))
+    if gone:  # Python would try once more at its exit, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
 
 
 def advice_on(error: OSError) -> str | None:

@@ -35,12 +35,14 @@ def in_pattern(
 ) -> tuple[Example | None, tuple[Pair, ...]]:
     """The example in `pattern`, None if no pair can be; and the pairs that cannot be.
 
-    One question with two sets of options is one question without them. Wrong options are the
-    answers of the text's other pairs, then drawn ones of `answers`, which are of other texts.
+    One question with two sets of options is one question without them. Of an example's answers
+    each is a wrong option once, the rest is drawn from `answers`, which are of other texts: with
+    the same answers below every question a small synthesizer learns to go round in circles.
     """
     kept: list[Pair] = []
     left: list[Pair] = []
-    for pair in example.pairs:
+    order = generator.permutation(len(example.pairs))
+    for pair, other in zip(example.pairs, order, strict=True):
         if pattern == WITHOUT_RATIONALE:
             changed = replace(pair, rationale=None)
         elif pattern == FREE_FORM:
@@ -49,7 +51,9 @@ def in_pattern(
             if asked or _POINTS_AT_OPTIONS in pair.response.lower():
                 changed = None
         else:
-            changed = _with_options(pair, example, answers, generator)
+            wrong = [example.pairs[other].response]
+            wrong += [answers[i] for i in generator.integers(len(answers), size=MOST_OPTIONS)]
+            changed = _with_options(pair, wrong, generator)
         if changed is None:
             left.append(pair)
         else:
@@ -57,16 +61,11 @@ def in_pattern(
     return (replace(example, pairs=tuple(kept)) if kept else None), tuple(left)
 
 
-def _with_options(
-    pair: Pair, example: Example, answers: Sequence[str], generator: np.random.Generator
-) -> Pair | None:
+def _with_options(pair: Pair, wrong: Sequence[str], generator: np.random.Generator) -> Pair | None:
     if "\n" in pair.response:
         return None
-    others = [other.response for other in example.pairs]
-    own = [others[int(i)] for i in generator.permutation(len(others))]
-    drawn = [answers[int(i)] for i in generator.integers(len(answers), size=MOST_OPTIONS)]
     different = {pair.response.lower(): pair.response}
-    for answer in [*own, *drawn]:
+    for answer in wrong:
         if len(different) < MOST_OPTIONS and "\n" not in answer:
             different.setdefault(answer.lower(), answer)
     if len(different) < 2:

@@ -25,18 +25,26 @@ def example(*pairs: Pair) -> Example:
     return Example("set/1", "set", "A text.", pairs)
 
 
-def test_options_are_the_answers_of_the_other_pairs_first() -> None:
-    asked = example(Pair("Who?", "Ann"), Pair("Where?", "Rome"), Pair("And who?", "ann"))
-    places = set()
-    for seed in range(20):
-        made, left = in_pattern(asked, MULTIPLE_CHOICE, ["noon"], np.random.default_rng(seed))
+def test_an_answer_of_the_text_is_a_wrong_option_once() -> None:
+    asked = example(
+        Pair("Who?", "Ann"), Pair("Where?", "Rome"), Pair("And who?", "ann"), Pair("When?", "noon")
+    )
+    own, places = {"ann", "rome", "noon"}, set()
+    for seed in range(40):
+        drawn = ["Bea", "Cay", "Dan", "Eve"]
+        made, left = in_pattern(asked, MULTIPLE_CHOICE, drawn, np.random.default_rng(seed))
         assert made is not None and left == ()
+        wrong: list[str] = []
         for before, after in zip(asked.pairs, made.pairs, strict=True):
             assert replace(after, options=()) == before
-            assert {one.lower() for one in after.options} == {"ann", "rome", "noon"}
-            assert before.response in after.options  # as it is spelt there
+            others = list(after.options)
+            others.remove(before.response)  # as it is spelt there
+            assert before.response.lower() not in {one.lower() for one in others}
+            wrong += others
+        again = [one for one in wrong if one.lower() in own]
+        assert len(set(again)) == len(again) and set(wrong) & set(drawn)
         places.add(made.pairs[0].options.index("Ann"))
-    assert places == {0, 1, 2}
+    assert places >= {0, 1, 2}
 
 
 def test_a_pair_that_cannot_be_in_a_pattern_is_given_back() -> None:
@@ -44,6 +52,7 @@ def test_a_pair_that_cannot_be_in_a_pattern_is_given_back() -> None:
     alone = example(Pair("Who?", "Ann"))
     assert in_pattern(alone, MULTIPLE_CHOICE, ["Ann", "ANN"], generator) == (None, alone.pairs)
     listed = example(Pair("Which?", "one\ntwo"), Pair("Who?", "Ann"))
+    generator = np.random.default_rng(1)
     made, left = in_pattern(listed, MULTIPLE_CHOICE, ["Bea", "x\ny"], generator)
     assert made is not None and left == listed.pairs[:1]
     assert sorted(made.pairs[0].options) == ["Ann", "Bea"]

@@ -116,6 +116,22 @@ def test_how_scripts_end(capsys):
         run_main(lambda: 1 // 0)
 
 
+@pytest.mark.parametrize("printed", ["'a line'", "'x' * 10**6"], ids=["held back", "long"])
+def test_a_reader_that_is_gone_ends_it_without_a_word(printed):
+    program = f"from ipt_jax import configuration as c; c.run_main(lambda: print({printed}))"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_pipe_that_breaks_is_a_fault():
+    with pytest.raises(BrokenPipeError):
+        run_main(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "a worker's")))
+
+
 def test_run_files_say_what_ran(tmp_path):
     write_run_files(tmp_path / "run", Config(), devices=["cpu"])
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
