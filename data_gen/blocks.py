@@ -22,7 +22,7 @@ from data_gen.failed_requests import FailedRequests
 from data_gen.ledger import Ledger
 from data_gen.outputs import OutputFolder, RejectedPiece
 from data_gen.runner import Done, Progress, Unit, Usage, no_progress, run_units
-from ipt_jax.records import (
+from ipt_jax.core.records import (
     DEFAULT_OPTIONS,
     MANIFEST_NAME,
     Manifest,
@@ -33,7 +33,7 @@ from ipt_jax.records import (
     serialize,
     shard_name,
 )
-from ipt_jax.shard_file import ShardFile
+from ipt_jax.core.shard_file import ShardFile
 
 _SHARD = re.compile(r"part-\d{5,}\.arrayrecord(\.tmp)?")
 _SAMPLES = 8  # shown to a person, of the first block

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.records import atomic_write
+from ipt_jax.core.records import atomic_write
 
 CARD_NAME = "card.md"
 

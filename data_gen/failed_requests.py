@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines.base import Completion
-from ipt_jax.errors import RunStopped
+from ipt_jax.core.errors import RunStopped
 
 TOO_MANY_FAILED = 4  # exit code
 _ATTEMPTS = re.compile(r" \(attempts: \d+\)$")

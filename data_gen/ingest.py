@@ -11,9 +11,9 @@ from data_gen.corpus import MAX_CHARACTERS, corpus_sha256, find_files, read_corp
 from data_gen.corpus.pairs import PairLayout
 from data_gen.intake import write_documents
 from data_gen.outputs import OutputFolder
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import SHARD_FILES
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
-from ipt_jax.errors import UserError
-from ipt_jax.records import SHARD_FILES
 
 KIND = "ingest"
 _OWNS = (

@@ -12,7 +12,7 @@ from typing import Any
 from data_gen.corpus import Document, RejectedDocument
 from data_gen.ledger import Ledger
 from data_gen.outputs import OutputFolder
-from ipt_jax.records import Manifest, Record, ShardWriter
+from ipt_jax.core.records import Manifest, Record, ShardWriter
 
 RAW = "raw"
 UNKNOWN = "not stated"

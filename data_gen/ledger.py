@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from data_gen.engines.base import Completion, TokenLogprob
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
-from ipt_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.sqlite"

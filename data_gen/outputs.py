@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.ledger import LEDGER_FILES, LEDGER_NAME
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write, naming
 from ipt_jax.core.json_lines import load_json, parse_json
+from ipt_jax.core.records import SHARD_FILES, RecordSource
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
-from ipt_jax.errors import UserError
-from ipt_jax.records import SHARD_FILES, RecordSource
 
 _OWNS = (
     *(*RUN_FILES, *LEDGER_FILES, "summary.json", "samples.json", "card.md", "progress.jsonl"),

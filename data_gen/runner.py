@@ -17,7 +17,7 @@ from typing import Protocol
 from data_gen.engines.base import Completion, Engine, Request
 from data_gen.engines.isolation import isolated
 from data_gen.ledger import Ledger
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 FAILURES_IN_A_ROW = 20  # units that may fail one after another
 STALL_SECONDS = 3600.0  # without an answer, while an engine asks for more work

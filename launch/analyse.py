@@ -6,7 +6,7 @@ python launch/analyse.py corpus --config configs/analyse/ipt_corpus.yaml
 
 from __future__ import annotations
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import argparse
@@ -16,7 +16,7 @@ with importing():
     from data_gen.instruction_pretrain.analysis.report import hold_analysis
     from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
     from data_gen.progress import terminal_progress
-    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.core.configuration import parse_config, run_main, write_run_files
     from ipt_jax.evaluation.analysis_page import analysis_report
 
 KINDS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import json
@@ -14,8 +14,8 @@ with importing():
     from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
     from data_gen.baselines.stage import run_reading_comprehension
     from data_gen.progress import terminal_progress
-    from ipt_jax.configuration import parse_config, run_main, write_run_files
-    from ipt_jax.errors import UserError, nearest
+    from ipt_jax.core.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.core.errors import UserError, nearest
 
 USAGE = """usage: launch/baseline.py {reading_comprehension,random_pairs} [--help] [--key value ...]
 

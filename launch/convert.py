@@ -1,13 +1,13 @@
 """Convert weights: launch/convert.py to-hf --run RUN [--verify] | from-hf --folder FOLDER."""
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import sys
 
-    from ipt_jax.configuration import parse_config, run_main
-    from ipt_jax.errors import UserError
-    from ipt_jax.hf.convert import (
+    from ipt_jax.core.configuration import parse_config, run_main
+    from ipt_jax.core.errors import UserError
+    from ipt_jax.training.convert import (
         FromHuggingFaceConfig,
         ToHuggingFaceConfig,
         from_hugging_face_folder,

@@ -1,9 +1,9 @@
 """Measure exported models: python launch/evaluate.py --config configs/evaluate/NAME.yaml."""
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
-    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.core.configuration import parse_config, run_main, write_run_files
     from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models, format_table
 
 

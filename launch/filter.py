@@ -5,7 +5,7 @@ python launch/filter.py --config configs/quality/raw_corpus.yaml
 
 from __future__ import annotations
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import json
@@ -17,7 +17,7 @@ with importing():
 
     from data_gen.quality.decontaminate import RULES, SetCounts, contamination_table
     from data_gen.quality.stage import FilterConfig, failed_requests, run_filter
-    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.core.configuration import parse_config, run_main, write_run_files
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ python launch/ingest.py --config configs/ingest/general_instructions.yaml
 
 from __future__ import annotations
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import json
@@ -13,7 +13,7 @@ with importing():
     from pathlib import Path
 
     from data_gen.ingest import IngestConfig, ingest
-    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.core.configuration import parse_config, run_main, write_run_files
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ on where it stopped and skips what is done; --fresh starts over.
 
 from __future__ import annotations
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import dataclasses
@@ -19,19 +19,19 @@ with importing():
     from data_gen.instruction_pretrain.config import SynthesisConfig
     from data_gen.instruction_pretrain.pipeline import run_synthesis, synthesis_prints
     from data_gen.progress import terminal_progress
-    from ipt_jax.configuration import (
+    from ipt_jax.core.configuration import (
         as_yaml,
         parse_config,
         run_main,
         write_run_files,
     )
+    from ipt_jax.core.errors import UserError
+    from ipt_jax.core.jobs import Stages
     from ipt_jax.data.pipeline import open_mixture
-    from ipt_jax.errors import UserError
     from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
     from ipt_jax.evaluation.report import quickstart_report
-    from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
-    from ipt_jax.stages import Stages
     from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.convert import ToHuggingFaceConfig, to_hugging_face_folder
     from ipt_jax.training.loop import train
     from ipt_jax.training.run_folder import run_prints
 

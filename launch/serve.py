@@ -1,10 +1,10 @@
 """Serve a model by vLLM: python launch/serve.py --model FOLDER [--port 8000]."""
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     from data_gen.engines.serving import ServeConfig, serve
-    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.core.configuration import parse_config, run_main
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ python launch/synthesize.py --config configs/synthesize/quickstart.yaml
 
 from __future__ import annotations
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import json
@@ -17,7 +17,7 @@ with importing():
     from data_gen.instruction_pretrain.config import SynthesisConfig
     from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
     from data_gen.progress import terminal_progress
-    from ipt_jax.configuration import parse_config, run_main, write_run_files
+    from ipt_jax.core.configuration import parse_config, run_main, write_run_files
     from ipt_jax.evaluation.synthesis_page import synthesis_report
 
 

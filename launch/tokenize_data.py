@@ -3,10 +3,10 @@
 Not named tokenize.py: scripts in this folder would then import it for Python's own module.
 """
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
-    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.core.configuration import parse_config, run_main
     from ipt_jax.data.token_run import MIXTURE_NAME, TokenizeConfig, tokenize
 
 

@@ -1,9 +1,9 @@
 """Train a model: python launch/train.py --config configs/train/NAME.yaml [--key value …]."""
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
-    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.core.configuration import parse_config, run_main
     from ipt_jax.training.compilation import enable_compilation_cache
     from ipt_jax.training.config import TrainConfig
     from ipt_jax.training.host_memory import keep_freed_memory

@@ -6,7 +6,7 @@ skips what is done; --fresh starts over.
 
 from __future__ import annotations
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import dataclasses
@@ -21,16 +21,16 @@ with importing():
         tuning_prints,
         write_tuning_data,
     )
-    from ipt_jax.configuration import (
+    from ipt_jax.core.configuration import (
         as_yaml,
         parse_config,
         run_main,
         write_run_files,
     )
+    from ipt_jax.core.jobs import Stages
     from ipt_jax.data.pipeline import open_mixture
-    from ipt_jax.hf.convert import ToHuggingFaceConfig, to_hugging_face_folder
-    from ipt_jax.stages import Stages
     from ipt_jax.training.config import TrainConfig
+    from ipt_jax.training.convert import ToHuggingFaceConfig, to_hugging_face_folder
     from ipt_jax.training.loop import train
     from ipt_jax.training.run_folder import run_prints
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ipt_jax.errors import UserError
-from ipt_jax.records import RecordSource
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import RecordSource
 
 
 def damage(shard: Path, at: int | None = None) -> None:

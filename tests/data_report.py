@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 import yaml
 
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.pipeline import open_mixture
-from ipt_jax.records import Record, ShardWriter
 from tests.damaged_shards import damage
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipt_jax.records import Record, ShardWriter
+from ipt_jax.core.records import Record, ShardWriter
 
 ROOT = Path(__file__).parents[1]
 SYNTHESIZE = ("launch/synthesize.py", "--config", "configs/synthesize/quickstart.yaml")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from ipt_jax.configuration import parse_config
+from ipt_jax.core.configuration import parse_config
 from ipt_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]

@@ -10,14 +10,14 @@ import tokenizers
 from data_gen.engines import adapter, vllm
 from data_gen.instruction_pretrain import tuning
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedTexts
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.jobs import Stages
+from ipt_jax.core.manifest import Manifest
 from ipt_jax.core.run_folder import RunFolder
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.core.weight_files import weight_files
-from ipt_jax.errors import UserError
 from ipt_jax.evaluation import harness, report, results
 from ipt_jax.hf import load
-from ipt_jax.manifest import Manifest
-from ipt_jax.stages import Stages
-from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.integrity import find_damage
 
 ROOT = Path(__file__).parents[1]

@@ -24,18 +24,18 @@ from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import run_synthesis
 from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
 from data_gen.quality.stage import FilterConfig, run_filter
-from ipt_jax.configuration import write_run_files
 from ipt_jax.core import run_folder
+from ipt_jax.core.configuration import write_run_files
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.jobs import Stages
 from ipt_jax.core.run_folder import FolderRefused, RunFolder
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
-from ipt_jax.errors import UserError
 from ipt_jax.evaluation import harness
-from ipt_jax.hf.convert import FromHuggingFaceConfig, from_hugging_face_folder
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
-from ipt_jax.stages import Stages
+from ipt_jax.training.convert import FromHuggingFaceConfig, from_hugging_face_folder
 from launch import quickstart
 from tests.data_gen.fakes import FakeEngine
 from tests.run_folders import content, unlisted

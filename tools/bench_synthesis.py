@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     from data_gen.blocks import UnitOutput, run_blocks
@@ -40,7 +40,7 @@ with importing():
     from data_gen.ledger import Ledger
     from data_gen.outputs import OutputFolder
     from data_gen.runner import Done, Failure
-    from ipt_jax.records import Record
+    from ipt_jax.core.records import Record
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"

@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     from bench_workers import SIZES  # beside this file
@@ -158,7 +158,7 @@ def restart(rounds: int, folder: Path) -> dict[str, Any]:
     """Seconds from the start of launch/train.py to its first step after a restore."""
     import yaml
 
-    from ipt_jax.records import Record, ShardWriter
+    from ipt_jax.core.records import Record, ShardWriter
 
     corpus = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"
     with ShardWriter(folder / "raw") as writer:

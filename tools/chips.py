@@ -29,7 +29,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 DUMP = tempfile.mkdtemp(prefix="chips-")
 os.environ |= {"MOSAIC_GPU_DUMP_TO": DUMP, "MOSAIC_GPU_DUMP_PTXAS": "1"}
 
-from ipt_jax.interrupts import importing  # noqa: E402
+from ipt_jax.core.interrupts import importing  # noqa: E402
 
 with importing():
     import jax
@@ -40,8 +40,8 @@ with importing():
     from ipt_jax.attention.spec import AttentionSpec
     from ipt_jax.chips.devices import DEVICES
     from ipt_jax.chips.topology import compiled_for, described_devices
-    from ipt_jax.configuration import parse_config
-    from ipt_jax.errors import UserError, nearest
+    from ipt_jax.core.configuration import parse_config
+    from ipt_jax.core.errors import UserError, nearest
     from ipt_jax.models.sharding import MeshConfig, make_mesh
     from ipt_jax.training.config import TrainConfig
     from ipt_jax.training.plan import compile_ahead

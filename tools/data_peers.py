@@ -14,15 +14,15 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from ipt_jax.core.example_proto import example_class
+from ipt_jax.core.records import DEFAULT_OPTIONS, Record, RecordSource, ShardWriter, serialize
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.lengths import index_lengths
 from ipt_jax.data.opened import OpenMixture, open_mixture
 from ipt_jax.data.packing import Tokenised, best_fit, cut, flatten, lay
 from ipt_jax.data.pipeline import batches
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
-from ipt_jax.example_proto import example_class
-from ipt_jax.records import DEFAULT_OPTIONS, Record, RecordSource, ShardWriter, serialize
-from ipt_jax.tokenizers import load_tokenizer
 
 T, B = 2048, 8  # tokens in a row, rows in a batch
 TOKENIZER = "mistral-7b-v0.1"

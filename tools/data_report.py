@@ -14,16 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import numpy as np
 
-    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.core.configuration import parse_config, run_main
+    from ipt_jax.core.errors import UserError
+    from ipt_jax.core.terminal import visible
     from ipt_jax.data.pipeline import DataConfig, open_mixture
     from ipt_jax.data.survey import QUANTILES, Survey, survey
     from ipt_jax.data.tasks import Mixture
-    from ipt_jax.errors import UserError
     from ipt_jax.evaluation.charts import SERIES_COLOURS, Bars, Histogram, LineChart, Series, short
     from ipt_jax.evaluation.page import (
         Facts,
@@ -36,7 +37,6 @@ with importing():
         say,
         write_page,
     )
-    from ipt_jax.terminal import visible
 
 _BINS = 40  # of lengths
 _COLUMNS = 60  # of segments a row, at the most

@@ -451,7 +451,8 @@ def autotune(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None
 
 def tiles(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None:
     """Time the portable kernel's tiles and emit the table's line of the fastest."""
-    from ipt_jax.attention.block_sizes import Tile, autotune
+    from ipt_jax.attention.autotune import autotune
+    from ipt_jax.attention.block_sizes import Tile
 
     case = Case("packed", 4096, head_width)
     given: dict[str, Any] = {}

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     from ipt_jax.chips.devices import DEVICES
     from ipt_jax.chips.hlo_cost import MEASURED, Attention, Rates, measured_attention, predict
-    from ipt_jax.configuration import run_main
-    from ipt_jax.errors import UserError, nearest
+    from ipt_jax.core.configuration import run_main
+    from ipt_jax.core.errors import UserError, nearest
     from ipt_jax.models.config import PRESETS
 
 

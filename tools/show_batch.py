@@ -15,14 +15,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 
-from ipt_jax.interrupts import importing
+from ipt_jax.core.interrupts import importing
 
 with importing():
     import numpy as np
     from rich.console import Console
     from rich.text import Text
 
-    from ipt_jax.configuration import parse_config, run_main
+    from ipt_jax.core.configuration import parse_config, run_main
+    from ipt_jax.core.errors import UserError
+    from ipt_jax.core.terminal import visible
+    from ipt_jax.core.tokenizers import Tokenizer
     from ipt_jax.data.pipeline import (
         DataConfig,
         MixtureRows,
@@ -32,9 +35,6 @@ with importing():
         source_tokens,
     )
     from ipt_jax.data.rows import Segment
-    from ipt_jax.errors import UserError
-    from ipt_jax.terminal import visible
-    from ipt_jax.tokenizers import Tokenizer
 
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 

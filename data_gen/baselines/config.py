@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from data_gen.corpus import MAX_CHARACTERS
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from ipt_jax.errors import UserError
-from ipt_jax.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer
 
 _SPACE = "▁"  # stands for the space before a word
 _SHORTEST = 10  # characters of a domain word (Cheng et al., section 3.1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 DEFAULT_FILE = Path(__file__).with_name("instructions.yaml")
 _SLOT = re.compile(r"\{(\w+)\}")

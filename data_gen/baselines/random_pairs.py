@@ -19,9 +19,9 @@ from data_gen.instruction_pretrain.format import Shot, parse_pairs
 from data_gen.instruction_pretrain.template_file import TemplateSet, load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.outputs import OutputFolder
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
-from ipt_jax.errors import UserError
-from ipt_jax.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
 
 METHOD = "random_pairs"
 _READ = 256

@@ -21,8 +21,8 @@ from data_gen.intake import RAW, Intake, take_in
 from data_gen.ledger import Ledger
 from data_gen.outputs import OutputFolder, RejectedPiece
 from data_gen.runner import Done, Failure, Progress, no_progress
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource, atomic_write, file_sha256
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource, atomic_write, file_sha256
 
 METHOD = "reading_comprehension"
 PLAIN, AUGMENTED = "plain", "augmented"

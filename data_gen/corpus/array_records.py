@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, read_errors
-from ipt_jax.errors import UserError
-from ipt_jax.example_proto import features_of
-from ipt_jax.records import MANIFEST_NAME, Manifest, RecordSource
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.example_proto import features_of
+from ipt_jax.core.records import MANIFEST_NAME, Manifest, RecordSource
 
 _BATCH = 256
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 _BUFFER_BYTES = 1 << 20
 FORMS = (

@@ -12,8 +12,8 @@ from typing import Any
 
 from data_gen.corpus.files import FORMS, CorpusFile
 from data_gen.corpus.hub_names import HUB, HubName
-from ipt_jax.errors import UserError
-from ipt_jax.records import MANIFEST_NAME
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import MANIFEST_NAME
 
 _ENDINGS = {
     "jsonl": re.compile(r"\.jsonl?(\.gz|\.zst)?$"),

@@ -13,7 +13,7 @@ from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.hugging_face import hub_commit
 from ipt_jax.core.fingerprint import file_digest
-from ipt_jax.records import MANIFEST_NAME
+from ipt_jax.core.records import MANIFEST_NAME
 
 # What filesystems call a checksum or version of the content, best first; then times of change.
 _CONTENT_KEYS = (

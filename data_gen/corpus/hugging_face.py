@@ -10,7 +10,7 @@ from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.tables import check_column, rows_of
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 _BATCH = 256
 

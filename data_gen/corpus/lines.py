@@ -10,7 +10,7 @@ from typing import Any
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, read_errors, unreadable
 from ipt_jax.core import json_lines
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 def read_jsonl(file: CorpusFile) -> Iterator[Raw]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen.corpus.documents import Raw
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 # Names of the two speakers in the data sets that are about.
 _ASKS = {"human", "user", "prompter", "instruction"}

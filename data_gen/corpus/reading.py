@@ -13,7 +13,7 @@ from data_gen.corpus.lines import read_jsonl, read_txt
 from data_gen.corpus.pairs import PairLayout, as_pair
 from data_gen.corpus.tables import read_parquet
 from data_gen.corpus.web_archives import read_web_archive
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 _UNREADABLE = {"undecodable", "not_json", "damaged"}
 

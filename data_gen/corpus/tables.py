@@ -8,7 +8,7 @@ from typing import Any
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from ipt_jax.core import arrow_rows
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 _MOST_ROWS = 1024
 _BATCH_BYTES = 32 << 20  # of decoded columns: a batch of long documents is a small one

@@ -9,7 +9,7 @@ from data_gen.corpus.archive_records import MOST_BYTES, Captured, Damage, captur
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.html import html_text
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 _HTML = ("text/html", "application/xhtml+xml")
 # Header -> field of a document's metadata.

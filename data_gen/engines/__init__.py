@@ -27,7 +27,7 @@ from data_gen.engines.config import (
 )
 from data_gen.engines.hub import fetch_model, is_hub_name
 from data_gen.engines.model_folder import check_model_folder, folder_revision, make_folder
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 __all__ = [
     "ENGINES",
@@ -180,7 +180,7 @@ def open_engine(config: EngineConfig) -> Engine:
 
 
 def _open_on_ray(config: EngineConfig) -> Engine:
-    from data_gen.distributed import RayEngine
+    from data_gen.engines.distributed import RayEngine
     from data_gen.engines.prompts import PromptEncoder
 
     identity, found = identify_engine(config), resolve_model(config)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.weight_files import follow_umask, weight_files
-from ipt_jax.errors import UserError
 
 if TYPE_CHECKING:
     import torch

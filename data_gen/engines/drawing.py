@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_gen.engines.base import Sampling
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 class Constraints:

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.weight_files import weight_files
-from ipt_jax.errors import UserError
 
 
 def check_model_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob
 from data_gen.engines.failures import Failure, error_message, status_failure
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",

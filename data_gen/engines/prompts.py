@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines.base import Prompt
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 class PromptError(Exception):

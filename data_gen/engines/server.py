@@ -23,7 +23,7 @@ from data_gen.engines.server_client import (
 )
 from data_gen.engines.streaming import LoopThread
 from data_gen.engines.waiting import WaitNotice
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 _ACCESS_CHECK_SECONDS = 30.0
 _COUNT_ATTEMPTS = 4

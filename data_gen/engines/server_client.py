@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from data_gen.engines.config import EngineConfig, ServerConfig
 from data_gen.engines.failures import Failure, error_message, exception_failure, status_failure
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
-from ipt_jax.errors import UserError
 
 _MOST_BYTES = 64 << 20  # of one answer
 _PROBE_SECONDS = 10.0

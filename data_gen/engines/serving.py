@@ -23,8 +23,8 @@ from data_gen.engines.config import ServerConfig
 from data_gen.engines.server_client import read_key
 from data_gen.engines.vllm import check_vllm, engine_arguments
 from data_gen.engines.waiting import WaitNotice
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
-from ipt_jax.errors import UserError
 
 _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 5.0

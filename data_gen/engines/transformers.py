@@ -18,7 +18,7 @@ from data_gen.engines.prompts import PromptEncoder, PromptError
 from data_gen.engines.slots import ATTENTION_NAME, SlotCache, slot_attention
 from data_gen.engines.stopping import cut_at_stop
 from data_gen.engines.streaming import Feed
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 @dataclass

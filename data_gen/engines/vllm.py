@@ -14,8 +14,8 @@ from data_gen.engines.config import VllmConfig
 from data_gen.engines.model_folder import check_model_folder, folder_revision
 from data_gen.engines.prompts import PromptEncoder, PromptError
 from data_gen.engines.streaming import LoopThread
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
 
 # What a config may not change: each is a promise of this engine.
 _FIXED = {

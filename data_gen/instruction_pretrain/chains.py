@@ -14,7 +14,7 @@ from data_gen.engines import Completion, Request, Sampling
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.demonstrations import DEMONSTRATIONS
 from data_gen.instruction_pretrain.rounds import Budget, Turn, run_chain, split_rounds
-from ipt_jax.records import Record, RecordSource
+from ipt_jax.core.records import Record, RecordSource
 
 
 def seed_of(run_seed: int, *names: object) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from data_gen.corpus import MAX_CHARACTERS
 from data_gen.engines import EngineConfig
 from data_gen.estimate import SAMPLE_DOCUMENTS
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 @dataclass(frozen=True)

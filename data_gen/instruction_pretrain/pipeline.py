@@ -46,8 +46,8 @@ from data_gen.ledger import ClosedLedger, Ledger
 from data_gen.outputs import OutputFolder
 from data_gen.progress import ProgressLog
 from data_gen.runner import Progress, Status, no_progress
-from ipt_jax.errors import UserError
-from ipt_jax.records import RecordSource
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import RecordSource
 
 # Settings that no record depends on, or that the fingerprint has in another form.
 _NOT_IN_RECORDS = (

@@ -20,7 +20,7 @@ from data_gen.instruction_pretrain.template_file import TemplateSet
 from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.outputs import OutputFolder, RejectedPiece
 from data_gen.runner import Done, Failure
-from ipt_jax.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
 
 METHOD = "instruction_pretrain"
 PLAIN, AUGMENTED = "plain", "augmented"

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 OUR_FOLDER = Path(__file__).with_name("template_data")
 OUR_FILES = ("pairs.yaml", "texts.yaml", "arrangements.yaml")

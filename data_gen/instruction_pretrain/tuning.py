@@ -26,12 +26,12 @@ from data_gen.instruction_pretrain.format import (
 )
 from data_gen.instruction_pretrain.patterns import in_pattern, other_patterns
 from data_gen.instruction_pretrain.templates import render_training_text
+from ipt_jax.core.errors import UserError, nearest
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.records import SHARD_FILES, Record, ShardWriter, atomic_write
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
-from ipt_jax.errors import UserError, nearest
-from ipt_jax.records import SHARD_FILES, Record, ShardWriter, atomic_write
-from ipt_jax.tokenizers import Tokenizer, load_tokenizer
+from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 
 METHOD = "instruction_pretrain_tuning"
 HELD_OUT_FILE = "held_out.jsonl"

@@ -17,8 +17,8 @@ from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluatio
 from data_gen.quality.gate import Gate, Rejection
 from data_gen.quality.overlaps import OverlapIndex
 from data_gen.quality.substrings import SubstringIndex, alphanumerics, draw_substrings
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 
 
 @dataclass(frozen=True)

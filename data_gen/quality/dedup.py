@@ -20,8 +20,8 @@ import numpy as np
 
 from data_gen.quality.gate import Corpus, Gate, Rejection
 from data_gen.quality.words import batches, hash_words, windows
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 
 ExactKey = Literal["text", "first_two_sentences"]
 # A sentence ends at its mark and what closes after it, at an empty line, or with the text. A point

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core import json_lines
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ipt_jax.records import Record
+from ipt_jax.core.records import Record
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.records import Record, RecordSource
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.records import Record, RecordSource
 
 
 class InputShards:

@@ -29,8 +29,8 @@ from data_gen.failed_requests import FailedRequests
 from data_gen.ledger import Ledger
 from data_gen.quality.gate import Corpus, Gate, Rejection
 from data_gen.runner import Done, Failure, run_units
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 
 LOWEST, HIGHEST = 1, 5
 _PAIR_TASK = "Judge how well the answer serves the instruction."

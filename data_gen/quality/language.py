@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 def load_language_identifier() -> tuple[Callable[[str], tuple[str, float]], frozenset[str]]:

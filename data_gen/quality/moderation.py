@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import yaml
 
 from data_gen.quality.gate import Gate, Rejection
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 
 DEFAULT_RULES = Path(__file__).with_name("moderation_rules.yaml")
 

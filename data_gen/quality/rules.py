@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from data_gen.quality.gate import Gate, Rejection
 from data_gen.quality.language import load_language_identifier
-from ipt_jax.errors import UserError, nearest
-from ipt_jax.records import Record
-from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.records import Record
+from ipt_jax.core.tokenizers import load_tokenizer
 
 _RANGES = ("characters", "words", "tokens")
 

@@ -24,13 +24,13 @@ from data_gen.quality.inputs import InputShards, Survivors
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
+from ipt_jax.core.errors import UserError, nearest
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, path_digest
 from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
-from ipt_jax.errors import UserError, nearest
-from ipt_jax.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
-from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.core.tokenizers import load_tokenizer
 
 READ = "read"  # the gate's name of what could not be read
 _BATCH = 256  # records read and checked at a time

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ipt_jax.chips.devices import Device
 from ipt_jax.chips.target import Target, compiling_for
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 GPUS_PER_HOST = 8
 # Chips -> the block of a torus they make, by libtpu's names: two axes on v5e and v6e, three on v4

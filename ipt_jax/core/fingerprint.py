@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME
-from ipt_jax.errors import UserError
 
 LARGE_BYTES = 64 << 20
 """Files above this are not read again at every start."""

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
 
 MARKER_NAME, LOCK_NAME = "run.json", "run.lock"
 RUN_FILES = ("config.yaml", "environment.json")  # how it ran; of nearly every kind of run

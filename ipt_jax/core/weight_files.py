@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
 
 INDEX_NAME = "model.safetensors.index.json"
 

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.manifest import atomic_write
 from ipt_jax.data.packing import Pieces, best_fit
 from ipt_jax.data.plan import Plan, Stretch
-from ipt_jax.errors import UserError
-from ipt_jax.manifest import atomic_write
 
 _LOG = logging.getLogger(__name__)
 _VERSION = "1"

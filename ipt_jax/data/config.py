@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import yaml
 
+from ipt_jax.core.errors import UserError, nearest
 from ipt_jax.data.tasks import HUB, NATURAL, Mixture, Stage, Task
-from ipt_jax.errors import UserError, nearest
 
 PACKINGS = ("concatenate", "best_fit")
 _MIXTURE_KEYS = ("name", "root", "by", "rates", "stages", "tasks")

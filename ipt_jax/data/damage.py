@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ipt_jax.errors import DamagedRecord
+from ipt_jax.core.errors import DamagedRecord
 
 _LOG = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
+from ipt_jax.core.tokenizers import Tokenizer, begins
 from ipt_jax.data.packing import Tokenised
 from ipt_jax.data.sources import Source
 from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_shards import TokenSource
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
-from ipt_jax.tokenizers import Tokenizer, begins
 
 
 def extra_tokens(task: Task) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.manifest import atomic_write
+from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.data.damage import read_records
 from ipt_jax.data.sources import Source
 from ipt_jax.data.token_shards import TokenSource
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.manifest import atomic_write
-from ipt_jax.tokenizers import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1024  # records tokenised at once

@@ -11,13 +11,13 @@ import grain
 import numpy as np
 from absl import flags
 
+from ipt_jax.core.errors import TRY_AGAIN, RunStopped, UserError
+from ipt_jax.core.orphans import end_with_parent
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.opened import OpenMixture, open_mixture
 from ipt_jax.data.packing import Rows, realised_rates, source_tokens
 from ipt_jax.data.rows import MixtureRows
 from ipt_jax.data.tasks import Mixture
-from ipt_jax.errors import TRY_AGAIN, RunStopped, UserError
-from ipt_jax.orphans import end_with_parent
 
 __all__ = [
     "DataConfig",

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.records import Record
 from ipt_jax.data.best_fit import BestFitRows
 from ipt_jax.data.damage import read_records
 from ipt_jax.data.examples import extra_tokens, read_examples
@@ -17,8 +19,6 @@ from ipt_jax.data.opened import OpenMixture
 from ipt_jax.data.packing import Pieces, Rows, Tokenised, cut, flatten, lay
 from ipt_jax.data.plan import Plan, TaskOrder
 from ipt_jax.data.tasks import NATURAL
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.records import Record
 
 _CACHE_TOKENS = 4 << 20  # tokenised examples kept: one is cut over several rows and batches
 

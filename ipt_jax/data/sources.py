@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.formats.array_record import ArrayRecordRows
 from ipt_jax.data.formats.files import CACHE, find_files, format_of
 from ipt_jax.data.formats.hugging_face import HuggingFaceRows
@@ -14,9 +17,6 @@ from ipt_jax.data.formats.parquet import ParquetRows
 from ipt_jax.data.preprocessors import preprocessors
 from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_shards import TokenSource
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.records import Record, RecordSource
-from ipt_jax.tokenizers import load_tokenizer
 
 _FOREIGN_KEYS = {"text_key": "text", "id_key": None, "split": "train", "subset": None}
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.data.examples import extra_tokens
 from ipt_jax.data.lengths import Lengths
 from ipt_jax.data.packing import source_tokens
 from ipt_jax.data.pipeline import OpenMixture, batches
-from ipt_jax.errors import UserError
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 _CHUNK = 1 << 22  # lengths counted at once: the index of a large source is larger than memory

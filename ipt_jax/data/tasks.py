@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.preprocessors import preprocessors
-from ipt_jax.errors import UserError, nearest
-from ipt_jax.tokenizers import load_tokenizer
 
 NATURAL = "natural"
 HUB = "hf://"  # how the source of a data set on the hub begins

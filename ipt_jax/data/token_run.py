@@ -21,9 +21,23 @@ import numpy as np
 import yaml
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from ipt_jax.core.errors import DamagedRecord, UserError, nearest
 from ipt_jax.core.files import atomic_write, sync_folder
 from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.manifest import (
+    MANIFEST_NAME,
+    TOKENS_FORMAT,
+    Manifest,
+    ShardInfo,
+    check_shards,
+    file_sha256,
+    manifest_format,
+)
+from ipt_jax.core.orphans import end_with_parent
+from ipt_jax.core.records import SHARD_FILES
 from ipt_jax.core.run_folder import RunFolder
+from ipt_jax.core.shards import count_records
+from ipt_jax.core.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
 from ipt_jax.data.config import DataConfig, load_mixture
 from ipt_jax.data.damage import read_records
 from ipt_jax.data.examples import extra_tokens, tokenise
@@ -37,20 +51,6 @@ from ipt_jax.data.token_shards import (
     serialize_damaged,
     serialize_example,
 )
-from ipt_jax.errors import DamagedRecord, UserError, nearest
-from ipt_jax.manifest import (
-    MANIFEST_NAME,
-    TOKENS_FORMAT,
-    Manifest,
-    ShardInfo,
-    check_shards,
-    file_sha256,
-    manifest_format,
-)
-from ipt_jax.orphans import end_with_parent
-from ipt_jax.records import SHARD_FILES
-from ipt_jax.shards import count_records
-from ipt_jax.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
 
 MIXTURE_NAME = "mixture.yaml"
 _CHUNK = 512  # records read and tokenised at once

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.example_proto import example_class
+from ipt_jax.core.manifest import MANIFEST_NAME, TOKENS_FORMAT, Manifest, check_shards
+from ipt_jax.core.records import Record
+from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.data.packing import Tokenised
 from ipt_jax.data.tasks import Task
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.example_proto import example_class
-from ipt_jax.manifest import MANIFEST_NAME, TOKENS_FORMAT, Manifest, check_shards
-from ipt_jax.records import Record
-from ipt_jax.tokenizers import Tokenizer
 
 # One record a group: examples are read at random, and a group is decompressed whole.
 OPTIONS = "group_size:1,snappy"

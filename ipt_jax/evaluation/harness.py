@@ -22,15 +22,15 @@ from typing import Any
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, folder_digest
 from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.records import atomic_write
 from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME, RUN_FILES, RunFolder
 from ipt_jax.core.weight_files import weight_files
-from ipt_jax.errors import UserError
 from ipt_jax.evaluation.results import TRUNCATED_NAME, Result, read_lm_eval, read_results, table
 from ipt_jax.evaluation.task_files import TASKS_FOLDER, render_tasks
-from ipt_jax.records import atomic_write
 
 SAMPLE_TASKS = ("sample_continuation", "sample_perplexity")
 RESULTS_NAME = "results.json"

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Protocol
 
-from ipt_jax.records import atomic_write
+from ipt_jax.core.records import atomic_write
 
 _STYLE = Path(__file__).with_name("report.css")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
-from ipt_jax.errors import UserError
 from ipt_jax.evaluation.charts import Bars, LineChart, Series, Whiskers
 from ipt_jax.evaluation.page import (
     Facts,

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
 
 TRUNCATED_NAME = "truncated.json"
 """Beside lm-eval's own files: task -> items whose context was cut."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import digest_of, file_digest, folder_digest, path_digest
-from ipt_jax.errors import UserError
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 """The tasks that come with the package."""

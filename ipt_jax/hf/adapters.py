@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.core.weight_files import follow_umask
-from ipt_jax.errors import UserError
 from ipt_jax.hf.export import dtype_named, unfinished, write_json
 from ipt_jax.hf.load import read_json, tensor_headers
 from ipt_jax.hf.weights import DTYPES
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params
 from ipt_jax.models.lora import FACTORS, TARGETS, LoraConfig, adapter_shapes
-from ipt_jax.tokenizers import Tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import naming, sync_folder
 from ipt_jax.core.run_folder import RunFolder
+from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.core.weight_files import INDEX_NAME, follow_umask
-from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, tensor_shapes, to_hugging_face
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params
-from ipt_jax.tokenizers import Tokenizer
 
 SHARD_BYTES = 4 * 2**30
 _WORKING = ".unfinished/"

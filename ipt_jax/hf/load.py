@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.lazy_array import LazyArray
 from ipt_jax.core.weight_files import weight_files
-from ipt_jax.errors import UserError
 from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
-from ipt_jax.lazy_array import LazyArray
 from ipt_jax.models.config import DecoderConfig, RopeScaling
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.layers import Params

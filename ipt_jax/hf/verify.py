@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, module_of
 from ipt_jax.models.lora import LoraConfig
-from ipt_jax.tokenizers import Tokenizer
 
 
 def logit_difference(

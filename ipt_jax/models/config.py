@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 # What a block can keep for the backward pass -> what it then need not recompute.
 SAVEABLE: dict[str, str] = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params, dropout, project
 

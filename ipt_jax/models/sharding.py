@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 

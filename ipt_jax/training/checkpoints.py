@@ -31,9 +31,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import sync_folder
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
 from ipt_jax.models.layers import Params
 from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
 from ipt_jax.training.saved_arrays import StreamedArrays, differences, hold, open_saved

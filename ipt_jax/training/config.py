@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ipt_jax.attention.backends import check_backend
 from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.core.errors import UserError
 from ipt_jax.data.pipeline import DataConfig, OpenMixture
 from ipt_jax.data.rows import MixtureRows
 from ipt_jax.data.tasks import NATURAL
-from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
 from ipt_jax.models.lora import LoraConfig
 from ipt_jax.models.sharding import MeshConfig

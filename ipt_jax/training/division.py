@@ -6,7 +6,7 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.sharding import MESH_AXIS_OF, batch_shards
 from ipt_jax.training.config import TrainConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.manifest import atomic_write, file_sha256
+from ipt_jax.core.manifest import atomic_write, file_sha256
 
 LIST_NAME = "checksums.json"
 

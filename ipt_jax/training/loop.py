@@ -17,12 +17,11 @@ import optax
 from jax.sharding import Mesh
 
 from ipt_jax.chips.devices import device_of
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import atomic_write
 from ipt_jax.data.packing import Rows
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
-from ipt_jax.errors import UserError
-from ipt_jax.hf.convert import load_initial_params
 from ipt_jax.models.sharding import make_mesh
-from ipt_jax.records import atomic_write
 from ipt_jax.training.attention import with_tested_attention
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.config import TrainConfig
@@ -43,6 +42,7 @@ from ipt_jax.training.processes import (
 from ipt_jax.training.profile import Profiler
 from ipt_jax.training.run_folder import open_run_folder, shared_values
 from ipt_jax.training.skips import SkipLog
+from ipt_jax.training.starting_weights import load_initial_params
 from ipt_jax.training.state import TrainState, init_state, not_finite, place_params, weights
 from ipt_jax.training.step import Built, build
 from ipt_jax.training.stopping import Stopping

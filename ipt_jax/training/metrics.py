@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ipt_jax.chips.devices import Device
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import append_lines
-from ipt_jax.errors import UserError
 from ipt_jax.training.phases import Phases
 from ipt_jax.training.step_lines import drop_later_lines
 from ipt_jax.training.writers import TensorBoardWriter, WandbWriter, Writer

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 def _check(config: OptimizerConfig | ExtensionConfig, where: str, *schedules: str) -> None:

@@ -24,8 +24,8 @@ from jaxlib import version as jaxlib_version
 
 from ipt_jax.chips.devices import DEVICES, Device
 from ipt_jax.chips.topology import compiled_for, described_devices, why_not
+from ipt_jax.core.errors import UserError, nearest
 from ipt_jax.data.config import load_mixture
-from ipt_jax.errors import UserError, nearest
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
 from ipt_jax.training.config import TrainConfig

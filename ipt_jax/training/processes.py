@@ -21,8 +21,8 @@ from jax._src import distributed  # what is known of the processes before device
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ipt_jax.configuration import advice_on
-from ipt_jax.errors import TRY_AGAIN, RunStopped, UserError
+from ipt_jax.core.configuration import advice_on
+from ipt_jax.core.errors import TRY_AGAIN, RunStopped, UserError
 from ipt_jax.models.sharding import BATCH, MESH_AXES
 
 

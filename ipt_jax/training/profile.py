@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import yaml
 from jax.sharding import Mesh
 
-from ipt_jax.configuration import as_yaml, write_run_files
+from ipt_jax.core.configuration import as_yaml, write_run_files
 from ipt_jax.core.fingerprint import digest_of
 from ipt_jax.core.run_folder import (
     RUN_FILES,
@@ -22,10 +22,10 @@ from ipt_jax.core.run_folder import (
     prints_of,
 )
 from ipt_jax.data.pipeline import OpenMixture
-from ipt_jax.hf.convert import weights_digest
 from ipt_jax.training.checkpoints import SAVES, newest_list
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.processes import wait_for_all
+from ipt_jax.training.starting_weights import weights_digest
 
 KIND = "training"
 OWNS = (

@@ -15,8 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from ipt_jax.errors import UserError
-from ipt_jax.lazy_array import LazyArray
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.lazy_array import LazyArray
 
 
 class SavedArray(LazyArray):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import RunStopped
 from ipt_jax.core.files import append_lines
 from ipt_jax.data.pipeline import MixtureRows
-from ipt_jax.errors import RunStopped
 from ipt_jax.training.step_lines import drop_later_lines
 
 EXIT_CODE = 3

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ipt_jax.attention.backends import Call, Choice, choose_backend
 from ipt_jax.chips.target import Target, compiling_for
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, attention_spec, module_of
 from ipt_jax.models.lora import LoraConfig, adapter_count

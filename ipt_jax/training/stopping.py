@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from ipt_jax.errors import RunStopped, UserError
+from ipt_jax.core.errors import RunStopped, UserError
 
 
 class Stopping:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import TRY_AGAIN, UserError
 from ipt_jax.core.files import naming
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import TRY_AGAIN, UserError
 from ipt_jax.training.phases import Phases
 
 _LONGEST_BEAT_SECONDS = 10.0

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import yaml
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
-from ipt_jax.errors import UserError
 from ipt_jax.training.event_files import EventFile
 
 

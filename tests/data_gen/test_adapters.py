@@ -29,7 +29,7 @@ from data_gen.engines import (
 from data_gen.engines import adapter as adapters
 from data_gen.engines.adapter import CONFIG_FILE, PACKAGED, WEIGHTS_FILE, PackagedAdapter
 from data_gen.engines.vllm import InstalledVllm
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.tiny_model import END_ID, TEXTS, write_base
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -17,8 +17,8 @@ from data_gen.engines import Completion, Request, Sampling
 from data_gen.ledger import Ledger
 from data_gen.outputs import OutputFolder, RejectedPiece
 from data_gen.runner import Done, Failure
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource
 from tests.data_gen.fakes import FakeEngine
 
 FAILING, LOST = "u17", "rejected/pieces-00002.jsonl"
@@ -154,7 +154,7 @@ def test_blocks_whose_results_were_changed_are_made_again_without_asking(tmp_pat
 def test_nothing_half_written_is_left_where_a_shard_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ipt_jax import shard_file
+    from ipt_jax.core import shard_file
 
     real = shard_file.ArrayRecordWriter
     full = lambda path, options: real("/dev/full", options)  # noqa: E731

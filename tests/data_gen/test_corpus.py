@@ -20,9 +20,9 @@ from data_gen.corpus import seen_ids as seen_ids_module
 from data_gen.corpus.seen_ids import SeenIds
 from data_gen.intake import _jsonable
 from ipt_jax.core import json_lines
-from ipt_jax.errors import UserError
-from ipt_jax.example_proto import example_class
-from ipt_jax.records import Record, ShardWriter, serialize
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.example_proto import example_class
+from ipt_jax.core.records import Record, ShardWriter, serialize
 
 WANTED = ["first text", "zweiter Text: ü"]
 

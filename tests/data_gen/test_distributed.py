@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from data_gen.distributed import RayEngine
 from data_gen.engines import EngineConfig, RayConfig, Request, Sampling, open_engine
+from data_gen.engines.distributed import RayEngine
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import run_synthesis
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 
 ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")

@@ -25,8 +25,8 @@ from data_gen.engines import (
 )
 from data_gen.engines.model_folder import folder_revision
 from data_gen.engines.transformers import TransformersEngine
-from ipt_jax.configuration import parse_config
-from ipt_jax.errors import UserError
+from ipt_jax.core.configuration import parse_config
+from ipt_jax.core.errors import UserError
 
 SHORT = Sampling(max_tokens=2)
 

@@ -18,7 +18,7 @@ from data_gen.engines.drawing import draw
 from data_gen.engines.smollm2 import ensure_smollm2
 from data_gen.engines.transformers import TransformersEngine
 from data_gen.instruction_pretrain.format import pairs_regex, parse_pairs, render_prompt
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 TEXTS = (
     "The mill burnt down in 1904.",

@@ -14,7 +14,7 @@ from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
 from data_gen.progress import describe
 from data_gen.runner import Status, Usage
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 
 

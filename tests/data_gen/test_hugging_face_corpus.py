@@ -17,7 +17,7 @@ import pytest
 
 from data_gen.corpus import Document, corpus_sha256, find_files, read_corpus
 from data_gen.corpus.hub_names import HubName
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="is read with 'ipt-jax[sources]'")
 
@@ -107,7 +107,7 @@ def hub() -> Iterator[str]:
 READ = """
 import json, sys
 from data_gen.corpus import Document, corpus_sha256, find_files, read_corpus
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 told = {}
 for path in sys.argv[1:]:
     try:

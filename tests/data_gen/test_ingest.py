@@ -14,9 +14,9 @@ import yaml
 
 from data_gen.corpus.pairs import PairLayout
 from data_gen.ingest import IngestConfig, ingest
-from ipt_jax.configuration import parse_config
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource
+from ipt_jax.core.configuration import parse_config
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("role", "content")

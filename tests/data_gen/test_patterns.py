@@ -18,7 +18,7 @@ from data_gen.instruction_pretrain.patterns import (
     other_patterns,
 )
 from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
-from ipt_jax.records import RecordSource
+from ipt_jax.core.records import RecordSource
 
 
 def example(*pairs: Pair) -> Example:

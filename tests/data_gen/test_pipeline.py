@@ -20,8 +20,8 @@ from data_gen.instruction_pretrain import pipeline
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.format import parse_pairs
 from data_gen.instruction_pretrain.pipeline import run_synthesis
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource
 from tests.data_gen.fakes import FakeEngine
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from data_gen.engines import Completion, Request, Sampling
 from data_gen.engines.base import TokenLogprob
 from data_gen.ledger import Ledger
 from data_gen.runner import Failure, Status, run_units
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 
 

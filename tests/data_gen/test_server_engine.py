@@ -19,7 +19,7 @@ from data_gen.engines import (
     waiting,
 )
 from data_gen.engines import server as server_engine
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.asking import PLAIN, ask, config_for, opened
 from tests.data_gen.misbehaving_server import MODEL, MisbehavingServer
 

@@ -18,7 +18,7 @@ from data_gen.engines import (
     open_engine,
 )
 from data_gen.engines.server_client import allow_connections, api_address
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.asking import ask, config_for, opened
 from tests.data_gen.misbehaving_server import MODEL, MisbehavingServer
 

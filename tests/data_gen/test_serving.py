@@ -17,7 +17,7 @@ import pytest
 from data_gen.engines import EngineConfig, Request, Sampling, ServerConfig, VllmConfig, open_engine
 from data_gen.engines.serving import RunningServer, ServeConfig, serve_command, start_vllm
 from data_gen.engines.vllm import engine_arguments
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.misbehaving_server import MODEL
 
 ROOT = Path(__file__).resolve().parents[2]

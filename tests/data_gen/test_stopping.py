@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from data_gen.engines import Request, Sampling
 from data_gen.engines import transformers as engines
 from data_gen.engines.stopping import cut_at_stop
-from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.core.tokenizers import load_tokenizer
 from tests.data_gen.tiny_model import END_ID, byte_level, write_base
 
 TEXTS = (

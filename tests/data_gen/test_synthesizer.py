@@ -13,7 +13,7 @@ from data_gen.engines import EngineConfig, Request, Sampling, identify_engine, o
 from data_gen.engines.adapter import PACKAGED, read_adapter
 from data_gen.instruction_pretrain.collection import DATASETS
 from data_gen.instruction_pretrain.format import EOS, parse_pairs, render_prompt
-from ipt_jax.records import RecordSource
+from ipt_jax.core.records import RecordSource
 from tests.training_runs import ROOT, script
 
 NAME = "smollm2-135m-synthesizer"

@@ -28,7 +28,7 @@ from data_gen.instruction_pretrain.templates import (
     numbered,
     render_training_text,
 )
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 ARRANGEMENTS = WEIGHTS["arrangements"]
 FORMATS = tuple(LISTS)[:4]

@@ -11,12 +11,12 @@ import yaml
 
 from data_gen.engines import EngineConfig, Request, Sampling, open_engine
 from data_gen.instruction_pretrain.format import render_prompt
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import PRESETS, ModelConfig
 from ipt_jax.models.decoder import new_params
-from ipt_jax.tokenizers import load_tokenizer
 from tests.training_runs import ROOT, script
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")

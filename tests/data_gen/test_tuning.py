@@ -24,10 +24,10 @@ from data_gen.instruction_pretrain.tuning import (
     tuning_prints,
     write_tuning_data,
 )
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource
 from ipt_jax.core.run_folder import FolderRefused
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource
-from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.core.tokenizers import load_tokenizer
 from tests.run_folders import unlisted
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")

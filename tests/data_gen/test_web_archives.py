@@ -19,7 +19,7 @@ from data_gen.corpus import Document, RejectedDocument, corpus_sha256, find_file
 from data_gen.corpus import archive_records as archive_records_module
 from data_gen.corpus.archive_records import Damage, captures
 from data_gen.corpus.html import html_text
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 HTML = "text/html; charset=utf-8"
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ipt_jax.core.errors import RunStopped, UserError
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.damage import DamageLog
-from ipt_jax.errors import RunStopped, UserError
-from ipt_jax.records import Record, ShardWriter
 from ipt_jax.training.guard import GuardConfig
 from ipt_jax.training.lookahead import Lookahead
 from ipt_jax.training.loop import train

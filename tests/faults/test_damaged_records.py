@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.damage import DamageLog
 from ipt_jax.data.pipeline import MixtureRows, open_mixture
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, ShardWriter
 from ipt_jax.training.checkpoints import CheckpointConfig
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.damaged import DamageFile

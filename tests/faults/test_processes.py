@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.training import processes
 from ipt_jax.training.processes import leaving_at_once
 from tests.training_runs import (

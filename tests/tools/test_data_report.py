@@ -136,7 +136,7 @@ def test_checksums_are_the_trainings_part(
 
 
 def test_wrong_values_are_named(tmp_path: Path) -> None:
-    from ipt_jax.errors import UserError
+    from ipt_jax.core.errors import UserError
 
     tool = load_tool()
     for key in ("batches", "rows"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 STEP = ROOT / "tests" / "ipt_jax" / "chips" / "small_step.hlo"

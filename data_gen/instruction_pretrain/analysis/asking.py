@@ -25,7 +25,7 @@ from data_gen.failed_requests import FailedRequests
 from data_gen.instruction_pretrain.chains import seed_of
 from data_gen.ledger import Ledger
 from data_gen.runner import Failure, Progress, no_progress, run_units
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 Bars = Callable[[str], AbstractContextManager[Progress]]
 """Shows the progress of the part of a measurement that it is given the title of."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from data_gen.engines import EngineConfig
 from data_gen.quality.decontaminate import DecontaminateConfig
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 MEASURES = ("accuracy", "zero", "few", "helpfulness")
 

@@ -10,8 +10,8 @@ from data_gen.instruction_pretrain.records import AUGMENTED, PLAIN
 from data_gen.intake import RAW
 from data_gen.quality.decontaminate import DecontaminateConfig, SetCounts, open_rule
 from data_gen.quality.inputs import InputShards
-from ipt_jax.errors import DamagedRecord
-from ipt_jax.records import Record
+from ipt_jax.core.errors import DamagedRecord
+from ipt_jax.core.records import Record
 
 _BATCH = 256  # records looked through at a time
 

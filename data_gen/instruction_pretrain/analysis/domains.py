@@ -14,7 +14,7 @@ from data_gen.engines import Completion, Sampling
 from data_gen.instruction_pretrain.analysis.asking import Question, as_user
 from data_gen.instruction_pretrain.analysis.replies import the_object
 from data_gen.instruction_pretrain.collection import DOMAINS
-from ipt_jax.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, nearest
 
 OUR_KEYWORDS = Path(__file__).with_name("domain_words.yaml")
 _WORD = re.compile(r"[a-z][a-z'-]*|[^\sa-z]+")

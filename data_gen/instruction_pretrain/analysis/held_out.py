@@ -13,8 +13,8 @@ import numpy as np
 from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.format import Pair, Shot
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
-from ipt_jax.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from data_gen.instruction_pretrain.format import ParsedPairs, parse_pairs
 from data_gen.instruction_pretrain.records import METHOD
 from data_gen.intake import RAW
 from data_gen.ledger import LEDGER_NAME, ClosedLedger
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
-from ipt_jax.records import RecordSource
+from ipt_jax.core.records import RecordSource
 
 _CHAIN = re.compile(r"chain-(\d+)")  # in the id of a record
 

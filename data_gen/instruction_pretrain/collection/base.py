@@ -19,7 +19,7 @@ from data_gen.instruction_pretrain.format import (
     QUESTION,
     Pair,
 )
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 MOST_EXAMPLES = 10_000  # of one data set, those with the most pairs (App. A)
 # Table 12; sets with texts of several domains are in none of its columns.

@@ -19,7 +19,7 @@ from typing import IO, Any, Self, cast
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.arrow_rows import rows_of
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 # Fields of these sets are whole articles; the csv module's own limit is 131,072 characters.

@@ -6,10 +6,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.example_proto import features_of
+from ipt_jax.core.shards import ShardReader, count_records
 from ipt_jax.data.formats.files import content_sha256, fingerprint_of
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.example_proto import features_of
-from ipt_jax.shards import ShardReader, count_records
 
 
 class ArrayRecordRows:

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import DamagedRecord, UserError, nearest
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.data.damage import Placed
-from ipt_jax.data.tasks import FORMATS, HUB, Task
-from ipt_jax.errors import DamagedRecord, UserError, nearest
-from ipt_jax.manifest import (
+from ipt_jax.core.manifest import (
     TOKENS_FORMAT,
     Manifest,
     atomic_write,
     file_sha256,
     manifest_format,
 )
+from ipt_jax.data.damage import Placed
+from ipt_jax.data.tasks import FORMATS, HUB, Task
 
 CACHE = "ipt_jax_cache"  # the folder beside foreign files that their indexes are kept in
 _ENDINGS = {

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.arrow_rows import rows_of
+from ipt_jax.core.errors import DamagedRecord, UserError, nearest
 from ipt_jax.core.fingerprint import digest_of, file_digest
 from ipt_jax.data.formats.files import whole
 from ipt_jax.data.tasks import HUB, Task
-from ipt_jax.errors import DamagedRecord, UserError, nearest
 
 
 class HuggingFaceRows:

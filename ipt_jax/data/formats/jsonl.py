@@ -15,9 +15,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ipt_jax.core import json_lines
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.shards import ShardReader
 from ipt_jax.data.formats.files import content_sha256, fingerprint_of, write_index
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.shards import ShardReader
 
 _BLOCK = 16 << 20
 _BOM = b"\xef\xbb\xbf"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ipt_jax.core.arrow_rows import rows_of
+from ipt_jax.core.errors import DamagedRecord, UserError, nearest
 from ipt_jax.data.formats.files import content_sha256, fingerprint_of, whole
-from ipt_jax.errors import DamagedRecord, UserError, nearest
 
 # Decoded row groups kept. A global shuffle touches all of them: where they do not fit, each row
 # costs the decoding of its group, and the source should be tokenised beforehand.

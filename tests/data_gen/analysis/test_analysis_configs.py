@@ -10,7 +10,7 @@ from data_gen.instruction_pretrain.analysis.config import (
     SynthesizerAnalysis,
 )
 from data_gen.quality.evaluations import EvaluationFile
-from ipt_jax.configuration import parse_config
+from ipt_jax.core.configuration import parse_config
 
 
 def test_the_synthesizer_s_config(root: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from data_gen.engines import EngineConfig, Sampling
 from data_gen.instruction_pretrain.analysis.asking import Model, Question
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 

@@ -18,8 +18,8 @@ from data_gen.instruction_pretrain.format import CONTEXT_CLOSE
 from data_gen.instruction_pretrain.pipeline import run_synthesis
 from data_gen.quality.decontaminate import DecontaminateConfig
 from data_gen.quality.evaluations import EvaluationFile
-from ipt_jax.errors import UserError
-from ipt_jax.records import RecordSource
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import RecordSource
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 LEAK = "Which evaluation example has found its way into the pairs that were synthesized here?"

@@ -15,7 +15,7 @@ from data_gen.instruction_pretrain.analysis.domain_scores import (
 )
 from data_gen.instruction_pretrain.analysis.domains import DomainJudge, Keywords, parse_domains
 from data_gen.instruction_pretrain.collection import DATASETS, DOMAINS
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 

@@ -16,7 +16,7 @@ from data_gen.instruction_pretrain.analysis.held_out import (
 )
 from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.format import Pair, Shot
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 PAIRS = (
     Pair("What?", "That."),

@@ -24,7 +24,7 @@ from data_gen.instruction_pretrain.format import (
     Pair,
     render_pairs,
 )
-from ipt_jax.errors import RunStopped, UserError
+from ipt_jax.core.errors import RunStopped, UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 PER_SET = 4

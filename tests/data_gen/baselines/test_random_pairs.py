@@ -11,8 +11,8 @@ from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.format import parse_pairs
 from data_gen.instruction_pretrain.pipeline import run_synthesis
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from tests.data_gen.fakes import FakeEngine
 
 

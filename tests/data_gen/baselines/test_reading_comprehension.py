@@ -17,7 +17,7 @@ from data_gen.baselines.instructions import DEFAULT_FILE, load_instructions
 from data_gen.baselines.reading_comprehension import Rules, reading_comprehension
 from data_gen.baselines.rules import mine
 from data_gen.baselines.sentences import split_sentences, split_title
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 ALL = {
     *("nli.entail", "nli.contradict", "nli.neutral"),

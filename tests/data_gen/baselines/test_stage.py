@@ -19,10 +19,10 @@ from data_gen.baselines import stage
 from data_gen.baselines.config import ReadingComprehensionConfig
 from data_gen.baselines.stage import run_reading_comprehension
 from data_gen.ledger import LEDGER_NAME
-from ipt_jax.configuration import parse_config
+from ipt_jax.core.configuration import parse_config
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource
 from ipt_jax.core.run_folder import FolderRefused
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource
 from tests.run_folders import unlisted
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -15,7 +15,7 @@ import pytest
 
 from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather
 from data_gen.instruction_pretrain.format import Pair
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 def _written(folder: Path, name: str, content: Any) -> Path:

@@ -22,7 +22,7 @@ from data_gen.instruction_pretrain.collection.base import (
 )
 from data_gen.instruction_pretrain.collection.files import Files, documents, rows, unquoted_rows
 from data_gen.instruction_pretrain.format import Pair
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 
 def questions(record: Any) -> Iterator[Question | Unusable]:

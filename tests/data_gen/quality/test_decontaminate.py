@@ -23,8 +23,8 @@ from data_gen.quality.decontaminate import (
 from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations
 from data_gen.quality.substrings import SubstringIndex, alphanumerics, draw_substrings
 from data_gen.quality.words import words
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 
 CONFIG = DecontaminateConfig()
 

@@ -20,8 +20,8 @@ from data_gen.quality.dedup import (
 )
 from data_gen.quality.gate import RecordList
 from data_gen.quality.words import words
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from data_gen.ledger import Ledger
 from data_gen.quality.gate import Rejection
 from data_gen.quality.judge import JudgeConfig, JudgeGate, Verdict, build_prompt, parse_verdict
 from data_gen.quality.stage import FilterConfig, Given, check_records, run_filter
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, ShardWriter
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, ShardWriter
 
 
 @pytest.mark.parametrize(

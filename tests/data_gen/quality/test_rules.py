@@ -18,8 +18,8 @@ from data_gen.quality.moderation import (
     load_rules,
 )
 from data_gen.quality.rules import RulesConfig, RulesGate, alphabetic_share, repeated_line_share
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 
 
 def reasons(gate: RulesGate | ModerationGate, texts: Sequence[str]) -> list[str | None]:
@@ -56,7 +56,7 @@ def test_shares() -> None:
 
 def test_tokens_are_those_of_the_tokenizer() -> None:
     pytest.importorskip("mistral_common", reason="carries the tokenizer")
-    from ipt_jax.tokenizers import load_tokenizer
+    from ipt_jax.core.tokenizers import load_tokenizer
 
     texts = ["short", "an unremarkable sentence of eight words or so", "x" * 300]
     lengths = [len(ids) for ids in load_tokenizer("mistral-7b-v0.1").encode_arrays(texts)]

@@ -22,10 +22,10 @@ from data_gen.quality.gate import Gate, Rejection
 from data_gen.quality.moderation import DEFAULT_RULES, ModerationConfig
 from data_gen.quality.rules import RulesConfig
 from data_gen.quality.stage import GATES, FilterConfig, Given, check_records, run_filter
-from ipt_jax.configuration import parse_config
+from ipt_jax.core.configuration import parse_config
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.run_folder import FolderRefused
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource, ShardWriter
 
 QUESTION = "Which of the nine planets known to the ancients was named for the god of war?"
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from ipt_jax.attention import pallas_gpu
+from ipt_jax.attention.autotune import autotune
 from ipt_jax.attention.backends import attention
-from ipt_jax.attention.block_sizes import BlockSizes, Tile, autotune, block_sizes
+from ipt_jax.attention.block_sizes import BlockSizes, Tile, block_sizes
 from ipt_jax.attention.pallas_gpu import pallas_attention
 from ipt_jax.attention.ranges import KeyRanges, key_ranges
 from ipt_jax.attention.reference import reference_attention

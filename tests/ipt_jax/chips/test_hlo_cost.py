@@ -8,7 +8,7 @@ import pytest
 
 from ipt_jax.chips.hlo_cost import Attention, Prediction, Rates, predict
 from ipt_jax.chips.hlo_text import parse
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 STEP = Path(__file__).with_name("small_step.hlo")
 # So that seconds × 1e12 are FLOPs or bytes, and seconds × 1e9 bytes sent.

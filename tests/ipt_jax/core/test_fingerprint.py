@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ipt_jax.core import fingerprint
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import file_digest, folder_digest, path_digest
-from ipt_jax.errors import UserError
 
 
 @pytest.fixture

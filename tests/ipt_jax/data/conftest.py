@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.tasks import Mixture, Task
-from ipt_jax.records import Record, ShardWriter
 
 BUNDLED = Path(__file__).parents[3] / "data_gen" / "sample_corpus" / "documents.jsonl"
 

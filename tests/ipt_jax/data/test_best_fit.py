@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.data import best_fit as module
 from ipt_jax.data.best_fit import BestFitRows, Packed
 from ipt_jax.data.lengths import Lengths
 from ipt_jax.data.packing import best_fit
 from ipt_jax.data.plan import Plan, TaskOrder, permutation
-from ipt_jax.errors import UserError
 
 T = 256
 

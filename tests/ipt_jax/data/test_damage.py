@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.config import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, ShardWriter
 from tests.damaged_shards import damage, unreadable
 from tests.data_batches import digest
 
@@ -161,7 +161,7 @@ def test_a_shard_that_vanishes_is_no_damage(shards: Path) -> None:
 
 def test_a_record_that_does_not_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole bytes of another kind: checksums are right, and the record alone is damaged."""
-    from ipt_jax import records
+    from ipt_jax.core import records
 
     true = records.serialize
     broken = {"d/3": b"\xff\xff\xff"}

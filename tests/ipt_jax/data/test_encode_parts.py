@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, ShardWriter
+from ipt_jax.core.tokenizer_export import allow_control_text
+from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.data.config import DataConfig, load_mixture
 from ipt_jax.data.examples import read_examples
 from ipt_jax.data.lengths import index_lengths
@@ -15,10 +19,6 @@ from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, ShardWriter
-from ipt_jax.tokenizer_export import allow_control_text
-from ipt_jax.tokenizers import Tokenizer, load_tokenizer
 
 PARTS = (
     *("<s>", " <CON> One text. </CON>\n\n", "<QUE> Why? <ANS> So. </END>", "</s>"),

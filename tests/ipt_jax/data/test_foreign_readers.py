@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
+from ipt_jax.core.example_proto import example_class
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
-from ipt_jax.example_proto import example_class
-from ipt_jax.records import Record, RecordSource, ShardWriter
-from ipt_jax.tokenizers import load_tokenizer
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
 NO_TENSORFLOW = "TensorFlow is an extra: pip install 'ipt-jax[seqio]'"

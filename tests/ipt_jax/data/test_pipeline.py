@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ipt_jax.core.errors import RunStopped, UserError
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.lengths import index_lengths
 from ipt_jax.data.pipeline import (
     DataConfig,
@@ -27,9 +30,6 @@ from ipt_jax.data.pipeline import (
     source_tokens,
 )
 from ipt_jax.data.tasks import Mixture, Task
-from ipt_jax.errors import RunStopped, UserError
-from ipt_jax.records import Record, RecordSource, ShardWriter
-from ipt_jax.tokenizers import load_tokenizer
 from tests.data_batches import Batch, digest, joined
 
 KEYS = {"tokens", "targets", "loss_weights", "segment_ids", "positions", "source_ids"}

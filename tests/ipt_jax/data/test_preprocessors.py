@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.config import parse_mixture
 from ipt_jax.data.preprocessors import (
     pair,
@@ -18,8 +20,6 @@ from ipt_jax.data.preprocessors import (
 )
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import Task
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.records import Record, ShardWriter
 
 ROWS = [
     {"id": "q1", "question": "Why is the sky blue?", "answer": "Because of né.", "title": "Sky"},

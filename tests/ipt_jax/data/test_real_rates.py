@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.config import PACKINGS
 from ipt_jax.data.opened import OpenMixture
 from ipt_jax.data.pipeline import batches, open_mixture, realised_rates, source_tokens
 from ipt_jax.data.tasks import Mixture, Task
-from ipt_jax.records import Record, ShardWriter
 
 RATES = {"web_c4": 50, "finance_news": 25, "biomedical_abstract": 15, "other": 10}
 

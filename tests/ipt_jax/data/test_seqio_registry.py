@@ -15,6 +15,9 @@ seqio = pytest.importorskip("seqio", reason="seqio is an extra: pip install 'ipt
 tf = pytest.importorskip("tensorflow", reason="TensorFlow comes with the extra seqio")
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
 
+from ipt_jax.core.errors import UserError  # noqa: E402
+from ipt_jax.core.records import Record, RecordSource, ShardWriter  # noqa: E402
+from ipt_jax.core.tokenizers import load_tokenizer  # noqa: E402
 from ipt_jax.data import seqio_registry  # noqa: E402
 from ipt_jax.data.config import DataConfig, load_mixture_config  # noqa: E402
 from ipt_jax.data.pipeline import MixtureRows, open_mixture  # noqa: E402
@@ -27,9 +30,6 @@ from ipt_jax.data.tasks import (  # noqa: E402
     unregister,
 )
 from ipt_jax.data.token_run import TokenizeConfig, tokenize  # noqa: E402
-from ipt_jax.errors import UserError  # noqa: E402
-from ipt_jax.records import Record, RecordSource, ShardWriter  # noqa: E402
-from ipt_jax.tokenizers import load_tokenizer  # noqa: E402
 
 Example = dict[str, np.ndarray]
 

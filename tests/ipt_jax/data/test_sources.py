@@ -19,6 +19,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 
 from ipt_jax.core import json_lines
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.example_proto import example_class
 from ipt_jax.data.damage import read_records
 from ipt_jax.data.formats import jsonl, parquet
 from ipt_jax.data.formats.files import CACHE
@@ -26,8 +28,6 @@ from ipt_jax.data.formats.jsonl import JsonlRows
 from ipt_jax.data.pipeline import batches
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import Mixture, Task
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.example_proto import example_class
 
 Docs = list[dict[str, str]]
 

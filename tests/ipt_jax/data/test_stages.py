@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.data.config import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import MixtureRows, batches, open_mixture, source_tokens
 from ipt_jax.data.tasks import Mixture, Stage
-from ipt_jax.errors import UserError
 from tests.data_batches import Batch, digest, joined
 
 RUN = {"row_tokens": 256, "rows_per_batch": 8, "seed": 5, "total_batches": 12}

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipt_jax import manifest
+from ipt_jax.core import manifest
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import OpenMixture, batches, open_mixture
 from ipt_jax.data.survey import QUANTILES, survey
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, RecordSource, ShardWriter
-from ipt_jax.tokenizers import load_tokenizer
 from tests.damaged_shards import damage
 
 

@@ -9,6 +9,9 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, processors
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, ShardWriter
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.examples import extra_tokens, read_examples
 from ipt_jax.data.sources import open_source
@@ -22,9 +25,6 @@ from ipt_jax.data.tasks import (
     register_task,
     unregister,
 )
-from ipt_jax.errors import UserError
-from ipt_jax.records import Record, ShardWriter
-from ipt_jax.tokenizers import load_tokenizer
 
 TASKS = (Task("raw", "a"), Task("augmented", "b"))
 CONFIGS = Path(__file__).parents[3] / "configs" / "mixtures"

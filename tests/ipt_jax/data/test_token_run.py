@@ -18,8 +18,12 @@ import numpy as np
 import pytest
 import yaml
 
-from ipt_jax.configuration import parse_config
+from ipt_jax.core.configuration import parse_config
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.manifest import file_sha256
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.run_folder import FolderRefused, RunFolder
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data import token_run
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.examples import read_examples
@@ -29,10 +33,6 @@ from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import Task
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 from ipt_jax.data.token_shards import TokenSource
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.manifest import file_sha256
-from ipt_jax.records import Record, RecordSource, ShardWriter
-from ipt_jax.tokenizers import load_tokenizer
 from tests.damaged_shards import damage
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")

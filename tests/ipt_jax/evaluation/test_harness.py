@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.evaluation.harness import (
     SAMPLE_TASKS,
     EvaluationConfig,
@@ -21,7 +22,6 @@ from ipt_jax.evaluation.harness import (
 )
 from ipt_jax.evaluation.results import read_results
 from ipt_jax.evaluation.task_files import TASKS_FOLDER
-from ipt_jax.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.evaluation.charts import Histogram, LineChart, Series, smoothed, ticks
 from ipt_jax.evaluation.report import minutes, quickstart_report
 from tests.made_run import HOSTILE, write_report, write_run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.evaluation.results import (
     Result,
     bits_per_byte,

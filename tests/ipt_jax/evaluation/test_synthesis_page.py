@@ -12,7 +12,7 @@ from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.pipeline import run_synthesis
 from data_gen.progress import ProgressLog
 from data_gen.runner import Status, Usage
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.evaluation.synthesis_page import synthesis_report
 from tests.data_gen.fakes import FakeEngine
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.evaluation import task_files
 from ipt_jax.evaluation.task_files import TASKS_FOLDER, render_tasks
 

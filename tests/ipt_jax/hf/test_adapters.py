@@ -15,17 +15,10 @@ import yaml
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.run_folder import FolderRefused
-from ipt_jax.errors import UserError
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.hf.adapters import merged, peft_tensors, read_peft, write_peft
-from ipt_jax.hf.convert import (
-    FromHuggingFaceConfig,
-    ToHuggingFaceConfig,
-    from_hugging_face_folder,
-    load_initial_params,
-    to_hugging_face_folder,
-    weights_digest,
-)
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import load_hugging_face, read_config, stream_hugging_face
 from ipt_jax.hf.verify import logit_difference
@@ -34,8 +27,14 @@ from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.decoder import module_of, new_params
 from ipt_jax.models.layers import Params
 from ipt_jax.models.lora import TARGETS, LoraConfig, new_adapters
-from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.checkpoints import save_params
+from ipt_jax.training.convert import (
+    FromHuggingFaceConfig,
+    ToHuggingFaceConfig,
+    from_hugging_face_folder,
+    to_hugging_face_folder,
+)
+from ipt_jax.training.starting_weights import load_initial_params, weights_digest
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 40)).astype(np.int32)
 POSITIONS = np.tile(np.arange(40, dtype=np.int32), (2, 1))

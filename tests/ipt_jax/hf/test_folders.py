@@ -19,23 +19,23 @@ from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from ipt_jax import tokenizers
-from ipt_jax.errors import UserError
-from ipt_jax.hf import convert
+from ipt_jax.core import tokenizers
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.hf.adapters import read_peft, write_peft
-from ipt_jax.hf.convert import (
-    FromHuggingFaceConfig,
-    ToHuggingFaceConfig,
-    from_hugging_face_folder,
-    load_initial_params,
-    to_hugging_face_folder,
-)
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import load_hugging_face, read_config
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.lora import LoraConfig, new_adapters
-from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.training import convert
+from ipt_jax.training.convert import (
+    FromHuggingFaceConfig,
+    ToHuggingFaceConfig,
+    from_hugging_face_folder,
+    to_hugging_face_folder,
+)
+from ipt_jax.training.starting_weights import load_initial_params
 
 TINY = PRESETS["tiny"]
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import FolderArray, load_hugging_face, open_hugging_face, read_config
 from ipt_jax.hf.verify import logit_difference
 from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.decoder import module_of, new_params
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training import state
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ipt_jax.training.state import init_state

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ipt_jax.core.records import Record, ShardWriter
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.pipeline import batches, open_mixture
 from ipt_jax.hf.load import load_hugging_face, read_config
@@ -17,8 +19,6 @@ from ipt_jax.models.config import PRESETS, ModelConfig
 from ipt_jax.models.decoder import module_of
 from ipt_jax.models.lora import LoraConfig, adapter_count
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.records import Record, ShardWriter
-from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training.loop import train
 from ipt_jax.training.optimizer import OptimizerConfig
 from ipt_jax.training.state import init_state

@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import PRESETS, ModelConfig
 from ipt_jax.models.decoder import new_params
 

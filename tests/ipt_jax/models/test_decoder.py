@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ipt_jax.chips.target import Target, compiling_for
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import PRESETS, SAVEABLE, ModelConfig
 from ipt_jax.models.decoder import module_of, new_params
 from ipt_jax.models.layers import split

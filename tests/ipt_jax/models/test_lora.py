@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.decoder import module_of, new_params
 from ipt_jax.models.layers import Params

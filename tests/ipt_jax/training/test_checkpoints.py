@@ -19,7 +19,7 @@ import tensorstore as ts
 from jax.sharding import SingleDeviceSharding
 from safetensors import safe_open
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
 from ipt_jax.training.checkpoints import (
@@ -323,10 +323,10 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read(tmp_path, monkeypatch, li
 CONVERT = """
 import json, re, sys
 from pathlib import Path
-from ipt_jax.hf import convert
+from ipt_jax.training import convert
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import DecoderConfig
-from ipt_jax.tokenizers import load_tokenizer
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.training.checkpoints import load_params
 
 def memory(field):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.data.pipeline import DataConfig, open_mixture
-from ipt_jax.errors import UserError
 from ipt_jax.models.config import ModelConfig
-from ipt_jax.records import Record, ShardWriter
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.loop import train
 from ipt_jax.training.metrics import MetricsLog

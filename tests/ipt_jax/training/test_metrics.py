@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from ipt_jax.chips.devices import DEVICES
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.training.metrics import MetricsConfig, MetricsLog
 from ipt_jax.training.phases import Phases
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 import yaml
 
-from ipt_jax.configuration import parse_config
-from ipt_jax.errors import UserError
+from ipt_jax.core.configuration import parse_config
+from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.lora import LoraConfig, new_adapters

@@ -16,9 +16,9 @@ from jax.sharding import AbstractMesh, Mesh
 
 from ipt_jax.chips.devices import DEVICES
 from ipt_jax.chips.topology import why_not
-from ipt_jax.configuration import parse_config
+from ipt_jax.core.configuration import parse_config
+from ipt_jax.core.errors import UserError
 from ipt_jax.data.config import load_mixture, load_mixture_config
-from ipt_jax.errors import UserError
 from ipt_jax.models.sharding import MESH_AXES, make_mesh
 from ipt_jax.training import plan as planning
 from ipt_jax.training.config import TrainConfig

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from ipt_jax.training.profile import ProfileConfig, Profiler
 
 

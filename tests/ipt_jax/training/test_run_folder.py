@@ -10,10 +10,10 @@ import tokenizers
 import yaml
 
 from ipt_jax.core.run_folder import FolderRefused
+from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.pipeline import DataConfig, OpenMixture, open_mixture
 from ipt_jax.models.lora import LoraConfig
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.tokenizers import load_tokenizer
 from ipt_jax.training import run_folder
 from ipt_jax.training.checkpoints import LIST_NAME
 from ipt_jax.training.config import TrainConfig

@@ -5,37 +5,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import yaml
 
-from ipt_jax.core.fingerprint import digest_of, file_digest, folder_digest
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.fingerprint import folder_digest
+from ipt_jax.core.records import atomic_write
 from ipt_jax.core.run_folder import RunFolder, fingerprint_of
+from ipt_jax.core.tokenizer_export import allow_control_text
+from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.data.pipeline import DataConfig, open_mixture
-from ipt_jax.errors import UserError
 from ipt_jax.hf.adapters import merged, write_peft
 from ipt_jax.hf.export import export_hugging_face, export_tensors
-from ipt_jax.hf.load import open_hugging_face, read_config, read_json, stream_hugging_face
+from ipt_jax.hf.load import open_hugging_face, read_config, read_json
 from ipt_jax.hf.verify import logit_difference
-from ipt_jax.hf.weights import DTYPES, from_hugging_face, to_hugging_face
-from ipt_jax.models.config import DecoderConfig, ModelConfig
+from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params
-from ipt_jax.models.lora import TARGETS, LoraConfig
-from ipt_jax.records import atomic_write
-from ipt_jax.tokenizer_export import allow_control_text
-from ipt_jax.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.training.checkpoints import SAVES, load_params, newest_list, save_params
-
-# What two decoders must share for the weights of one to compute the same in the other.
-SHARED = (
-    *("vocabulary_size", "width", "mlp_width", "layers", "heads", "kv_heads", "head_width"),
-    *("tied_embeddings", "rope_theta", "rope_scaling", "window", "norm_epsilon"),
+from ipt_jax.training.starting_weights import (
+    TrainedRun,
+    base_of,
+    first_difference,
+    load_initial_params,
+    read_run,
+    read_tensors,
 )
+
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 TOLERANCE = 1e-4  # largest absolute difference of float32 logits that is published
 VERIFY_TEXTS = 8
@@ -87,14 +86,14 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
       UserError: no run, no checkpoint, adapters without their base, or logits that differ by more
         than TOLERANCE.
     """
-    run = _read_run(config.run)
+    run = read_run(config.run)
     if config.adapter not in ("merged", "peft"):
         raise UserError(f"adapter={config.adapter!r}: allowed are merged and peft.")
     if run.lora is None and (config.adapter == "peft" or config.base is not None):
         raise UserError(
             f"{config.run}: trained all weights and has no adapter; leave out --adapter and --base."
         )
-    base = None if run.lora is None else _base_of(run, config.base)
+    base = None if run.lora is None else base_of(run, config.base)
     peft_base = _hugging_face_base(base, run) if base and config.adapter == "peft" else None
     tokenizer = load_tokenizer(run.tokenizer)
     if _without_bos(config.run):
@@ -136,7 +135,7 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
         options["generation"] = generation
         export_hugging_face(output, run.decoder, params, tokenizer, **options)
     elif peft_base is None:
-        tensors = merged(run.decoder, run.lora, params, _tensors(base, run.decoder))
+        tensors = merged(run.decoder, run.lora, params, read_tensors(base, run.decoder))
         options["generation"] = generation
         export_tensors(output, run.decoder, tensors, tokenizer, **options)
     else:
@@ -177,86 +176,6 @@ def _write_weights(
     atomic_write(run / "config.yaml", yaml.safe_dump(described, sort_keys=False))
 
 
-def load_initial_params(folder: Path, decoder: DecoderConfig, dtype: str = "float32") -> Params:
-    """The weights that training starts from: a Hugging Face folder's or another run's.
-
-    Arrays of `dtype` (float32 or bfloat16) that are read as far as they are asked for, where the
-    folder holds them as they are. Of a run that trained adapters: its base with the adapters
-    merged, in memory.
-
-    Raises:
-      UserError: neither, or weights of another shape or for another mathematics.
-    """
-    if (folder / "config.json").exists():
-        _check_fit(folder, read_config(folder), decoder)
-        return open_hugging_face(folder, decoder, dtype)
-    run = _read_run(folder)
-    if run.lora is not None:
-        tensors = _tensors(folder, decoder)
-
-        def take(name: str) -> np.ndarray:
-            found, tensor = next(tensors)
-            assert found == name, f"the table yields {found} where {name} is due"
-            return tensor
-
-        return from_hugging_face(decoder, take, dtype)
-    _check_fit(folder, run.decoder, decoder)
-    params, _ = load_params(folder / "checkpoints")
-    if dtype == "float32":
-        return params
-    return jax.tree.map(lambda p: np.asarray(p).astype(DTYPES[dtype]), params)
-
-
-def weights_digest(folder: Path) -> str:
-    """Sha256 of what `load_initial_params` reads: a folder's weights, or a run's newest save.
-
-    Raises:
-      UserError: neither, or a file that cannot be read.
-    """
-    if (folder / "config.json").exists():
-        return folder_digest(folder, ("config.json", "*.safetensors", "*.safetensors.index.json"))
-    run = _read_run(folder)
-    base = None if run.lora is None else weights_digest(_base_of(run))
-    listed = newest_list(folder / "checkpoints")
-    return digest_of([run.decoder, run.lora, base, listed and file_digest(listed)])
-
-
-def _tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's tensors of such a folder or run, in file order, one at a time."""
-    if (folder / "config.json").exists():
-        _check_fit(folder, read_config(folder), decoder)
-        return stream_hugging_face(folder, decoder)
-    run = _read_run(folder)
-    _check_fit(folder, run.decoder, decoder)
-    params, _ = load_params(folder / "checkpoints")
-    if run.lora is None:
-        return to_hugging_face(decoder, params)
-    return merged(decoder, run.lora, params, _tensors(_base_of(run), decoder))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a run folder's config.yaml says."""
-
-    folder: Path
-    decoder: DecoderConfig
-    tokenizer: str
-    lora: LoraConfig | None
-    settings: dict[str, Any]
-
-
-def _read_run(folder: Path) -> _Run:
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise UserError(f"{folder}: no training run (no config.yaml there); name a run folder.")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    lora = settings.get("adapter")
-    if lora is not None:
-        lora = LoraConfig(**{**lora, "targets": tuple(lora.get("targets", TARGETS))})
-    decoder = ModelConfig(**settings["model"]).decoder()
-    return _Run(folder, decoder, settings["data"]["tokenizer"], lora, settings)
-
-
 def _without_bos(run: Path) -> bool:
     """Whether the run's marker says that all its texts were trained on without BOS.
 
@@ -268,24 +187,7 @@ def _without_bos(run: Path) -> bool:
     return given - {("false", "parts")} == {("false", "text")}
 
 
-def _base_of(run: _Run, given: Path | None = None) -> Path:
-    """The folder or run whose weights the run's adapters were trained on."""
-    named = given or run.settings.get("init_from")
-    if named is None:
-        raise UserError(
-            f"{run.folder}: trained adapters, but its config.yaml has no init_from to add them "
-            "to; name the base with --base."
-        )
-    base = Path(named)
-    if not any((base / name).exists() for name in ("config.json", "config.yaml")):
-        raise UserError(
-            f"{run.folder}: the base of its adapters, {base}, is no Hugging Face folder and no "
-            "run (any more); name where it lies now with --base."
-        )
-    return base
-
-
-def _hugging_face_base(base: Path, run: _Run) -> Path:
+def _hugging_face_base(base: Path, run: TrainedRun) -> Path:
     """The Hugging Face folder that peft is to load under the run's adapters."""
     found = base if (base / "config.json").exists() else base / "export"
     if not (found / "config.json").exists():
@@ -294,7 +196,7 @@ def _hugging_face_base(base: Path, run: _Run) -> Path:
             f"peft could load; export it first (launch/convert.py to-hf --run {base})."
         )
     theirs = read_config(found)
-    if name := _difference(theirs, run.decoder):
+    if name := first_difference(theirs, run.decoder):
         raise UserError(
             f"adapter=peft: {found / 'config.json'} gives {name} as {getattr(theirs, name)}, but "
             f"the run trained with {getattr(run.decoder, name)}, so that peft would build another "
@@ -303,7 +205,7 @@ def _hugging_face_base(base: Path, run: _Run) -> Path:
     return found
 
 
-def _generation(run: _Run, tokenizer: Tokenizer) -> dict[str, Any]:
+def _generation(run: TrainedRun, tokenizer: Tokenizer) -> dict[str, Any]:
     """What generation_config.json says: as in the Hugging Face folder that the run began with.
 
     Of one without that file, the special tokens that its config.json names, as transformers has
@@ -314,7 +216,7 @@ def _generation(run: _Run, tokenizer: Tokenizer) -> dict[str, Any]:
     own["_from_model_config"] = True
     folder = run.folder
     while not (folder / "config.json").exists():
-        named = _read_run(folder).settings.get("init_from")
+        named = read_run(folder).settings.get("init_from")
         if named is None:
             return own
         folder = Path(named)
@@ -334,27 +236,6 @@ def _generation(run: _Run, tokenizer: Tokenizer) -> dict[str, Any]:
         f"{tokenizer.name} ends with {tokenizer.eos_id}."
     )
     return own
-
-
-def _difference(theirs: DecoderConfig, ours: DecoderConfig) -> str | None:
-    """The first of SHARED that differs; a number that was float32 on its way is the same."""
-    for name in SHARED:
-        given, wanted = getattr(theirs, name), getattr(ours, name)
-        if given != wanted and not (
-            isinstance(given, float) and np.float32(given) == np.float32(wanted)
-        ):
-            return name
-    return None
-
-
-def _check_fit(folder: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None:
-    if name := _difference(theirs, ours):
-        given = getattr(theirs, name)
-        raise UserError(
-            f"init_from={folder}: its config gives {name} as {given}, but model.{name} is "
-            f"{getattr(ours, name)}; choose the preset that fits the weights or set "
-            f"model.overrides.{name} (to train with another value, set it in both)."
-        )
 
 
 def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[str]:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from ipt_jax.errors import UserError
-from ipt_jax.manifest import ShardInfo, file_sha256
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.manifest import ShardInfo, file_sha256
 
 _COUNTED_AT_ONCE = 256  # texts
 

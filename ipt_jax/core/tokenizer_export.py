@@ -17,9 +17,9 @@ from tokenizers import (
     processors,
 )
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
-from ipt_jax.records import atomic_write
+from ipt_jax.core.records import atomic_write
 
 _SPACE = "▁"
 

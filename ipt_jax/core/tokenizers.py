@@ -23,9 +23,9 @@ import sentencepiece
 import tiktoken
 import tokenizers
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
-from ipt_jax.errors import UserError
-from ipt_jax.tokenizer_export import leave_out_bos, write_sentencepiece, write_tiktoken
+from ipt_jax.core.tokenizer_export import leave_out_bos, write_sentencepiece, write_tiktoken
 
 _HF_FILES = (
     "tokenizer.json",

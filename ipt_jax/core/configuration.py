@@ -24,9 +24,9 @@ from typing import Any, TextIO, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from ipt_jax.core.errors import RunStopped, UserError
 from ipt_jax.core.files import atomic_write
-from ipt_jax.errors import RunStopped, UserError
-from ipt_jax.interrupts import INTERRUPTED
+from ipt_jax.core.interrupts import INTERRUPTED
 
 # What a person can mend, and how; any other OSError is a fault of ours and keeps its traceback.
 _NOT_THERE = (

@@ -10,9 +10,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from ipt_jax import manifest, shard_file
-from ipt_jax.errors import UserError
-from ipt_jax.records import (
+from ipt_jax.core import manifest, shard_file
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import (
     Manifest,
     Record,
     RecordSource,

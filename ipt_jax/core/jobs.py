@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder
-from ipt_jax.errors import UserError
 
 _NAME = "stages.json"
 

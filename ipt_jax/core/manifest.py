@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.errors import UserError
-from ipt_jax.shards import ShardReader
+from ipt_jax.core.shards import ShardReader
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "ipt-jax-records/1"

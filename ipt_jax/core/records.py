@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from google.protobuf.message import DecodeError
 
+from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.example_proto import example_class
 from ipt_jax.core.files import sync_folder
 from ipt_jax.core.json_lines import parse_json
-from ipt_jax.errors import DamagedRecord, UserError
-from ipt_jax.example_proto import example_class
-from ipt_jax.manifest import (
+from ipt_jax.core.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardInfo,
@@ -27,7 +27,7 @@ from ipt_jax.manifest import (
     check_shards,
     file_sha256,
 )
-from ipt_jax.shard_file import ShardFile, TokenCounter, shard_errors
+from ipt_jax.core.shard_file import ShardFile, TokenCounter, shard_errors
 
 __all__ = [
     "DEFAULT_OPTIONS",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from ipt_jax.errors import DamagedRecord, UserError
+from ipt_jax.core.errors import DamagedRecord, UserError
 
 _OPEN_READERS = 64  # file handles held by one reader; a big corpus has thousands of shards
 

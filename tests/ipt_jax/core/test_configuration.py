@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ipt_jax.configuration import (
+from ipt_jax.core.configuration import (
     as_yaml,
     parse_config,
     run_main,
     write_run_files,
 )
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 from tests.training_runs import ROOT
 
 
@@ -118,7 +118,7 @@ def test_how_scripts_end(capsys):
 
 @pytest.mark.parametrize("printed", ["'a line'", "'x' * 10**6"], ids=["held back", "long"])
 def test_a_reader_that_is_gone_ends_it_without_a_word(printed):
-    program = f"from ipt_jax import configuration as c; c.run_main(lambda: print({printed}))"
+    program = f"from ipt_jax.core import configuration as c; c.run_main(lambda: print({printed}))"
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-c", program]
@@ -142,7 +142,7 @@ def test_run_files_say_what_ran(tmp_path):
 
 LEFT_BEHIND = """
 import threading
-from ipt_jax import configuration, errors
+from ipt_jax.core import configuration, errors
 configuration.EXIT_SECONDS = 0.5
 def main():
     threading.Thread(target=threading.Event().wait, name="left behind").start()

@@ -22,7 +22,7 @@ from data_gen.engines.config import RayConfig
 from data_gen.engines.isolation import isolated
 from data_gen.engines.streaming import Feed
 from data_gen.engines.waiting import WaitNotice
-from ipt_jax.errors import UserError
+from ipt_jax.core.errors import UserError
 
 _WAIT_SECONDS = 0.05  # between two looks at a source that had nothing ready
 _LOOK_SECONDS = 1.0  # between two looks at actors that load

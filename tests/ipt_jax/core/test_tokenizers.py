@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import models, pre_tokenizers
 
-from ipt_jax.errors import UserError
-from ipt_jax.tokenizers import FastTokenizer, TiktokenTokenizer, Tokenizer, load_tokenizer
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.tokenizers import FastTokenizer, TiktokenTokenizer, Tokenizer, load_tokenizer
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

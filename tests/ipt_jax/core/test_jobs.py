@@ -2,8 +2,8 @@
 
 import pytest
 
-from ipt_jax.errors import UserError
-from ipt_jax.stages import Stages
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.jobs import Stages
 
 
 def test_a_stage_is_skipped_only_when_nothing_changed(tmp_path):
