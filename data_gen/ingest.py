@@ -9,8 +9,8 @@ from typing import Any
 
 from data_gen.corpus import MAX_CHARACTERS, corpus_sha256, find_files, read_corpus
 from data_gen.corpus.pairs import PairLayout
-from data_gen.intake import write_documents
-from data_gen.outputs import OutputFolder
+from data_gen.stages.ingest import write_documents
+from data_gen.stages.outputs import OutputFolder
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import SHARD_FILES
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of

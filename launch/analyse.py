@@ -15,7 +15,7 @@ with importing():
     from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
     from data_gen.instruction_pretrain.analysis.report import hold_analysis
     from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
-    from data_gen.progress import terminal_progress
+    from data_gen.stages.progress import terminal_progress
     from ipt_jax.core.configuration import parse_config, run_main, write_run_files
     from ipt_jax.evaluation.analysis_page import analysis_report
 

@@ -15,16 +15,12 @@ with importing():
     from pathlib import Path
     from typing import Any
 
-    from data_gen.failed_requests import FailedRequests
     from data_gen.instruction_pretrain.config import SynthesisConfig
-    from data_gen.instruction_pretrain.pipeline import run_synthesis, synthesis_prints
-    from data_gen.progress import terminal_progress
-    from ipt_jax.core.configuration import (
-        as_yaml,
-        parse_config,
-        run_main,
-        write_run_files,
-    )
+    from data_gen.methods import stage_of, synthesize
+    from data_gen.stages.failed_requests import FailedRequests
+    from data_gen.stages.progress import terminal_progress
+    from data_gen.stages.stage import stage_fingerprint
+    from ipt_jax.core.configuration import as_yaml, parse_config, run_main, write_run_files
     from ipt_jax.core.errors import UserError
     from ipt_jax.core.jobs import Stages
     from ipt_jax.data.pipeline import open_mixture
@@ -75,10 +71,10 @@ def scaled(config: QuickstartConfig) -> QuickstartConfig:
     )
 
 
-def synthesize(config: SynthesisConfig) -> dict[str, Any]:
+def make_corpus(config: SynthesisConfig) -> dict[str, Any]:
     with terminal_progress("synthesize") as progress:
         on_start = functools.partial(write_run_files, config=config)
-        summary = run_synthesis(config, progress, on_start=on_start)
+        summary = synthesize(config, progress, on_start=on_start)
     rejected = Path(config.output) / "rejected"
     FailedRequests.of_summary(summary).tell(config.engine.max_failed_share, rejected)
     return summary
@@ -91,9 +87,12 @@ def run(config: QuickstartConfig) -> Path:
     synthesis = folder / "synthesis"
     summary = stages.run(
         "synthesis",
-        {"config": as_yaml(config.synthesis), "content": synthesis_prints(config.synthesis)},
+        {
+            "config": as_yaml(config.synthesis),
+            "content": stage_fingerprint(stage_of(config.synthesis)),
+        },
         [synthesis / "summary.json"],
-        lambda: synthesize(config.synthesis),
+        lambda: make_corpus(config.synthesis),
     )
     runs, exports, checks = {}, {}, {}
     for name, mixture in config.mixtures.items():

@@ -1,6 +1,7 @@
-"""Make instruction-augmented record shards out of a raw corpus.
+"""Make record shards by one of the methods: python launch/synthesize.py --config FILE.yaml
 
-python launch/synthesize.py --config configs/synthesize/quickstart.yaml
+The config's key `method` names it, or `--method`: instruction_pretrain (where nothing is named),
+reading_comprehension, random_pairs. With `--method NAME --help` its keys are listed.
 """
 
 from __future__ import annotations
@@ -9,40 +10,42 @@ from ipt_jax.core.interrupts import importing
 
 with importing():
     import json
-    import sys
     from pathlib import Path
 
-    from data_gen.estimate import print_estimate
-    from data_gen.failed_requests import FailedRequests
-    from data_gen.instruction_pretrain.config import SynthesisConfig
-    from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
-    from data_gen.progress import terminal_progress
-    from ipt_jax.core.configuration import parse_config, run_main, write_run_files
+    from data_gen.methods import METHODS, stage_of
+    from data_gen.stages.config import AskingConfig
+    from data_gen.stages.estimate import print_estimate
+    from data_gen.stages.failed_requests import FailedRequests
+    from data_gen.stages.progress import terminal_progress
+    from data_gen.stages.stage import estimate_stage, run_stage
+    from ipt_jax.core.configuration import choice_of, parse_config, run_main, write_run_files
     from ipt_jax.evaluation.synthesis_page import synthesis_report
 
 
 def main() -> None:
     """Read the config, run, print the summary."""
+    method = choice_of("method", METHODS, default="instruction_pretrain")
     config = parse_config(
-        SynthesisConfig,
-        sys.argv[1:],
+        METHODS[method].Config,
+        None,
         prog="launch/synthesize.py",
-        description="Instruction Pre-Training synthesis: raw corpus -> record shards.",
+        description=__doc__ or "",
     )
-    if config.dry_run:
+    stage, asking = stage_of(config), config if isinstance(config, AskingConfig) else AskingConfig()
+    if asking.dry_run:
         with terminal_progress("sample") as progress:
-            found = estimate_synthesis(config, progress)
+            found = estimate_stage(stage, progress)
         print_estimate(found)
         return
-    with terminal_progress("synthesis", config.gpus, config.price_per_gpu_hour) as progress:
-        summary = run_synthesis(
-            config, progress, on_start=lambda folder: write_run_files(folder, config)
+    with terminal_progress(method, asking.gpus, asking.price_per_gpu_hour) as progress:
+        summary = run_stage(
+            stage, progress, on_start=lambda folder: write_run_files(folder, config)
         )
-    print(json.dumps(summary, indent=1))
+    print(json.dumps(summary, indent=1, ensure_ascii=False))
     folder = Path(config.output).expanduser().resolve()
     print(f"written to {folder}, with card.md and {synthesis_report(folder).name}")
     failed = FailedRequests.of_summary(summary)
-    failed.tell(config.engine.max_failed_share, folder / "rejected")
+    failed.tell(asking.engine.max_failed_share, folder / "rejected")
 
 
 if __name__ == "__main__":

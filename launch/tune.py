@@ -21,12 +21,7 @@ with importing():
         tuning_prints,
         write_tuning_data,
     )
-    from ipt_jax.core.configuration import (
-        as_yaml,
-        parse_config,
-        run_main,
-        write_run_files,
-    )
+    from ipt_jax.core.configuration import as_yaml, parse_config, run_main, write_run_files
     from ipt_jax.core.jobs import Stages
     from ipt_jax.data.pipeline import open_mixture
     from ipt_jax.training.config import TrainConfig

@@ -15,14 +15,12 @@ from typing import Any
 
 import pytest
 
-from data_gen.baselines.config import ReadingComprehensionConfig
-from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
-from data_gen.baselines.stage import run_reading_comprehension
+from data_gen.baselines.config import RandomPairsConfig, ReadingComprehensionConfig
 from data_gen.ingest import IngestConfig, ingest
 from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import run_synthesis
 from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
+from data_gen.methods import synthesize
 from data_gen.quality.stage import FilterConfig, run_filter
 from ipt_jax.core import run_folder
 from ipt_jax.core.configuration import write_run_files
@@ -82,7 +80,7 @@ def synthesis(inputs: Path, folder: Path, fresh: bool = False, other: bool = Fal
         records_per_shard=4, seed=int(other), fresh=fresh,
     )  # fmt: skip
     on_start = partial(write_run_files, config=config)
-    run_synthesis(config, engine=FakeEngine(), on_start=on_start)
+    synthesize(config, engine=FakeEngine(), on_start=on_start)
 
 
 def ingested(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
@@ -93,8 +91,10 @@ def ingested(inputs: Path, folder: Path, fresh: bool = False, other: bool = Fals
 
 
 def random_pairs(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
-    run_random_pairs(
-        RandomPairsConfig(str(inputs / "synthesis"), str(folder), seed=int(other), fresh=fresh)
+    synthesize(
+        RandomPairsConfig(
+            synthesis=str(inputs / "synthesis"), output=str(folder), seed=int(other), fresh=fresh
+        )
     )
 
 
@@ -272,9 +272,9 @@ def test_what_an_earlier_version_made_is_of_its_kind(
 ) -> None:
     folder = before_markers(inputs, tmp_path / "run")
     config = ReadingComprehensionConfig(
-        [str(inputs / "corpus.jsonl")], str(folder), domain="finance", fresh=fresh
+        input=[str(inputs / "corpus.jsonl")], output=str(folder), domain="finance", fresh=fresh
     )
-    refused("not_ours", folder, lambda: run_reading_comprehension(config))
+    refused("not_ours", folder, lambda: synthesize(config))
     job(inputs, tmp_path / "job")
     for path in (tmp_path / "job").rglob("run.json"):
         path.unlink()

@@ -29,17 +29,17 @@ from typing import Any
 from ipt_jax.core.interrupts import importing
 
 with importing():
-    from data_gen.blocks import UnitOutput, run_blocks
     from data_gen.corpus import Document, read_corpus
     from data_gen.engines import Completion, Engine, EngineConfig, Request, Sampling, ServerConfig
     from data_gen.engines import open_engine as open_real
     from data_gen.engines.streaming import Feed
     from data_gen.instruction_pretrain.config import SynthesisConfig
     from data_gen.instruction_pretrain.format import parse_pairs, render_prompt
-    from data_gen.instruction_pretrain.pipeline import run_synthesis
-    from data_gen.ledger import Ledger
-    from data_gen.outputs import OutputFolder
-    from data_gen.runner import Done, Failure
+    from data_gen.methods import synthesize
+    from data_gen.stages.blocks import UnitOutput, run_blocks
+    from data_gen.stages.ledger import Ledger
+    from data_gen.stages.outputs import OutputFolder
+    from data_gen.stages.runner import Failure
     from ipt_jax.core.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -56,19 +56,18 @@ class Work:
     text: str
 
 
-def process(work: Work) -> Generator[Request, Completion, tuple[int, str]]:
-    """One prompt, parsed as the method does."""
+def process(work: Work) -> Generator[Request, Completion, UnitOutput]:
+    """One prompt, parsed as the method does, and a record."""
     prompt = render_prompt((), work.text)
     completion = yield Request(f"{work.id}/0", prompt, Sampling(max_tokens=64))
-    return len(parse_pairs(completion.text).pairs), completion.text
-
-
-def output_of(done: Done[Work, tuple[int, str]]) -> UnitOutput:
-    """A record for each text."""
-    assert not isinstance(done.outcome, Failure), done.outcome.detail
-    pairs, text = done.outcome
-    record = Record(done.unit.id, done.unit.text + text, "bench")
+    record = Record(work.id, work.text + completion.text, "bench")
+    pairs = len(parse_pairs(completion.text).pairs)
     return UnitOutput([("augmented", record)], counts={"pairs": pairs})
+
+
+def failed(work: Work, failure: Failure) -> UnitOutput:
+    """None may fail."""
+    raise RuntimeError(f"{work.id}: {failure.detail}")
 
 
 def under_runner(engine: Engine, works: list[Work]) -> int:
@@ -77,7 +76,7 @@ def under_runner(engine: Engine, works: list[Work]) -> int:
         folder = OutputFolder(Path(name), ("augmented",))
         folder.begin()
         totals = run_blocks(
-            works, process, output_of, engine, ledger, folder,
+            works, process, failed, engine, ledger, folder,
             parts=("augmented",), units_per_block=1024, units_in_flight=2 * IN_FLIGHT,
         )  # fmt: skip
         return totals.usage.completion_tokens
@@ -196,7 +195,7 @@ def resume(documents: int) -> dict[str, Any]:
         )
         since = time.perf_counter()
         with suppress(KeyboardInterrupt):
-            run_synthesis(config, engine=Stub(documents - 2000))
+            synthesize(config, engine=Stub(documents - 2000))
         made = time.perf_counter() - since
         ledger = sum(path.stat().st_size for path in output.glob("ledger.sqlite*"))
         command = [sys.executable, __file__, "resumed", "--folder", name]
@@ -219,7 +218,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     engine, since = Stub(1), time.perf_counter()
     with suppress(KeyboardInterrupt):
-        run_synthesis(config, engine=engine)
+        synthesize(config, engine=engine)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "seconds to the first request": round(engine.first_asked - since, 2),

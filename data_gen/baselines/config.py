@@ -1,19 +1,18 @@
-"""The settings of a run of the rule-based baseline."""
+"""The settings of the baselines."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from data_gen.corpus import MAX_CHARACTERS
-from ipt_jax.core.errors import UserError
+from data_gen.stages.config import CorpusConfig, StageConfig
+from ipt_jax.core.errors import UserError, require
 
 
-@dataclass(frozen=True)
-class ReadingComprehensionConfig:
+@dataclass(frozen=True, kw_only=True)
+class ReadingComprehensionConfig(CorpusConfig):
     """Raw corpus in, record shards of raw, plain and augmented texts out."""
 
-    input: list[str] = field(default_factory=list)
-    """Files, folders, patterns and addresses, as of launch/synthesize.py."""
+    method: str = "reading_comprehension"
     output: str = "runs/reading_comprehension"
     """Synthesis folder; made where missing."""
     domain: str = ""
@@ -38,28 +37,26 @@ class ReadingComprehensionConfig:
     text_tokens: int = 1800
     """Longest text before its tasks, in tokens; a longer one becomes several with tasks of their
     own, in one record (appendix C cuts it off there)."""
-    seed: int = 0
-    """All draws derive from it."""
-    limit: int | None = None
-    """Read only so many records of the corpus."""
-    max_characters: int = MAX_CHARACTERS
-    """Longer documents are rejected."""
-    text_field: str = "text"
-    """Field of a record that holds the text; text files, web archives and shards need none."""
-    id_field: str = "id"
-    """Field of a record that holds the id."""
-    records_per_shard: int = 4096
-    """Documents of one shard of each part."""
-    fresh: bool = False
-    """Start over: delete what an earlier run left in `output`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.domain.strip():
             raise UserError("`domain` is empty: name it, for instance `biomedicine`.")
-        least = {"most_per_sub": 1, "text_tokens": 64, "records_per_shard": 1, "max_characters": 1}
+        least = {"most_per_sub": 1, "text_tokens": 64}
         least |= {"vocabulary_pieces": 100, "vocabulary_documents": 1}
         for key, lowest in least.items():
-            if getattr(self, key) < lowest:
-                raise UserError(f"`{key}` is {getattr(self, key)}: it must be at least {lowest}.")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"`limit` is {self.limit}: it must be at least 1, or null.")
+            value = getattr(self, key)
+            require(key, value, value >= lowest, f"at least {lowest}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPairsConfig(StageConfig):
+    """A finished synthesis folder in, shards whose texts carry the pairs of others out."""
+
+    method: str = "random_pairs"
+    output: str = "runs/random_pairs"
+    """Folder; shards/augmented and summary.json are written there."""
+    synthesis: str = "runs/synthesis"
+    """Folder of a finished run of Instruction Pre-Training synthesis."""
+    templates: str = ""
+    """Templates of the training texts, as of the method instruction_pretrain."""

@@ -6,145 +6,146 @@ from what their form does; this makes such a corpus to pre-train on.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_gen.instruction_pretrain.chains import generator_of
+from data_gen.baselines.config import RandomPairsConfig
+from data_gen.engines import Completion, Request
 from data_gen.instruction_pretrain.format import Shot, parse_pairs
-from data_gen.instruction_pretrain.template_file import TemplateSet, load_templates
+from data_gen.instruction_pretrain.template_file import load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
-from data_gen.outputs import OutputFolder
+from data_gen.stages.blocks import BlockTotals, UnitOutput
+from data_gen.stages.card import Card
+from data_gen.stages.stage import Stage, Summary
+from data_gen.stages.units import RecordUnits
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
-from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.seeds import generator_of
 
 METHOD = "random_pairs"
-_READ = 256
-_FREE = ("synthesis", "output", "templates", "fresh")  # or in the fingerprint by content
-_OWNS = (*RUN_FILES, "summary.json", *(f"shards/augmented/{name}" for name in SHARD_FILES))
+AUGMENTED = "augmented"
 
 
 @dataclass(frozen=True)
-class RandomPairsConfig:
-    """A finished synthesis folder in, shards whose texts carry the pairs of others out."""
+class Exchange:
+    """An augmented record, and whose pairs its texts get."""
 
-    synthesis: str = "runs/synthesis"
-    """Folder of a finished run of Instruction Pre-Training synthesis."""
-    output: str = "runs/random_pairs"
-    """Folder; shards/augmented and summary.json are written there."""
-    templates: str = ""
-    """Templates of the training texts, as of launch/synthesize.py."""
-    seed: int = 0
-    """Which pairs go to which text, and the draws of templates."""
-    records_per_shard: int = 4096
-    """Records in one shard."""
-    fresh: bool = False
-    """Delete what an earlier run of random pairs made in `output` and start over."""
+    id: str
+    record: Record
+    givers: Sequence[tuple[int, int]]
+    """For each of its texts: row of a record and place of a text in it."""
 
 
-def run_random_pairs(
-    config: RandomPairsConfig, on_start: Callable[[Path], None] = lambda folder: None
-) -> dict[str, Any]:
-    """Write `config.output` and give back its summary.
+class RandomPairs(Stage[RandomPairsConfig, Exchange]):
+    """Every text keeps its place and its number of neighbours; pairs go to other texts.
 
-    Every text keeps its place and its number of neighbours; the pairs of all texts are handed on
-    along one drawn circle, so that each set of pairs is used once and none stays where it was.
-
-    Raises:
-      UserError: no such folder, fewer than two texts, or records without their pairs.
+    The pairs of all texts are handed on along one drawn circle, so that each set of pairs is used
+    once and none stays where it was.
     """
-    templates = load_templates(config.templates)
-    shards_of = Path(config.synthesis).expanduser() / "shards"
-    source, raw = RecordSource(shards_of / "augmented"), RecordSource(shards_of / "raw")
-    places = [(i, n) for i, record in _records(source) for n in range(len(_pairs_of(record)))]
-    if len(places) < 2:
-        raise UserError(
-            f"{config.synthesis} holds {len(places)} augmented text(s): pairs of another text "
-            "need at least two."
-        )
-    circle = generator_of(config.seed, METHOD).permutation(len(places))
-    # Neighbours on the circle are never the same text.
-    giver = np.empty(len(places), np.int64)
-    giver[circle] = np.roll(circle, 1)
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    prints = {"synthesis": source.fingerprint, "raw": raw.fingerprint}
-    prints["templates"] = templates.sha256
-    with RunFolder.open(
-        config.output, METHOD, prints_of(settings) | prints, owns=_OWNS, fresh=config.fresh
-    ) as run:
-        done = OutputFolder(run.path, ("augmented",)).finished()
-        if run.finished and done is not None:
-            return done
-        run.begin()
-        on_start(run.path)
-        _write(config, run.path, source, raw, places, giver, templates)
-        summary = {
-            "method": METHOD,
-            "records": len(source),
-            "texts": len(places),
-            "synthesis": source.fingerprint,
-            "templates_sha256": templates.sha256,
-            "seed": config.seed,
+
+    name, version, Config = METHOD, 1, RandomPairsConfig
+    parts = (AUGMENTED,)
+    free = ("synthesis", "templates")
+
+    def __init__(self, config: RandomPairsConfig) -> None:
+        """Raises UserError: no such folder, fewer than two texts, or records without pairs."""
+        super().__init__(config)
+        self._templates = load_templates(config.templates)
+        shards_of = Path(config.synthesis).expanduser() / "shards"
+        self._source = RecordSource(shards_of / AUGMENTED)
+        self._raw = RecordSource(shards_of / "raw")
+
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            "synthesis": self._source.fingerprint,
+            "raw": self._raw.fingerprint,
+            "templates": self._templates.sha256,
         }
-        atomic_write(run.path / "summary.json", json.dumps(summary, indent=1) + "\n")
-        run.finish()
-    return summary
+
+    def units(self, raw: RecordSource | None) -> Sequence[Exchange]:
+        self._row_of = {record.id: row for row, record in enumerate(RecordUnits(self._raw))}
+        return _Exchanges(self.config, self._source)
+
+    def work(self, unit: Exchange) -> Generator[Request, Completion, UnitOutput]:
+        yield from ()  # nothing is asked
+        given = [_pairs_of(self._source[row])[place] for row, place in unit.givers]
+        parents = unit.record.provenance["parents"]
+        documents = self._raw.read([self._row_of[parent] for parent in parents])
+        shots = [
+            Shot(document.text, parse_pairs(generated, unique_questions=False).pairs)
+            for document, generated in zip(documents, given, strict=True)
+        ]
+        name, seed = f"{METHOD}-{unit.record.id}", self.config.seed
+        parts = render_training_text(shots, generator_of(seed, "template", name), self._templates)
+        record = Record(
+            id=name,
+            text="".join(parts),
+            source=METHOD,
+            parts=tuple(parts),
+            loss=(1.0,) * len(parts),
+            provenance={
+                **unit.record.provenance,
+                "method": METHOD,
+                "seed": seed,
+                "pairs": sum(len(shot.pairs) for shot in shots),
+                "generated": given,
+                "templates_sha256": self._templates.sha256,
+            },
+        )
+        counts = {"records": 1, "texts": len(given)}
+        shown = [{"id": name, "text": record.text, "pairs": []}]
+        sample = {"id": name, "source": METHOD, "documents": shown}
+        return UnitOutput([(AUGMENTED, record)], (), counts, samples=[sample])
+
+    def finish(self, totals: BlockTotals) -> Summary:
+        return {
+            "records": totals.counts["records"],
+            "texts": totals.counts["texts"],
+            "synthesis": self._source.fingerprint,
+            "templates_sha256": self._templates.sha256,
+            "seed": self.config.seed,
+        }
+
+    def card(self, summary: Summary) -> Card:
+        return Card(
+            title="Instruction-augmented corpus with random pairs",
+            about=(
+                f"{summary['texts']:,} texts of an Instruction Pre-Training corpus, each with the "
+                "pairs that a language model wrote about another of them (Cheng et al., 2024, "
+                "section 5.1)."
+            ),
+            gates=["None beside those of the corpus that it is made from."],
+        )
 
 
-def _write(
-    config: RandomPairsConfig,
-    output: Path,
-    source: RecordSource,
-    raw: RecordSource,
-    places: Sequence[tuple[int, int]],
-    giver: np.ndarray,
-    templates: TemplateSet,
-) -> None:
-    """The shards: the pairs of the text at `places[giver[i]]` go to the one at `places[i]`."""
-    row_of = {record.id: row for row, record in _records(raw)}
-    taken = 0
-    with ShardWriter(output / "shards" / "augmented", config.records_per_shard) as shards:
-        for _, record in _records(source):
-            given = [
-                _pairs_at(source, *places[giver[taken + n]]) for n in range(len(_pairs_of(record)))
-            ]
-            documents = raw.read([row_of[parent] for parent in record.provenance["parents"]])
-            shots = [
-                Shot(document.text, parse_pairs(generated, unique_questions=False).pairs)
-                for document, generated in zip(documents, given, strict=True)
-            ]
-            taken += len(given)
-            name = f"{METHOD}-{record.id}"
-            generator = generator_of(config.seed, "template", name)
-            parts = render_training_text(shots, generator, templates)
-            shards.write(
-                Record(
-                    id=name,
-                    text="".join(parts),
-                    source=METHOD,
-                    parts=tuple(parts),
-                    loss=(1.0,) * len(parts),
-                    provenance={
-                        **record.provenance,
-                        "method": METHOD,
-                        "seed": config.seed,
-                        "pairs": sum(len(shot.pairs) for shot in shots),
-                        "generated": given,
-                        "templates_sha256": templates.sha256,
-                    },
-                )
+class _Exchanges(Sequence[Exchange]):
+    """All records of a synthesis in order, with the pairs of others drawn for their texts."""
+
+    def __init__(self, config: RandomPairsConfig, source: RecordSource) -> None:
+        self._records = RecordUnits(source)
+        counts = [len(_pairs_of(record)) for record in self._records]
+        self._places = [(row, n) for row, count in enumerate(counts) for n in range(count)]
+        self._first = np.cumsum([0, *counts])
+        if len(self._places) < 2:
+            raise UserError(
+                f"{config.synthesis} holds {len(self._places)} augmented text(s): pairs of another "
+                "text need at least two."
             )
+        circle = generator_of(config.seed, METHOD).permutation(len(self._places))
+        # Neighbours on the circle are never the same text.
+        self._giver = np.empty(len(self._places), np.int64)
+        self._giver[circle] = np.roll(circle, 1)
 
+    def __len__(self) -> int:
+        return len(self._records)
 
-def _records(source: RecordSource) -> Iterator[tuple[int, Record]]:
-    for start in range(0, len(source), _READ):
-        rows = range(start, min(start + _READ, len(source)))
-        yield from zip(rows, source.read(rows), strict=True)
+    def __getitem__(self, row: Any) -> Any:
+        givers = self._giver[self._first[row] : self._first[row + 1]]
+        return Exchange(f"{row:08d}", self._records[row], [self._places[n] for n in givers])
 
 
 def _pairs_of(record: Record) -> list[str]:
@@ -156,7 +157,3 @@ def _pairs_of(record: Record) -> list[str]:
             "provenance): make the synthesis folder again with this version."
         )
     return generated
-
-
-def _pairs_at(source: RecordSource, row: int, place: int) -> str:
-    return _pairs_of(source[row])[place]

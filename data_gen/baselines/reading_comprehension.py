@@ -19,7 +19,7 @@ from data_gen.baselines.domain_words import DomainWords
 from data_gen.baselines.instructions import Instructions
 from data_gen.baselines.rules import Task, is_whole, mine
 from data_gen.baselines.sentences import Sentence, split_sentences, split_title
-from data_gen.instruction_pretrain.chains import generator_of
+from ipt_jax.core.seeds import generator_of
 from ipt_jax.core.tokenizers import Tokenizer
 
 _LABELS = {

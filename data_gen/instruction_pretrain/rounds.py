@@ -1,4 +1,4 @@
-"""Multi-round inference as pure logic: which shots a text carries, where a chain ends.
+"""Multi-round inference: which shots a text carries, what it is asked, where a chain ends.
 
 Round r of M handles the r-th part of the selected texts; text i of a part carries text i of the
 parts before it, with their pairs (section 2.1, Figure 3, App. B). Chains are independent.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+from data_gen.engines import Completion, Request
 from data_gen.instruction_pretrain.format import (
     ParsedPairs,
     Shot,
@@ -45,8 +46,10 @@ class Turn:
     """What the synthesizer was given."""
     shots: int
     """Texts of this chain that the prompt carried."""
+    completion: Completion
+    """What the engine gave back, an error included."""
     parsed: ParsedPairs
-    """What it wrote."""
+    """The pairs in it; none in an error."""
 
     @property
     def inherits(self) -> bool:
@@ -54,7 +57,7 @@ class Turn:
         return self.shots > 0 and bool(self.parsed.pairs)
 
 
-def fit_history(history: Sequence[Shot], text: str, budget: Budget) -> tuple[Shot, ...] | None:
+def truncate_shots(history: Sequence[Shot], text: str, budget: Budget) -> tuple[Shot, ...] | None:
     """The latest shots that fit before `text`, the oldest dropped first; None: not even alone."""
     for first in range(len(history) + 1):
         kept = tuple(history[first:])
@@ -74,36 +77,37 @@ def split_rounds(selected: int, rounds: int) -> list[range]:
     return [range(start, selected, chains) for start in range(chains)]
 
 
-def run_chain(
+def run_rounds(
     texts: Sequence[str],
     budget: Budget,
+    request: Callable[[int, str], Request],
     *,
     demonstrations: Sequence[Shot] = (),
     max_pairs: int | None = None,
-) -> Generator[tuple[int, str], str, list[Turn]]:
-    """Yield (round, prompt), take the generation, give back the turns.
+) -> Generator[Request, Completion, list[Turn]]:
+    """Ask about each text of a chain in its round, and give back the turns.
 
-    A text without pairs ends its chain: the next one starts afresh. `demonstrations` stand before
-    a text that carries no shot of its own chain (for models not tuned to the format). A text that
-    does not fit even alone has no turn.
+    `request` makes a request out of a text's place and its prompt. A text without pairs ends its
+    chain: the next one starts afresh. `demonstrations` stand before a text that carries no shot of
+    its own chain (for models not tuned to the format). A text that does not fit even alone has no
+    turn.
     """
     turns: list[Turn] = []
     history: list[Shot] = []
     for index, text in enumerate(texts):
-        kept = fit_history(history, text, budget)
+        kept = truncate_shots(history, text, budget)
         if kept is None:
             continue
-        before = kept or fit_history(demonstrations, text, budget) or ()
-        prompt = render_prompt(before, text)
-        generated = yield index, prompt
-        turn = Turn(index, prompt, len(kept), parse_pairs(generated, max_pairs=max_pairs))
-        turns.append(turn)
-        pairs = turn.parsed.pairs
-        history = [*kept, Shot(text, pairs)] if pairs else []
+        prompt = render_prompt(kept or truncate_shots(demonstrations, text, budget) or (), text)
+        completion = yield request(index, prompt)
+        written = "" if completion.finish_reason == "error" else completion.text
+        parsed = parse_pairs(written, max_pairs=max_pairs)
+        turns.append(Turn(index, prompt, len(kept), completion, parsed))
+        history = [*kept, Shot(text, parsed.pairs)] if parsed.pairs else []
     return turns
 
 
-def collections(turns: Sequence[Turn]) -> list[list[Turn]]:
+def group_shots(turns: Sequence[Turn]) -> list[list[Turn]]:
     """Turns that make one M-shot example each; texts without pairs are in none."""
     found: list[list[Turn]] = []
     for turn in turns:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from data_gen.instruction_pretrain.analysis.held_out import held_out_line
-from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.collection import DATASETS, Dataset, Example, Gathered, gather
 from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES, Unusable
 from data_gen.instruction_pretrain.collection.files import Files
@@ -31,6 +30,7 @@ from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import SHARD_FILES, Record, ShardWriter, atomic_write
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.core.seeds import generator_of
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 
 METHOD = "instruction_pretrain_tuning"

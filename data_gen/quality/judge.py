@@ -25,10 +25,10 @@ from data_gen.engines import (
     Sampling,
     requests_under_way,
 )
-from data_gen.failed_requests import FailedRequests
-from data_gen.ledger import Ledger
 from data_gen.quality.gate import Corpus, Gate, Rejection
-from data_gen.runner import Done, Failure, run_units
+from data_gen.stages.failed_requests import FailedRequests
+from data_gen.stages.ledger import Ledger
+from data_gen.stages.runner import Done, Failure, run_units
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
 

@@ -15,8 +15,6 @@ from typing import IO, Any
 import numpy as np
 
 from data_gen.engines import Engine, identify_engine, open_engine
-from data_gen.failed_requests import FailedRequests
-from data_gen.ledger import LEDGER_FILES, Ledger
 from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
 from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
 from data_gen.quality.gate import Gate, RecordList, Rejection
@@ -24,6 +22,8 @@ from data_gen.quality.inputs import InputShards, Survivors
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
+from data_gen.stages.failed_requests import FailedRequests
+from data_gen.stages.ledger import LEDGER_FILES, Ledger
 from ipt_jax.core.errors import UserError, nearest
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, path_digest

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from typing import Any, TextIO, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ipt_jax.core.errors import RunStopped, UserError
+from ipt_jax.core.errors import RunStopped, UserError, nearest
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.interrupts import INTERRUPTED
 
@@ -93,6 +93,28 @@ def parse_config[T](
         raise UserError(f"{prog}: {_one_paragraph(error)} See {prog} --help.") from error
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     return cls(**{key: value for key, value in dict(values).items() if key in fields})
+
+
+def choice_of(key: str, valid: Collection[str], *, default: str) -> str:
+    """The value of a key that decides which settings there are, before those are read.
+
+    Taken from the command line, else from the last `--config` file that has it.
+
+    Raises:
+      UserError: a value that is not in `valid` (the nearest is named).
+    """
+    found, arguments = default, sys.argv[1:]
+    for path in _config_files(arguments):
+        values = _read_yaml(path)
+        found = (values.get(key) if isinstance(values, dict) else None) or found
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == f"--{key}":
+            found = following
+        elif argument.startswith(f"--{key}="):
+            found = argument.partition("=")[2]
+    if found not in valid:
+        raise UserError(f"`{key}` is {found!r}, which is none. {nearest(str(found), valid)}")
+    return found
 
 
 def check_keys(

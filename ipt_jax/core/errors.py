@@ -31,6 +31,12 @@ class RunStopped(Exception):
         self.code = code
 
 
+def require(key: str, value: object, right: bool, allowed: str) -> None:
+    """Raise UserError unless `right`: the key, its value, and what is `allowed`."""
+    if not right:
+        raise UserError(f"`{key}` is {value}: it must be {allowed}.")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that names the valid name nearest to a wrong one, and all of them if few."""
     names = list(valid)

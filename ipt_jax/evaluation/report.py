@@ -156,16 +156,56 @@ def token_facts(runs: Sequence[TrainingRun]) -> list[tuple[str, str]]:
 
 
 def synthesis_section(summary: File) -> Section:
-    """Where each document went, and why pieces were turned away."""
-    went = [
-        ("augmented: at least one pair kept", summary["documents_augmented"]),
-        ("plain: kept as raw text, without a pair", summary["documents_plain"]),
-        ("rejected: not taken as a document", summary["documents_rejected"]),
+    """Where each document went, why pieces were turned away, and what the method counted."""
+    found, parts, shown = summary.values, list[Part](), {"seconds", "seed"}
+    if "model" in found:
+        parts += _asked(summary)
+        shown |= {"completions", "prompt_tokens", "completion_tokens", "requests_failed"}
+        shown |= {"requests_to_ask_again"}
+    if "documents_in" in found:
+        went = [
+            ("augmented", summary["documents_augmented"]),
+            ("plain: kept as raw text", summary["documents_plain"]),
+            ("rejected: not taken as a document", summary["documents_rejected"]),
+        ]
+        rows = [*went, ("documents in", summary["documents_in"])]
+        parts.append(
+            Table("Every document accounted for", ("", "documents"), rows, (1,), total=True)
+        )
+        if sum(count for _, count in went) != summary["documents_in"]:
+            parts.append(Note("These counts do not add up.", "Report it: documents were lost."))
+        shown |= {f"documents_{what}" for what in ("in", "augmented", "plain", "rejected")}
+    reasons = [
+        (what, reason.replace("_", " "), count)
+        for what, key in (
+            ("document kept plain", "plain_reasons"),
+            ("document rejected", "rejected_documents"),
+            ("piece rejected", "rejected_pieces"),
+            ("request failed", "request_errors"),
+        )
+        for reason, count in sorted(found.get(key, {}).items(), key=lambda it: -it[1])
     ]
-    documents_in = summary["documents_in"]
+    parts.append(Table("Turned away, by reason", ("what", "reason", "count"), reasons, (2,)))
+    counts = [(k.replace("_", " "), v) for k, v in found.items() if type(v) is int]
+    counts = [row for row in counts if row[0].replace(" ", "_") not in shown]
+    parts.append(Table("What was made", ("", "count"), counts, (1,)))
+    if "model" in found:
+        work = [
+            ("engine", summary["engine"]),
+            ("prompt tokens", summary["prompt_tokens"]),
+            ("completion tokens", summary["completion_tokens"]),
+            ("completion tokens per second", f"{summary['completion_tokens_per_second']:.0f}"),
+            ("time", minutes(summary["seconds"])),
+        ]
+        parts.append(Table("What it took", ("", ""), work, (1,)))
+    return Section("Synthesis", parts)
+
+
+def _asked(summary: File) -> list[Part]:
+    """What the model was asked, and how freely it could write."""
     asked = summary["completions"] - summary.values.get("requests_failed", 0)
-    said = f"{summary['model']} gave {_count(asked, 'answer')}, one for each document it read"
-    rounds = summary["rounds"]
+    said = f"{summary['model']} gave {_count(asked, 'answer')}"
+    rounds = summary.values.get("rounds", 1)
     if rounds > 1:
         said += (
             f", in {rounds} rounds: what a document's prompt had room for of the documents of the "
@@ -176,34 +216,11 @@ def synthesis_section(summary: File) -> Section:
         parts.append(
             Note(
                 "Decoding was constrained.",
-                f"A grammar let {summary['model']} write only text in the pair format. That shapes "
-                "the form; it does not make what is said right.",
+                f"A grammar let {summary['model']} write only text in the asked format. That "
+                "shapes the form; it does not make what is said right.",
             )
         )
-    rows = [*went, ("documents in", documents_in)]
-    parts.append(Table("Every document accounted for", ("", "documents"), rows, (1,), total=True))
-    if sum(count for _, count in went) != documents_in:
-        parts.append(Note("These counts do not add up.", "Report it: documents were lost."))
-    reasons = [
-        (what, reason.replace("_", " "), count)
-        for what, key in (
-            ("document kept plain", "plain_reasons"),
-            ("document rejected", "rejected_documents"),
-            ("piece rejected", "rejected_pieces"),
-            ("request failed", "request_errors"),
-        )
-        for reason, count in sorted(summary.values.get(key, {}).items(), key=lambda it: -it[1])
-    ]
-    parts.append(Table("Turned away, by reason", ("what", "reason", "count"), reasons, (2,)))
-    work = [
-        ("engine", summary["engine"]),
-        ("prompt tokens", summary["prompt_tokens"]),
-        ("completion tokens", summary["completion_tokens"]),
-        ("completion tokens per second", f"{summary['completion_tokens_per_second']:.0f}"),
-        ("time", minutes(summary["seconds"])),
-    ]
-    parts.append(Table("What it took", ("", ""), work, (1,)))
-    return Section("Synthesis", parts)
+    return parts
 
 
 def samples_section(path: Path) -> Section:
@@ -217,11 +234,12 @@ def samples_section(path: Path) -> Section:
             ]
             pairs = sum(len(pairs) for _, pairs in documents)
             many = f"{len(documents)} documents, " if len(documents) > 1 else ""
-            title = f"{sample['source']} · {sample['id']} ({many}{pairs} pairs)"
+            counted = f" ({many}{pairs} pairs)" if pairs else ""
+            title = f"{sample['source']} · {sample['id']}{counted}"
             samples.append(Sample(title, documents, opened=number == 0))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of samples ({error!r}); {_AGAIN}") from error
-    lead = Paragraph("Documents, each with the pairs below it that were kept.")
+    lead = Paragraph("The first records, as they were made; pairs stand below their document.")
     return Section("Samples", [lead, *samples])
 
 

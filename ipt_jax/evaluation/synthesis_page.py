@@ -27,28 +27,35 @@ def synthesis_report(folder: Path) -> Path:
       UserError: a file is missing or not what the run writes; it is named.
     """
     summary = File.read(folder / "summary.json")
-    hours, cost = summary["gpu_hours"], summary["cost"]
-    failed = summary.values.get("requests_failed", 0)
+    found = summary.values
+    failed = found.get("requests_failed", 0)
     facts = [
-        (say(summary["documents_in"]), "documents read"),
-        (say(summary["pairs"]), "instruction–response pairs written"),
-        (say(summary["completions"] - failed), "answers of the model"),
-        *([(say(failed), "requests that failed")] if failed else []),
-        (minutes(summary["seconds"]), "of asking"),
-        *([(f"{hours:,.1f}", "GPU hours")] if hours else []),
-        *([(f"{cost:,.2f}", "cost at the given price")] if cost else []),
+        (say(found[key]), told)
+        for key, told in (
+            ("documents_in", "documents read"),
+            ("pairs", "instruction–response pairs written"),
+        )
+        if key in found
     ]
-    html = page(
-        f"Synthesis: {summary['method'].replace('_', ' ')}",
-        f"{summary['model']}, revision {str(summary['model_revision'])[:12]}, engine "
-        f"{summary['engine']} {summary['engine_version']}",
-        [Facts(facts)],
-        [
-            synthesis_section(summary),
-            Section("Speed", _speed(_lines(folder / "progress.jsonl"))),
-            samples_section(folder / "samples.json"),
-        ],
-    )
+    sections = [synthesis_section(summary)]
+    about = "No model was asked."
+    if "model" in found:
+        hours, cost = summary["gpu_hours"], summary["cost"]
+        facts += [
+            (say(summary["completions"] - failed), "answers of the model"),
+            *([(say(failed), "requests that failed")] if failed else []),
+            (minutes(summary["seconds"]), "of asking"),
+            *([(f"{hours:,.1f}", "GPU hours")] if hours else []),
+            *([(f"{cost:,.2f}", "cost at the given price")] if cost else []),
+        ]
+        sections.append(Section("Speed", _speed(_lines(folder / "progress.jsonl"))))
+        about = (
+            f"{summary['model']}, revision {str(summary['model_revision'])[:12]}, engine "
+            f"{summary['engine']} {summary['engine_version']}"
+        )
+    sections.append(samples_section(folder / "samples.json"))
+    title = f"Synthesis: {summary['method'].replace('_', ' ')}"
+    html = page(title, about, [Facts(facts)] if facts else [], sections)
     return write_page(folder / REPORT_NAME, html)
 
 

@@ -21,7 +21,7 @@ from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesiz
 from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.format import Pair, render_pairs
-from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.methods import synthesize
 from ipt_jax.evaluation.analysis_page import analysis_report
 from tests.browser.browsing import CONSOLE, browse, counted_colours, screenshot
 from tests.data_gen.analysis.scripted import ScriptedEngine
@@ -63,7 +63,7 @@ def corpus_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [{"id": f"d{n}", "text": f"The police said {n}. {HOSTILE}"} for n in range(30)]
     corpus.write_text("\n".join(map(json.dumps, texts)))
     synthesis = folder / "synthesis"
-    run_synthesis(
+    synthesize(
         SynthesisConfig(input=[str(corpus)], output=str(synthesis), fraction=1.0),
         engine=ScriptedEngine(lambda prompt: render_pairs(PAIRS)),
     )

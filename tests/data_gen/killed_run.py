@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.methods import synthesize
 from tests.data_gen.fakes import FakeEngine
 
 if __name__ == "__main__":
     corpus, output, log = sys.argv[1:]
-    run_synthesis(
+    synthesize(
         SynthesisConfig(
             input=[corpus], output=output, fraction=0.8, rounds=3, records_per_shard=36
         ),

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from data_gen.blocks import BlockTotals, UnitOutput, run_blocks
 from data_gen.engines import Completion, Request, Sampling
-from data_gen.ledger import Ledger
-from data_gen.outputs import OutputFolder, RejectedPiece
-from data_gen.runner import Done, Failure
+from data_gen.stages.blocks import BlockTotals, UnitOutput, run_blocks
+from data_gen.stages.ledger import Ledger
+from data_gen.stages.outputs import OutputFolder, RejectedPiece
+from data_gen.stages.runner import Failure
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
 from tests.data_gen.fakes import FakeEngine
@@ -32,22 +32,19 @@ class Number:
 UNITS = [Number(f"u{number}") for number in range(40)]
 
 
-def process(unit: Number) -> Generator[Request, Completion, list[str]]:
+def work(unit: Number) -> Generator[Request, Completion, UnitOutput]:
     first = yield Request(f"{unit.id}/0", unit.id, Sampling())
     if unit.id == FAILING:
         raise ValueError("no use")
     second = yield Request(f"{unit.id}/1", first.text, Sampling())
-    return [first.text, second.text]
+    part = "odd" if int(unit.id[1:]) % 2 else "even"
+    record = Record(unit.id, f"{first.text} {second.text}", "test")
+    return UnitOutput([(part, record)], counts={"texts": 2}, samples=[{"id": unit.id}])
 
 
-def output_of(done: Done[Number, list[str]]) -> UnitOutput:
-    name = done.unit.id
-    if isinstance(done.outcome, Failure):
-        piece = RejectedPiece(name, name, done.outcome.reason, done.outcome.detail)
-        return UnitOutput(rejected=[piece], unused={name: done.outcome.reason})
-    part = "odd" if int(name[1:]) % 2 else "even"
-    record = Record(name, " ".join(done.outcome), "test")
-    return UnitOutput([(part, record)], counts={"texts": 2}, samples=[{"id": name}])
+def failed(unit: Number, failure: Failure) -> UnitOutput:
+    piece = RejectedPiece(unit.id, unit.id, failure.reason, failure.detail)
+    return UnitOutput(rejected=[piece], unused={unit.id: failure.reason})
 
 
 def run(folder: Path, engine: FakeEngine, units: list[Number] = UNITS) -> BlockTotals:
@@ -55,7 +52,7 @@ def run(folder: Path, engine: FakeEngine, units: list[Number] = UNITS) -> BlockT
         output = OutputFolder(folder, ("even", "odd"))
         output.begin()
         return run_blocks(
-            units, process, output_of, engine, ledger, output,
+            units, work, failed, engine, ledger, output,
             parts=("even", "odd"), units_per_block=6, units_in_flight=9,
         )  # fmt: skip
 

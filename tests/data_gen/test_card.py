@@ -7,26 +7,29 @@ from pathlib import Path
 
 import yaml
 
-from data_gen.card import Prompt, write_card
+from data_gen.engines import EngineIdentity
+from data_gen.stages.card import Card, Prompt, write_card
 
 
 def card(tmp_path: Path, sources: Counter[tuple[str, str]]) -> str:
     return write_card(
         tmp_path,
-        method="Method",
-        about="What was done.",
-        summary={
+        Card(
+            title="Method",
+            about="What was done.",
+            gates=["Texts are not repeated."],
+            sampling={"temperature": 0.5},
+            prompts=[Prompt("The prompt", "a ``` b")],
+        ),
+        {
             "documents_in": 12345,
             "rate": 0.5,
             "constrained": True,
             "plain_reasons": {"no_pairs": 2, "other": 7},
         },
-        sources=sources,
-        model={"model": "m", "revision": "r1"},
-        sampling={"temperature": 0.5},
-        seed=3,
-        gates=["Texts are not repeated."],
-        prompts=[Prompt("The prompt", "a ``` b")],
+        sources,
+        3,
+        EngineIdentity("fake", "1", "m", "r1"),
     ).read_text(encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from data_gen.corpus import Document, RejectedDocument, corpus_sha256, find_files, read_corpus
 from data_gen.corpus import seen_ids as seen_ids_module
 from data_gen.corpus.seen_ids import SeenIds
-from data_gen.intake import _jsonable
+from data_gen.stages.ingest import _jsonable
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.example_proto import example_class

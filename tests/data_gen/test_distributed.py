@@ -16,7 +16,7 @@ import pytest
 from data_gen.engines import EngineConfig, RayConfig, Request, Sampling, open_engine
 from data_gen.engines.distributed import RayEngine
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.methods import synthesize
 from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 
@@ -80,14 +80,14 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
 
     killer = threading.Thread(target=kill)
     killer.start()
-    summary = run_synthesis(config, engine=engine)
+    summary = synthesize(config, engine=engine)
     killer.join()
     assert engine.lost_actors == 1
     engine.close()
     cluster.remove_node(nodes[1])
     whole = tmp_path / "whole"
     config = SynthesisConfig(**{**vars(config), "output": str(whole)})
-    assert run_synthesis(config, engine=FakeEngine())["pairs"] == summary["pairs"]
+    assert synthesize(config, engine=FakeEngine())["pairs"] == summary["pairs"]
     assert files(tmp_path / "out") == files(whole)
     assert summary["completions"] == 216
     asked = [line.split(":")[1] for line in log.read_text().splitlines()]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from data_gen.corpus import Document, RejectedDocument
-from data_gen.estimate import estimate, print_estimate, sample_corpus
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import estimate_synthesis, run_synthesis
-from data_gen.progress import describe
-from data_gen.runner import Status, Usage
+from data_gen.methods import stage_of, synthesize
+from data_gen.stages.estimate import estimate, print_estimate, sample_corpus
+from data_gen.stages.progress import describe
+from data_gen.stages.runner import Status, Usage
+from data_gen.stages.stage import estimate_stage
 from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 
@@ -56,12 +57,12 @@ def test_the_estimate_of_a_run_holds_what_the_run_then_takes(
         text_field="body", id_field="key", dry_run_documents=100, gpus=1, price_per_gpu_hour=2.0,
     )  # fmt: skip
     engine = FakeEngine(delay_seconds=0.001)
-    found = estimate_synthesis(config, engine=engine)
+    found = estimate_stage(stage_of(config), engine=engine)
     assert (found.documents, found.sampled, found.asked) == (300, 100, 150)
     assert len(engine.asked) == 100 and not (tmp_path / "out").exists()
     print_estimate(found)
     assert "documents: 300, of which 150 will be asked about" in capsys.readouterr().out
-    summary = run_synthesis(config, engine=FakeEngine(delay_seconds=0.001))
+    summary = synthesize(config, engine=FakeEngine(delay_seconds=0.001))
     for name in ("prompt_tokens", "completion_tokens"):
         low, _, high = getattr(found, name)
         assert 0.9 * low <= summary[name] <= 1.1 * high
@@ -87,4 +88,4 @@ def test_a_corpus_without_documents_is_refused(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"text": ""}\n')
     with pytest.raises(UserError, match="holds no document"):
-        estimate_synthesis(SynthesisConfig(input=[str(corpus)]), engine=FakeEngine())
+        estimate_stage(stage_of(SynthesisConfig(input=[str(corpus)])), engine=FakeEngine())

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from data_gen.engines import Completion, EngineIdentity, Request
-from data_gen.failed_requests import TOO_MANY_FAILED, FailedRequests
-from data_gen.instruction_pretrain import pipeline
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.format import parse_pairs
-from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.methods import synthesize
+from data_gen.stages import stage
+from data_gen.stages.failed_requests import TOO_MANY_FAILED, FailedRequests
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
 from tests.data_gen.fakes import FakeEngine
@@ -65,7 +65,7 @@ def test_every_document_is_once_in_augmented_plain_or_rejected(
     ]
     corpus.write_bytes(corpus.read_bytes() + b"\n" + b"\n".join(damaged))
     out = tmp_path / "out"
-    summary = run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    summary = synthesize(config_for(corpus, out), engine=FakeEngine())
     assert summary["documents_in"] == 155
     assert summary["documents_rejected"] == 5
     assert summary["rejected_documents"] == {
@@ -94,7 +94,7 @@ def test_every_document_is_once_in_augmented_plain_or_rejected(
 
 def test_augmented_records_hold_their_texts_and_pairs(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    summary = synthesize(config_for(corpus, out), engine=FakeEngine())
     texts = {record.id: record.text for record in records(out, "raw")}
     augmented = records(out, "augmented")
     assert sum(record.provenance["pairs"] for record in augmented) == summary["pairs"]
@@ -116,7 +116,7 @@ def test_records_say_which_pairs_they_hold_as_they_were_written(
     corpus: Path, tmp_path: Path
 ) -> None:
     engine = FakeEngine()
-    run_synthesis(config_for(corpus, tmp_path / "out"), engine=engine)
+    synthesize(config_for(corpus, tmp_path / "out"), engine=engine)
     assert {request.sampling.stop for request in engine.asked} == {("</s>",)}
     for record in records(tmp_path / "out", "augmented"):
         generated = record.provenance["generated"]
@@ -132,12 +132,12 @@ def test_templates_of_ones_own_are_used_and_are_part_of_the_run(
     mine = tmp_path / "mine.yaml"
     mine.write_text('free_form: ["ASK {question} SAY {answer}"]\narrangements: {reading: 1}\n')
     settings = config_for(corpus, tmp_path / "out", templates=str(mine))
-    run_synthesis(settings, engine=FakeEngine())
+    synthesize(settings, engine=FakeEngine())
     two = [r for r in records(tmp_path / "out", "augmented") if r.provenance["pairs"] > 1]
     assert sum("ASK W" in record.text and " SAY " in record.text for record in two) > 0.8 * len(two)
     mine.write_text('free_form: ["{question} {answer}"]\n')
     with pytest.raises(UserError, match="templates_sha256"):
-        run_synthesis(settings, engine=FakeEngine())
+        synthesize(settings, engine=FakeEngine())
 
 
 class Refusing(FakeEngine):
@@ -168,26 +168,26 @@ def test_requests_that_failed_are_named_and_asked_again(
 ) -> None:
     settings = config_for(corpus, tmp_path / "out", records_per_shard=36)
     settings = replace(settings, engine=replace(settings.engine, max_failed_share=most))
-    summary = run_synthesis(settings, engine=Refusing(kind, first))
+    summary = synthesize(settings, engine=Refusing(kind, first))
     assert summary["requests_failed"] == failed == summary["plain_reasons"]["engine_error"]
     assert summary["request_errors"] == {"http_400: no model for chain-#/#": failed}
     texts = "".join(p.read_text() for p in (tmp_path / "out" / "rejected").glob("pieces-*.jsonl"))
     assert texts.count("no model for chain-") == failed
     engine = FakeEngine()
-    run_synthesis(settings, engine=engine)
+    synthesize(settings, engine=engine)
     assert len(engine.asked) == asked_again
     if asked_again:
         whole = replace(settings, output=str(tmp_path / "whole"))
-        run_synthesis(whole, engine=FakeEngine())
+        synthesize(whole, engine=FakeEngine())
         assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
 
 
 def test_the_door_says_what_failed_and_ends_with_its_code(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(pipeline, "open_engine", lambda config: Refusing("passing", ""))
+    monkeypatch.setattr(stage, "open_engine", lambda config: Refusing("passing", ""))
     identity = EngineIdentity("fake", "1", "fake-model", "r1")
-    monkeypatch.setattr(pipeline, "identify_engine", lambda config: identity)
+    monkeypatch.setattr(stage, "identify_engine", lambda config: identity)
     for more, code in (("0.5", TOO_MANY_FAILED), ("1", 0)):
         monkeypatch.setattr(
             sys, "argv",
@@ -209,7 +209,7 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(
     corpus: Path, tmp_path: Path
 ) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run_synthesis(config_for(corpus, tmp_path / name, seed=seed), engine=FakeEngine())
+        synthesize(config_for(corpus, tmp_path / name, seed=seed), engine=FakeEngine())
     assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
     assert shard_bytes(tmp_path / "a") != shard_bytes(tmp_path / "c")
 
@@ -236,8 +236,8 @@ def test_a_run_killed_ten_times_goes_on_to_the_same_bytes(corpus: Path, tmp_path
         whole_blocks.append(len(list(out.glob("shards/augmented/*.arrayrecord"))))
     assert whole_blocks == sorted(whole_blocks) and whole_blocks[-1] > whole_blocks[0]
     engine, settings = FakeEngine(), {"records_per_shard": 36}
-    summary = run_synthesis(config_for(corpus, out, **settings), engine=engine)
-    run_synthesis(config_for(corpus, tmp_path / "whole", **settings), engine=FakeEngine())
+    summary = synthesize(config_for(corpus, out, **settings), engine=engine)
+    synthesize(config_for(corpus, tmp_path / "whole", **settings), engine=FakeEngine())
     assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
     asked = log.read_text().splitlines() + [request.id for request in engine.asked]
     assert set(asked) == {f"chain-{c:08d}/{turn}" for c in range(160) for turn in range(3)}
@@ -250,19 +250,19 @@ def test_a_finished_folder_is_left_alone_until_fresh_or_other_settings(
     corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    first = run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    first = synthesize(config_for(corpus, out), engine=FakeEngine())
     idle = FakeEngine()
-    assert run_synthesis(config_for(corpus, out), engine=idle) == first
+    assert synthesize(config_for(corpus, out), engine=idle) == first
     assert not idle.asked
     with pytest.raises(UserError, match=r"rounds \(then 3, now 2\).*--fresh"):
-        run_synthesis(config_for(corpus, out, rounds=2), engine=FakeEngine())
-    assert run_synthesis(config_for(corpus, out), engine=idle) == first
+        synthesize(config_for(corpus, out, rounds=2), engine=FakeEngine())
+    assert synthesize(config_for(corpus, out), engine=idle) == first
     again = FakeEngine()
-    run_synthesis(config_for(corpus, out, rounds=2, fresh=True), engine=again)
+    synthesize(config_for(corpus, out, rounds=2, fresh=True), engine=again)
     assert again.asked
     corpus.write_text(corpus.read_text().replace("number 7.", "number seven."))
     with pytest.raises(UserError, match="something else: corpus"):
-        run_synthesis(config_for(corpus, out, rounds=2), engine=FakeEngine())
+        synthesize(config_for(corpus, out, rounds=2), engine=FakeEngine())
 
 
 @pytest.mark.parametrize("part", ["raw", "plain", "augmented"])
@@ -270,7 +270,7 @@ def test_a_folder_with_a_shard_gone_or_changed_is_not_taken_for_finished(
     corpus: Path, tmp_path: Path, part: str
 ) -> None:
     out = tmp_path / "out"
-    run_synthesis(config_for(corpus, out), engine=FakeEngine())
+    synthesize(config_for(corpus, out), engine=FakeEngine())
     whole = shard_bytes(out)
     shard = next((out / "shards" / part).glob("*.arrayrecord"))
     if part == "plain":
@@ -280,7 +280,7 @@ def test_a_folder_with_a_shard_gone_or_changed_is_not_taken_for_finished(
         data[len(data) // 2] ^= 1
         shard.write_bytes(data)
     engine = FakeEngine()
-    run_synthesis(config_for(corpus, out), engine=engine)
+    synthesize(config_for(corpus, out), engine=engine)
     assert shard_bytes(out) == whole
     assert not engine.asked
 
@@ -290,7 +290,7 @@ def test_settings_that_cannot_be_are_named(corpus: Path, tmp_path: Path) -> None
         with pytest.raises(UserError, match=key):
             config_for(corpus, tmp_path, **{key: value})
     with pytest.raises(UserError, match="max_tokens"):
-        run_synthesis(config_for(corpus, tmp_path), engine=FakeEngine(context_tokens=100))
+        synthesize(config_for(corpus, tmp_path), engine=FakeEngine(context_tokens=100))
 
 
 def test_the_sample_corpus_is_what_its_page_says() -> None:

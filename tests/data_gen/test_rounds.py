@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
+from data_gen.engines import Completion, Request, Sampling
 from data_gen.instruction_pretrain.format import Pair, Shot, render_pairs, render_prompt
 from data_gen.instruction_pretrain.rounds import (
     Budget,
     Turn,
-    collections,
-    fit_history,
-    run_chain,
+    group_shots,
+    run_rounds,
     split_rounds,
+    truncate_shots,
 )
 
 ROOMY = Budget(len, 1_000_000, 10)
@@ -23,13 +24,16 @@ ROOMY = Budget(len, 1_000_000, 10)
 def drive(
     texts: Sequence[str], answers: Sequence[str], budget: Budget = ROOMY, **options: Any
 ) -> tuple[list[Turn], list[str]]:
-    chain = run_chain(texts, budget, **options)
+    def request(index: int, prompt: str) -> Request:
+        return Request(str(index), prompt, Sampling())
+
+    chain = run_rounds(texts, budget, request, **options)
     prompts: list[str] = []
     try:
-        index, prompt = next(chain)
+        asked = next(chain)
         while True:
-            prompts.append(prompt)
-            index, prompt = chain.send(answers[index])
+            prompts.append(str(asked.prompt))
+            asked = chain.send(Completion(asked.id, answers[int(asked.id)], "stop", 0, 0))
     except StopIteration as end:
         return end.value, prompts
 
@@ -41,7 +45,7 @@ def test_prompts_and_collections_are_those_of_the_published_code(golden: Any) ->
         texts = [r["texts"][chain] for r in rounds]
         turns, prompts = drive(texts, [r["generated"][chain] for r in rounds])
         assert prompts == [r["prompts"][chain] for r in rounds]
-        (members,) = collections(turns)
+        (members,) = group_shots(turns)
         assert [
             {
                 "context": texts[turn.index],
@@ -60,24 +64,36 @@ def test_a_text_without_pairs_ends_its_chain() -> None:
     turns, prompts = drive(["a", "b", "c", "d"], [ANSWER, "nothing", ANSWER, ANSWER])
     assert prompts[2] == render_prompt([], "c")
     assert prompts[3] == render_prompt([Shot("c", (PAIR,))], "d")
-    assert [[t.index for t in group] for group in collections(turns)] == [[0], [2, 3]]
+    assert [[t.index for t in group] for group in group_shots(turns)] == [[0], [2, 3]]
 
 
 def test_the_oldest_shots_are_dropped_first_by_exact_count() -> None:
     history = [Shot(text, (PAIR,)) for text in "abc"]
     whole = len(render_prompt(history, "d"))
-    assert fit_history(history, "d", Budget(len, whole + 10, 10)) == tuple(history)
-    assert fit_history(history, "d", Budget(len, whole + 9, 10)) == tuple(history[1:])
+    assert truncate_shots(history, "d", Budget(len, whole + 10, 10)) == tuple(history)
+    assert truncate_shots(history, "d", Budget(len, whole + 9, 10)) == tuple(history[1:])
     alone = len(render_prompt([], "d"))
-    assert fit_history(history, "d", Budget(len, alone + 10, 10)) == ()
-    assert fit_history(history, "d", Budget(len, alone + 9, 10)) is None
+    assert truncate_shots(history, "d", Budget(len, alone + 10, 10)) == ()
+    assert truncate_shots(history, "d", Budget(len, alone + 9, 10)) is None
+
+
+def test_an_error_is_kept_in_its_turn_and_gives_no_pairs() -> None:
+    chain = run_rounds(["a", "b"], ROOMY, lambda n, prompt: Request(str(n), prompt, Sampling()))
+    next(chain)
+    asked = chain.send(Completion("0", ANSWER, "error", 0, 0, "terminal"))
+    assert asked.prompt == render_prompt([], "b")  # carries nothing of it
+    with pytest.raises(StopIteration) as end:
+        chain.send(Completion("1", ANSWER, "stop", 0, 0))
+    first, second = end.value.value
+    assert (first.completion.text, first.parsed.pairs) == (ANSWER, ())
+    assert second.parsed.pairs == (PAIR,)
 
 
 def test_a_text_that_carries_no_shot_for_lack_of_room_starts_a_record_of_its_own() -> None:
     alone = len(render_prompt([], "b" * 50))
     turns, prompts = drive(["a", "b" * 50], [ANSWER, ANSWER], Budget(len, alone + 10, 10))
     assert prompts[1] == render_prompt([], "b" * 50)
-    assert [len(group) for group in collections(turns)] == [1, 1]
+    assert [len(group) for group in group_shots(turns)] == [1, 1]
 
 
 def test_a_text_too_long_by_itself_has_no_turn_and_hurts_no_other() -> None:

@@ -13,8 +13,8 @@ import pytest
 from data_gen import runner
 from data_gen.engines import Completion, Request, Sampling
 from data_gen.engines.base import TokenLogprob
-from data_gen.ledger import Ledger
-from data_gen.runner import Failure, Status, run_units
+from data_gen.stages.ledger import Ledger
+from data_gen.stages.runner import Failure, Status, run_units
 from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 

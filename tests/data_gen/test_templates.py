@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.format import Pair, Shot
 from data_gen.instruction_pretrain.template_file import (
     LISTS,
@@ -29,6 +28,7 @@ from data_gen.instruction_pretrain.templates import (
     render_training_text,
 )
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.seeds import generator_of
 
 ARRANGEMENTS = WEIGHTS["arrangements"]
 FORMATS = tuple(LISTS)[:4]

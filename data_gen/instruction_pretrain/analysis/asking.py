@@ -21,11 +21,11 @@ from data_gen.engines import (
     open_engine,
     requests_under_way,
 )
-from data_gen.failed_requests import FailedRequests
-from data_gen.instruction_pretrain.chains import seed_of
-from data_gen.ledger import Ledger
-from data_gen.runner import Failure, Progress, no_progress, run_units
+from data_gen.stages.failed_requests import FailedRequests
+from data_gen.stages.ledger import Ledger
+from data_gen.stages.runner import Failure, Progress, no_progress, run_units
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.seeds import seed_of
 
 Bars = Callable[[str], AbstractContextManager[Progress]]
 """Shows the progress of the part of a measurement that it is given the title of."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_gen.instruction_pretrain.records import AUGMENTED, PLAIN
-from data_gen.intake import RAW
+from data_gen.instruction_pretrain.stage import AUGMENTED, PLAIN
 from data_gen.quality.decontaminate import DecontaminateConfig, SetCounts, open_rule
 from data_gen.quality.inputs import InputShards
+from data_gen.stages.ingest import RAW
 from ipt_jax.core.errors import DamagedRecord
 from ipt_jax.core.records import Record
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.format import Pair, Shot
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
+from ipt_jax.core.seeds import generator_of
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.response_accuracy import final_answer
 from data_gen.instruction_pretrain.analysis.scores import Score
-from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.format import Pair
 from data_gen.instruction_pretrain.rounds import Budget
+from ipt_jax.core.seeds import generator_of
 
 WITHOUT, RANDOM, BASE, TUNED = "without", "random", "base", "tuned"
 CONDITIONS = (WITHOUT, RANDOM, BASE, TUNED)

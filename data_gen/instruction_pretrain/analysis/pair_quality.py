@@ -23,7 +23,7 @@ from data_gen.instruction_pretrain.format import (
     render_pairs,
     render_prompt,
 )
-from data_gen.instruction_pretrain.rounds import Budget, fit_history
+from data_gen.instruction_pretrain.rounds import Budget, truncate_shots
 
 ZERO, FEW = "zero", "few"
 _TAGS = re.compile("|".join((CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "<s>", EOS)))
@@ -60,7 +60,7 @@ def pairs_tasks(examples: Sequence[HeldOut], setting: str, budget: Budget) -> Pa
     found = PairsTasks()
     for example in examples:
         given = example.shots if setting == FEW else ()
-        kept = fit_history(given, example.text, budget)
+        kept = truncate_shots(given, example.text, budget)
         if kept is None:
             found.too_long.append(example.id)
             continue

@@ -16,7 +16,7 @@ from data_gen.instruction_pretrain.analysis.tables import (
     absent_table,
     markdown,
 )
-from data_gen.ledger import LEDGER_FILES, LEDGER_NAME
+from data_gen.stages.ledger import LEDGER_FILES, LEDGER_NAME
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder

@@ -12,7 +12,6 @@ from data_gen.instruction_pretrain.analysis.asking import Question
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.scores import Score
-from data_gen.instruction_pretrain.chains import generator_of
 from data_gen.instruction_pretrain.format import (
     ANSWER,
     CONCLUSION,
@@ -22,6 +21,7 @@ from data_gen.instruction_pretrain.format import (
     Pair,
     render_prompt,
 )
+from ipt_jax.core.seeds import generator_of
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.instruction_pretrain.chains import Chain, Chains, generator_of
 from data_gen.instruction_pretrain.format import ParsedPairs, parse_pairs
-from data_gen.instruction_pretrain.records import METHOD
-from data_gen.intake import RAW
-from data_gen.ledger import LEDGER_NAME, ClosedLedger
+from data_gen.instruction_pretrain.stage import METHOD, Chain, Chains
+from data_gen.stages.ingest import RAW
+from data_gen.stages.ledger import LEDGER_NAME, ClosedLedger
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import RecordSource
+from ipt_jax.core.seeds import generator_of
 
 _CHAIN = re.compile(r"chain-(\d+)")  # in the id of a record
 
@@ -60,9 +60,7 @@ class SynthesizedTexts:
                 f"{settings.get('method')!r}: name a folder that launch/synthesize.py wrote."
             )
         raw = RecordSource(self.folder / "shards" / RAW, verify=False)
-        chosen = generator_of(settings["seed"], "selection").permutation(len(raw))
-        chosen = chosen[: round(settings["fraction"] * len(raw))]
-        self._chains = Chains(raw, chosen, settings["rounds"])
+        self._chains = Chains(raw, settings["seed"], settings["fraction"], settings["rounds"])
         self._most_pairs: int = settings["max_pairs"]
         ledger = self.folder / LEDGER_NAME
         if not ledger.is_file():

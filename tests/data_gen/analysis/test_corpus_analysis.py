@@ -15,7 +15,7 @@ from data_gen.instruction_pretrain.analysis.histograms import histogram
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedTexts
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.format import CONTEXT_CLOSE
-from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.methods import synthesize
 from data_gen.quality.decontaminate import DecontaminateConfig
 from data_gen.quality.evaluations import EvaluationFile
 from ipt_jax.core.errors import UserError
@@ -46,7 +46,7 @@ def synthesis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SynthesisConfig(
         input=[str(corpus)], output=str(folder / "out"), fraction=0.8, rounds=3, seed=5
     )
-    run_synthesis(settings, engine=ScriptedEngine(write_pairs))
+    synthesize(settings, engine=ScriptedEngine(write_pairs))
     return folder / "out"
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from data_gen.baselines.random_pairs import RandomPairsConfig, run_random_pairs
+from data_gen.baselines.config import RandomPairsConfig
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.format import parse_pairs
-from data_gen.instruction_pretrain.pipeline import run_synthesis
+from data_gen.methods import synthesize
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from tests.data_gen.fakes import FakeEngine
@@ -21,7 +21,7 @@ def synthesis(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     folder = tmp_path_factory.mktemp("synthesis") / "run"
     corpus = str(root / "data_gen" / "sample_corpus" / "documents.jsonl")
     config = SynthesisConfig(input=[corpus], output=str(folder), fraction=1.0, limit=60)
-    run_synthesis(config, engine=FakeEngine())
+    synthesize(config, engine=FakeEngine())
     return folder
 
 
@@ -31,7 +31,7 @@ def records(folder: Path, part: str = "augmented") -> list[Record]:
 
 
 def test_pairs_change_hands_and_nothing_else_does(synthesis: Path, tmp_path: Path) -> None:
-    summary = run_random_pairs(RandomPairsConfig(str(synthesis), str(tmp_path / "out")))
+    summary = synthesize(RandomPairsConfig(synthesis=str(synthesis), output=str(tmp_path / "out")))
     texts = {record.id: record.text for record in records(synthesis, "raw")}
     before, after = records(synthesis), records(tmp_path / "out")
     assert len(before) == len(after) == summary["records"] > 20
@@ -55,7 +55,9 @@ def test_the_same_seed_gives_the_same_shards_and_another_others(
     synthesis: Path, tmp_path: Path
 ) -> None:
     def made(name: str, seed: int) -> list[str]:
-        run_random_pairs(RandomPairsConfig(str(synthesis), str(tmp_path / name), seed=seed))
+        synthesize(
+            RandomPairsConfig(synthesis=str(synthesis), output=str(tmp_path / name), seed=seed)
+        )
         return [record.text for record in records(tmp_path / name)]
 
     assert made("a", 1) == made("b", 1) != made("c", 2)
@@ -75,4 +77,4 @@ def test_a_folder_that_will_not_do_is_named(
         with ShardWriter(tmp_path / "shards" / part) as shards:
             shards.write(Record("x", "t", "test", provenance=provenance))
     with pytest.raises(UserError, match=said):
-        run_random_pairs(RandomPairsConfig(str(tmp_path), str(tmp_path / "out")))
+        synthesize(RandomPairsConfig(synthesis=str(tmp_path), output=str(tmp_path / "out")))

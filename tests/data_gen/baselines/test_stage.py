@@ -17,8 +17,8 @@ import pytest
 
 from data_gen.baselines import stage
 from data_gen.baselines.config import ReadingComprehensionConfig
-from data_gen.baselines.stage import run_reading_comprehension
-from data_gen.ledger import LEDGER_NAME
+from data_gen.methods import synthesize
+from data_gen.stages.ledger import LEDGER_NAME
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
@@ -68,7 +68,7 @@ def test_every_document_is_once_in_augmented_plain_or_rejected(
 
     monkeypatch.setattr(stage, "reading_comprehension", fails_once)
     out = tmp_path / "out"
-    summary = run_reading_comprehension(config_for(corpus, out))
+    summary = synthesize(config_for(corpus, out))
     raw = [record.id for record in records(out, "raw")]
     plain = [record.id for record in records(out, "plain")]
     augmented = records(out, "augmented")
@@ -100,20 +100,20 @@ def test_the_same_settings_give_the_same_bytes_and_a_seed_changes_them(
     corpus: Path, tmp_path: Path
 ) -> None:
     first = config_for(corpus, tmp_path / "a", limit=100)
-    summary = run_reading_comprehension(first)
+    summary = synthesize(first)
     files = made_files(tmp_path / "a")
     assert (tmp_path / "a" / "domain.model").stat().st_size > 10_000
-    run_reading_comprehension(replace(first, output=str(tmp_path / "b")))
+    synthesize(replace(first, output=str(tmp_path / "b")))
     assert made_files(tmp_path / "b") == files and len(files) >= 9
-    run_reading_comprehension(replace(first, output=str(tmp_path / "c"), seed=1))
+    synthesize(replace(first, output=str(tmp_path / "c"), seed=1))
     other = made_files(tmp_path / "c")
     raw, made = "shards/raw/part-00000.arrayrecord", "shards/augmented/part-00000.arrayrecord"
     assert other[raw] == files[raw] and other[made] != files[made]
-    assert run_reading_comprehension(first) == summary  # finished: left as it is
+    assert synthesize(first) == summary  # finished: left as it is
     with pytest.raises(FolderRefused) as caught:
-        run_reading_comprehension(replace(first, seed=2))
+        synthesize(replace(first, seed=2))
     assert caught.value.differs == ("seed",) and not unlisted(tmp_path / "a")
-    again = run_reading_comprehension(replace(first, seed=1, fresh=True))
+    again = synthesize(replace(first, seed=1, fresh=True))
     assert made_files(tmp_path / "a") == other and again["documents_in"] == 100
 
 
@@ -146,9 +146,9 @@ def test_a_killed_run_goes_on_to_the_same_shards(
     assert not (out / "summary.json").exists()
     done = {p: p.stat().st_mtime_ns for p in out.glob("shards/augmented/part-0000[01].arrayrecord")}
     config = config_for(corpus, out, domain_vocabulary=str(model))
-    summary = run_reading_comprehension(config)
+    summary = synthesize(config)
     assert {path: path.stat().st_mtime_ns for path in done} == done and len(done) == 2
-    whole = run_reading_comprehension(replace(config, output=str(tmp_path / "whole")))
+    whole = synthesize(replace(config, output=str(tmp_path / "whole")))
     assert made_files(out) == made_files(tmp_path / "whole")
     del summary["seconds"], whole["seconds"]
     assert summary == whole and not (out / "domain.model").exists()
@@ -160,14 +160,14 @@ def test_titles_come_from_a_field_or_not_at_all(
     corpus = tmp_path / "pubmed.jsonl"
     corpus.write_text("".join(json.dumps(row) + "\n" for row in pubmed))
     named = config_for(corpus, tmp_path / "a", domain="biomedicine", title_field="title")
-    summary = run_reading_comprehension(named)
+    summary = synthesize(named)
     titles = {row["id"]: row["title"] for row in pubmed}
     for record in records(tmp_path / "a", "augmented"):
         assert " ".join(titles[record.provenance["parents"][0]].split()) in record.text
     assert summary["tasks_by_type"]["summarization.title"] > 80
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in abstracts))
     none = config_for(corpus, tmp_path / "b", first_line_is_title=False)
-    assert "summarization.title" not in run_reading_comprehension(none)["tasks_by_type"]
+    assert "summarization.title" not in synthesize(none)["tasks_by_type"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_bad_settings_stop_the_run_before_it_writes(
     corpus: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run_reading_comprehension(config_for(corpus, tmp_path / "out", **changes))
+        synthesize(config_for(corpus, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -195,8 +195,7 @@ def test_the_command_and_its_config(shared: Path, root: Path, tmp_path: Path) ->
         ReadingComprehensionConfig, ["--config", str(root / config)], prog="x", description="x"
     )
     assert given.output == "runs/reading_comprehension" and given.most_per_sub == 2
-    kind = "reading_comprehension"
-    command = [sys.executable, "launch/baseline.py", kind, "--config", config]
+    command = [sys.executable, "launch/synthesize.py", "--config", config]
     command += ["--output", str(tmp_path)]
     texts = shared / "data/lmops_adaptllm_raw_texts/*.txt"
     done = subprocess.run(

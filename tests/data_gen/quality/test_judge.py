@@ -11,10 +11,10 @@ import pytest
 
 from data_gen.engines import Completion, EngineConfig, Request
 from data_gen.engines.streaming import Feed
-from data_gen.ledger import Ledger
 from data_gen.quality.gate import Rejection
 from data_gen.quality.judge import JudgeConfig, JudgeGate, Verdict, build_prompt, parse_verdict
 from data_gen.quality.stage import FilterConfig, Given, check_records, run_filter
+from data_gen.stages.ledger import Ledger
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.pipeline import run_synthesis
-from data_gen.progress import ProgressLog
-from data_gen.runner import Status, Usage
+from data_gen.methods import synthesize
+from data_gen.stages.progress import ProgressLog
+from data_gen.stages.runner import Status, Usage
 from ipt_jax.core.errors import UserError
 from ipt_jax.evaluation.synthesis_page import synthesis_report
 from tests.data_gen.fakes import FakeEngine
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     corpus = tmp_path / "corpus.jsonl"
     lines = [{"id": f"<i>{n}", "text": f"<script>Text {n}</script>"} for n in range(60)]
     corpus.write_text("\n".join(map(json.dumps, lines)))
-    run_synthesis(
+    synthesize(
         SynthesisConfig(
             input=[str(corpus)], output=str(tmp_path / "out"), fraction=1.0, rounds=2, gpus=36000,
             price_per_gpu_hour=2.0,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.ledger import LEDGER_FILES, LEDGER_NAME
+from data_gen.stages.ledger import LEDGER_FILES, LEDGER_NAME
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write, naming
 from ipt_jax.core.json_lines import load_json, parse_json
@@ -63,7 +63,13 @@ class OutputFolder:
         return self.folder / "rejected" / f"pieces-{block:05d}.jsonl"
 
     def hold(
-        self, kind: str, fingerprint: Mapping[str, Any], *, fresh: bool, owns: Sequence[str] = ()
+        self,
+        kind: str,
+        fingerprint: Mapping[str, Any],
+        *,
+        fresh: bool,
+        owns: Sequence[str] = (),
+        defaults: Mapping[str, str] | None = None,
     ) -> RunFolder:
         """The folder for a run of `kind`; `owns`: files that it writes beside those of every run.
 
@@ -76,6 +82,7 @@ class OutputFolder:
             prints_of(fingerprint),
             owns=(*_OWNS, *shards, *owns),
             fresh=fresh,
+            defaults=defaults,
             legacy=lambda folder: _before_markers(folder, kind),
         )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.corpus import Document, RejectedDocument
-from data_gen.ledger import Ledger
-from data_gen.outputs import OutputFolder
+from data_gen.stages.ledger import Ledger
+from data_gen.stages.outputs import OutputFolder
 from ipt_jax.core.records import Manifest, Record, ShardWriter
 
 RAW = "raw"
@@ -21,7 +21,7 @@ _NOTE = "intake"
 
 
 @dataclass(frozen=True)
-class Intake:
+class Ingested:
     """What became of a corpus."""
 
     rejected: Counter[str]
@@ -30,14 +30,14 @@ class Intake:
     """Documents that were, by source and licence (metadata `licence` or `license`)."""
 
 
-def take_in(
+def ingest_corpus(
     documents: Iterable[Document | RejectedDocument],
     output: OutputFolder,
     ledger: Ledger,
     *,
     check: Check = lambda document: None,
     records_per_shard: int = 4096,
-) -> Intake:
+) -> Ingested:
     """Write every accepted document to shards/raw, the others to rejected/ with their reasons.
 
     `check` gives the reason and the detail for which the method cannot take a document. A run that
@@ -50,7 +50,7 @@ def take_in(
     if before is not None and output.is_whole(RAW):
         if Manifest.load(output.shards(RAW)).fingerprint == before["fingerprint"]:
             sources = {(source, licence): n for source, licence, n in before["sources"]}
-            return Intake(Counter(before["rejected"]), Counter(sources))
+            return Ingested(Counter(before["rejected"]), Counter(sources))
     found = write_documents(
         documents, output, output.shards(RAW), check=check, records_per_shard=records_per_shard
     )
@@ -70,8 +70,8 @@ def write_documents(
     *,
     check: Check = lambda document: None,
     records_per_shard: int = 4096,
-) -> Intake:
-    """Write every accepted document to shards in `folder`, the others to rejected/; as take_in."""
+) -> Ingested:
+    """Write accepted documents to shards in `folder`, the others to rejected/; as ingest_corpus."""
     reasons, sources = Counter[str](), Counter[tuple[str, str]]()
     with (
         ShardWriter(folder, records_per_shard) as shards,
@@ -88,7 +88,7 @@ def write_documents(
                 shards.write(_record(found))
                 licence = found.metadata.get("licence") or found.metadata.get("license")
                 sources[found.source, str(licence or UNKNOWN)] += 1
-    return Intake(reasons, sources)
+    return Ingested(reasons, sources)
 
 
 def _record(document: Document) -> Record:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines.base import Completion, Engine, Request
-from data_gen.failed_requests import FailedRequests
-from data_gen.ledger import Ledger
-from data_gen.outputs import OutputFolder, RejectedPiece
-from data_gen.runner import Done, Progress, Unit, Usage, no_progress, run_units
+from data_gen.stages.failed_requests import FailedRequests
+from data_gen.stages.ledger import Ledger
+from data_gen.stages.outputs import OutputFolder, RejectedPiece
+from data_gen.stages.runner import Failure, Progress, Unit, Usage, no_progress, run_units
 from ipt_jax.core.records import (
     DEFAULT_OPTIONS,
     MANIFEST_NAME,
@@ -73,10 +73,10 @@ class BlockTotals:
     """Requests without an answer."""
 
 
-def run_blocks[U: Unit, R](
+def run_blocks[U: Unit](
     units: Sequence[U],
-    process: Callable[[U], Generator[Request, Completion, R]],
-    output_of: Callable[[Done[U, R]], UnitOutput],
+    work: Callable[[U], Generator[Request, Completion, UnitOutput]],
+    failed_output: Callable[[U, Failure], UnitOutput],
     engine: Engine,
     ledger: Ledger,
     folder: OutputFolder,
@@ -91,7 +91,8 @@ def run_blocks[U: Unit, R](
 
     Finished blocks are passed over: their files are only compared with their checksums. One whose
     files are gone or changed is made again from the ledger. `units` are read one after another;
-    `output_of` must be a pure function of the unit and its outcome.
+    `work` must be a pure function of the unit and the completions, `failed_output` (of a unit whose
+    work raised) of the unit and the failure.
 
     Raises:
       UserError: as run_units, and where a shard cannot be written.
@@ -110,7 +111,7 @@ def run_blocks[U: Unit, R](
     rejected = sum((Counter(result["rejected"]) for result in finished.values()), Counter[str]())
     ended = run_units(
         (units[index] for number in todo for index in members(number)),
-        process,
+        work,
         engine,
         ledger,
         units_in_flight=units_in_flight,
@@ -125,7 +126,9 @@ def run_blocks[U: Unit, R](
                 for _ in members(number):
                     done = next(ended)
                     failed.add(done.errors)
-                    output = output_of(done)
+                    output = done.outcome
+                    if isinstance(output, Failure):
+                        output = failed_output(done.unit, output)
                     rejected.update(piece.reason for piece in output.rejected)
                     block.add(output, done.usage)
                 finished[number] = block.publish()

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from data_gen.engines.base import Completion, Engine, Request
 from data_gen.engines.isolation import isolated
-from data_gen.ledger import Ledger
+from data_gen.stages.ledger import Ledger
 from ipt_jax.core.errors import UserError
 
 FAILURES_IN_A_ROW = 20  # units that may fail one after another

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from data_gen.runner import Status
+from data_gen.stages.runner import Status
 from ipt_jax.core.files import append_lines
 
 LOG_NAME = "progress.jsonl"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_gen.engines import EngineIdentity
 from ipt_jax.core.records import atomic_write
 
 CARD_NAME = "card.md"
@@ -24,29 +25,43 @@ class Prompt:
     """With its places to fill in."""
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a stage says of its data; counts, sources and model are added to it."""
+
+    title: str
+    """What the data is called."""
+    about: str
+    """In a sentence or two, what was done."""
+    gates: Sequence[str]
+    """What texts had to pass, one sentence each."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """How it was drawn."""
+    prompts: Sequence[Prompt] = ()
+    """What a model read, or the wordings of rules."""
+    model: Mapping[str, str] = field(default_factory=dict)
+    """Beside the model that was asked: what else the texts depend on."""
+
+
 def write_card(
     folder: Path,
-    *,
-    method: str,
-    about: str,
+    card: Card,
     summary: Mapping[str, Any],
     sources: Counter[tuple[str, str]],
-    model: Mapping[str, str],
-    sampling: Mapping[str, Any],
     seed: int,
-    gates: Sequence[str],
-    prompts: Sequence[Prompt],
+    identity: EngineIdentity,
 ) -> Path:
     """Write `folder/card.md`, a data set card as the Hugging Face hub shows it.
 
     Args:
-      method: title; `about` says in a sentence or two what was done.
       summary: numbers and tables of counts by reason, printed as they are named.
       sources: documents by source and licence.
-      model: name, revision, engine, engine version.
-      sampling, seed: how tokens were drawn.
-      gates: what texts had to pass, one sentence each.
+      seed: of all draws.
+      identity: the model that was asked; its words are "none" where none was.
     """
+    asked = {"model": identity.model, "revision": identity.revision}
+    asked["engine"] = f"{identity.name} {identity.version}"
+    model = ({"model": "none"} if identity.model == "none" else asked) | dict(card.model)
     licences = sorted({licence for _, licence in sources})
     lines = [
         "---",
@@ -54,9 +69,9 @@ def write_card(
         "tags: [synthetic, instruction-pre-training]",
         "---",
         "",
-        f"# {method}",
+        f"# {card.title}",
         "",
-        about,
+        card.about,
         "",
         "## Sources",
         "",
@@ -76,11 +91,11 @@ def write_card(
             rows = sorted(reasons.items(), key=lambda item: -item[1])
             lines += ["", f"{_say(name)}:", "", *_table(("reason", "count"), rows)]
     lines += ["", "## Model", "", *_table(("", ""), [(_say(k), v) for k, v in model.items()])]
-    drawn = [*sampling.items(), ("seed", seed)]
+    drawn = [*card.sampling.items(), ("seed", seed)]
     lines += ["", "## Sampling", "", *_table(("", ""), [(_say(k), v) for k, v in drawn])]
-    lines += ["", "## Gates", "", *(f"- {gate}" for gate in gates or ("None.",))]
+    lines += ["", "## Gates", "", *(f"- {gate}" for gate in card.gates or ("None.",))]
     lines += ["", "## Prompts"]
-    for prompt in prompts:
+    for prompt in card.prompts:
         lines += ["", f"{prompt.title}:", "", *_fenced(prompt.text)]
     path = folder / CARD_NAME
     atomic_write(path, "\n".join(lines) + "\n")

@@ -1,0 +1,35 @@
+"""The methods by name: what launch/synthesize.py reads from the key `method`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_gen.baselines.random_pairs import RandomPairs
+from data_gen.baselines.stage import ReadingComprehension
+from data_gen.engines import Engine
+from data_gen.instruction_pretrain.stage import InstructionPretrain
+from data_gen.stages.config import StageConfig
+from data_gen.stages.runner import Progress, no_progress
+from data_gen.stages.stage import Stage, Summary, run_stage
+
+METHODS: dict[str, type[Stage[Any, Any]]] = {
+    stage.name: stage for stage in (InstructionPretrain, ReadingComprehension, RandomPairs)
+}
+
+
+def stage_of(config: StageConfig) -> Stage[Any, Any]:
+    """The method whose settings these are."""
+    return next(stage for stage in METHODS.values() if stage.Config is type(config))(config)
+
+
+def synthesize(
+    config: StageConfig,
+    progress: Progress = no_progress,
+    *,
+    engine: Engine | None = None,
+    on_start: Callable[[Path], None] | None = None,
+) -> Summary:
+    """`run_stage` with the method whose settings these are."""
+    return run_stage(stage_of(config), progress, engine=engine, on_start=on_start)
