@@ -11,7 +11,7 @@ from data_gen.engines import adapter, vllm
 from data_gen.instruction_pretrain import tuning
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedTexts
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.jobs import Stages
+from ipt_jax.core.jobs import job_seconds
 from ipt_jax.core.manifest import Manifest
 from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.core.tokenizers import load_tokenizer
@@ -44,7 +44,7 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("tokenizer.json", the_tokenizer),
     ("manifest.json", lambda path: Manifest.load(path.parent)),
     ("run.json", lambda path: RunFolder.open(path.parent, "train", {}, owns=())),
-    ("stages.json", lambda path: Stages(path.parent)),
+    ("stages.json", lambda path: job_seconds(path.parent)),
     ("results.json", results.read_results),
     ("results_1.json", lambda path: results.read_lm_eval(path.parent, "model")),
     ("environment.json", lambda path: report._json(path, report._text(path))),

@@ -22,10 +22,11 @@ from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
 from data_gen.methods import synthesize
 from data_gen.quality.stage import FilterConfig, run_filter
+from ipt_jax.chains import quickstart
 from ipt_jax.core import run_folder
 from ipt_jax.core.configuration import write_run_files
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.jobs import Stages
+from ipt_jax.core.jobs import Job, hold_jobs, run_jobs
 from ipt_jax.core.run_folder import FolderRefused, RunFolder
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
@@ -34,7 +35,6 @@ from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.decoder import new_params
 from ipt_jax.training.convert import FromHuggingFaceConfig, from_hugging_face_folder
-from launch import quickstart
 from tests.data_gen.fakes import FakeEngine
 from tests.run_folders import content, unlisted
 
@@ -140,9 +140,10 @@ def analysis(inputs: Path, folder: Path) -> None:
 
 
 def job(inputs: Path, folder: Path, fresh: bool = False) -> None:
-    with Stages.hold(folder, "quickstart", ("synthesis",), first="one", fresh=fresh) as run:
+    with hold_jobs(folder, "quickstart", ("synthesis",), first="one", fresh=fresh) as run:
         write_run_files(run.path, DECODER)
-        Stages(run.path).run("one", {}, [], lambda: synthesis(inputs, run.path / "synthesis"))
+        work = lambda results: synthesis(inputs, run.path / "synthesis")  # noqa: E731
+        run_jobs(run.path, [Job("one", work, lambda results: {})])
 
 
 DOORS = {
@@ -278,7 +279,7 @@ def test_what_an_earlier_version_made_is_of_its_kind(
     job(inputs, tmp_path / "job")
     for path in (tmp_path / "job").rglob("run.json"):
         path.unlink()
-    hold = partial(Stages.hold, tmp_path / "job", "tuning", ("train",), fresh=fresh)
+    hold = partial(hold_jobs, tmp_path / "job", "tuning", ("train",), fresh=fresh)
     refused("not_ours", tmp_path / "job", partial(hold, first="sequences"))
     hold(first="one").close()
 
@@ -307,14 +308,14 @@ def test_a_quickstart_clears_the_trainings_of_its_own_mixtures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = quickstart.QuickstartConfig(tmp_path, mixtures={"raw": ""})
-    monkeypatch.setattr(quickstart, "parse_config", lambda *_, **__: config)
-    monkeypatch.setattr(quickstart, "run", lambda config: config.folder)
-    quickstart.main()
+    monkeypatch.setattr(quickstart, "run_jobs", lambda folder, jobs: {"export of raw": 0.0})
+    monkeypatch.setattr(quickstart, "evaluate_models", lambda config: None)
+    monkeypatch.setattr(quickstart, "quickstart_report", lambda page, **_: page)
+    quickstart.run_quickstart(config)
     for name in ("train_raw", "train_mine"):  # of launch/train.py, the second
         with RunFolder.open(tmp_path / name, "training", {}, owns=("summary.json",)) as run:
             (run.path / "summary.json").touch()
-    config = dataclasses.replace(config, fresh=True)
-    quickstart.main()
+    quickstart.run_quickstart(dataclasses.replace(config, fresh=True))
     assert [path.parent.name for path in tmp_path.rglob("summary.json")] == ["train_mine"]
 
 

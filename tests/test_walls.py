@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 TORCH = {"torch", "transformers", "vllm", "lm_eval", "sentence_transformers", "accelerate", "peft"}
 OURS = {"ipt_jax", "data_gen", "launch", "tools", "tests"}
-# Folder -> what it may import of ours beside itself. The roof is evaluation.
+# Folder -> what it may import of ours beside itself. The roof is chains.
 MAY_IMPORT = {
     "ipt_jax/core": set(),
     "ipt_jax/chips": {"ipt_jax.core"},
@@ -24,7 +24,8 @@ MAY_IMPORT = {
         *("ipt_jax.core", "ipt_jax.chips", "ipt_jax.attention", "ipt_jax.models"),
         *("ipt_jax.data", "ipt_jax.hf"),
     },
-    "ipt_jax/evaluation": {"ipt_jax", "data_gen"},
+    "ipt_jax/evaluation": {"ipt_jax.core"},
+    "ipt_jax/chains": {"ipt_jax", "data_gen"},
     "data_gen": {"ipt_jax.core"},
     "launch": {"ipt_jax", "data_gen"},
     "tools": {"ipt_jax", "data_gen"},
@@ -103,7 +104,7 @@ def test_the_page_draws_these_floors() -> None:
 
 def test_launch_scripts_are_wiring() -> None:
     for path in files("launch"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 160, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path
 
 
 def test_imports_are_read_as_python_reads_them() -> None:

@@ -298,8 +298,10 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
         summary |= _cost(config, run.ledger.seconds, totals.usage.completion_tokens)
     summary["seconds"] = round(run.ledger.seconds, 3)
     if raw is not None:
-        plain = stage.plain and Manifest.load(output.shards(stage.plain)).records
-        _check_sums(summary, summary["documents_plain"] if plain is None else plain)
+        written = summary["documents_plain"]
+        if stage.plain:
+            written = Manifest.load(output.shards(stage.plain)).records
+        _check_sums(summary, written)
     write_card(
         output.folder,
         stage.card(summary),

@@ -1,0 +1,123 @@
+"""Data sets to a tuned synthesizer: few-shot sequences, training, export."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_gen.engines import EngineConfig, resolve_model
+from data_gen.instruction_pretrain.tuning import (
+    TuningConfig,
+    print_counts,
+    tuning_prints,
+    write_tuning_data,
+)
+from ipt_jax.core.configuration import as_yaml, write_run_files
+from ipt_jax.core.jobs import Job, Results, hold_jobs, run_jobs
+from ipt_jax.data.pipeline import open_mixture
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.convert import ToHuggingFaceConfig, to_hugging_face_folder
+from ipt_jax.training.loop import train
+from ipt_jax.training.run_folder import run_prints
+
+FOLDERS = ("ipt_tuning", "train", "adapter", "export")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """The tuning of a synthesizer, from data sets to weights."""
+
+    folder: Path = Path("runs/synthesizer")
+    """Where everything lies: ipt_tuning/, train/, and adapter/ or export/."""
+    base: str = "smollm2-135m-instruct"
+    """What is tuned: a Hugging Face folder, a hub name, or smollm2-135m-instruct."""
+    base_name: str = ""
+    """Name of the base in an adapter's config, for others; empty: the folder."""
+    dtype: str = "bfloat16"
+    """Of the exported weights."""
+    only_data: bool = False
+    """Stop when the sequences are written."""
+    fresh: bool = False
+    """Delete what an earlier run left in the folder and start over."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """Data sets and sequences; `output` and `tokenizer` follow from folder and base."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """As launch/train.py; `run_folder`, `init_from`, `data.root`, `data.tokenizer` follow."""
+
+
+def run_tune(config: TuneConfig) -> Path:
+    """Do what is not done of the chain; the folder of the tuned weights, or of the sequences.
+
+    Raises:
+      UserError: as the stages do.
+    """
+    folder = config.folder.expanduser()
+    with hold_jobs(folder, "tuning", FOLDERS, first="sequences", fresh=config.fresh):
+        write_run_files(folder, config)
+        base = resolve_model(EngineConfig(model=config.base)).folder
+        sequences, *rest = tune_jobs(config, folder, base)
+        results = run_jobs(folder, [sequences])
+        print_counts(results["sequences"])
+        if config.only_data:
+            return folder / "ipt_tuning"
+        return Path(run_jobs(folder, [sequences, *rest])["export"])
+
+
+def tune_jobs(config: TuneConfig, folder: Path, base: Path) -> list[Job]:
+    """The chain: sequences, training on them, and the export of what was trained."""
+    data = folder / "ipt_tuning"
+    tuning = replace(config.tuning, output=str(data), tokenizer=str(base))
+    training = replace(
+        config.training,
+        run_folder=folder / "train",
+        init_from=base,
+        data=replace(config.training.data, root=str(folder), tokenizer=str(base)),
+    )
+    peft = config.training.adapter is not None
+    output = folder / ("adapter" if peft else "export")
+    export = ToHuggingFaceConfig(
+        run=training.run_folder,
+        output=output,
+        adapter="peft" if peft else "merged",
+        dtype=config.dtype,
+        base_name=config.base_name,
+        control_text=True,
+    )
+
+    def written(_: Results) -> Mapping[str, Any]:
+        return {"config": as_yaml(tuning), "content": tuning_prints(tuning)}
+
+    def trained_on(results: Results) -> Mapping[str, Any]:
+        content = run_prints(training, open_mixture(training.data))
+        return {"config": as_yaml(training), "data": results["sequences"], "content": content}
+
+    def exported(results: Results) -> Mapping[str, Any]:
+        return {"config": as_yaml(export), "trained": results["training"]}
+
+    whole = output / ("adapter_config.json" if peft else "config.json")
+    return [
+        Job("sequences", functools.partial(_write, tuning), written, [data / "summary.json"]),
+        Job(
+            "training",
+            functools.partial(_train, training),
+            trained_on,
+            [training.run_folder / "summary.json"],
+            ["sequences"],
+        ),
+        Job("export", functools.partial(_export, export), exported, [whole], ["training"]),
+    ]
+
+
+def _write(config: TuningConfig, _: Results) -> dict[str, Any]:
+    return write_tuning_data(config)
+
+
+def _train(config: TrainConfig, _: Results) -> Any:
+    return train(config)
+
+
+def _export(config: ToHuggingFaceConfig, _: Results) -> str:
+    return str(to_hugging_face_folder(config)[0])
