@@ -25,12 +25,14 @@ from data_gen.engines import (
     Sampling,
     requests_under_way,
 )
+from data_gen.engines.replies import after_thoughts, json_objects
 from data_gen.quality.gate import Corpus, Gate, Rejection
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.runner import Done, Failure, run_units
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
+from ipt_jax.core.seeds import seed_of
 
 LOWEST, HIGHEST = 1, 5
 _PAIR_TASK = "Judge how well the answer serves the instruction."
@@ -127,8 +129,8 @@ def parse_verdict(reply: str, cut: bool = False) -> Verdict:
     `<think>` is left out. `cut` says that the reply ended at the token limit; a number at its very
     end may then be half of one.
     """
-    reply = _after_thoughts(reply)
-    if not (values := list(_from_json(reply))):
+    reply = after_thoughts(reply)
+    if not (values := [v for found in json_objects(reply) for v in _scores(found)]):
         found = next((f for p in (_NAMED, _OUT_OF, _LINE) if (f := list(p.finditer(reply)))), [])
         if found and cut and found[-1].end() >= len(reply.rstrip()):
             return Verdict(None, "cut")
@@ -148,27 +150,8 @@ def parse_verdict(reply: str, cut: bool = False) -> Verdict:
     return Verdict(int(value))
 
 
-def _after_thoughts(reply: str) -> str:
-    _, closed, rest = reply.rpartition("</think>")
-    if closed:
-        return rest
-    return "" if "<think>" in reply else reply
-
-
-def _from_json(reply: str) -> Iterator[tuple[float, str | None]]:
-    """Value and scale of each score in the JSON objects of the reply."""
-    decoder, place = json.JSONDecoder(), reply.find("{")
-    while place >= 0:
-        try:
-            found, end = decoder.raw_decode(reply, place)
-        except (ValueError, RecursionError):
-            end = place + 1
-        else:
-            yield from _scores(found)
-        place = reply.find("{", end)
-
-
 def _scores(found: Any) -> Iterator[tuple[float, str | None]]:
+    """Value and scale of each score in a JSON object."""
     for key, value in found.items() if isinstance(found, dict) else ():
         if isinstance(value, dict):
             yield from _scores(value)
@@ -199,7 +182,7 @@ def _question(place: int, record: Record, config: JudgeConfig) -> _Question:
         top_k=drawn.top_k,
         top_p=drawn.top_p,
     )
-    prompt, seed = build_prompt(record), _seed(config.seed, record.id)
+    prompt, seed = build_prompt(record), seed_of(config.seed, "judge", record.id)
     content = json.dumps([prompt, config.chat, asdict(sampling), seed], sort_keys=True)
     name = f"{place:08d}#{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     return _Question(name, Request(name, _asked(prompt, config), sampling, seed))
@@ -217,11 +200,6 @@ def _read(completion: Completion | Failure) -> Verdict:
         return Verdict(None, "engine_error", completion.text)
     verdict = parse_verdict(completion.text, cut=completion.finish_reason == "length")
     return replace(verdict, reply=completion.text)
-
-
-def _seed(run_seed: int, name: str) -> int:
-    digest = hashlib.sha256(json.dumps([run_seed, "judge", name]).encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
 
 
 class JudgeGate(Gate):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines import Completion, Engine
-from data_gen.instruction_pretrain.analysis.asking import Bars, Model, Question, no_bars
 from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis
 from data_gen.instruction_pretrain.analysis.contamination import Contamination, contamination_of
 from data_gen.instruction_pretrain.analysis.corpus_tables import corpus_report
@@ -35,6 +34,7 @@ from data_gen.instruction_pretrain.analysis.pair_judge import (
 )
 from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Report, sample_of
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText, SynthesizedTexts
+from data_gen.stages.cached import CachedEngine, ProgressFactory, Query, silent
 
 JUDGE = "judge"
 _SHOWN = 8  # texts with pairs in the report
@@ -44,7 +44,7 @@ _SHOWN = 8  # texts with pairs in the report
 class Asked:
     """What the judge was asked and said, for generations.jsonl."""
 
-    questions: list[Question] = field(default_factory=list)
+    questions: list[Query] = field(default_factory=list)
     completions: dict[str, Completion] = field(default_factory=dict)
 
 
@@ -52,7 +52,7 @@ def analyse_corpus(
     config: CorpusAnalysis,
     *,
     engines: Mapping[str, Engine] | None = None,
-    bars: Bars = no_bars,
+    bars: ProgressFactory = silent,
     on_start: Callable[[Path], None] = lambda folder: None,
 ) -> Report:
     """Measure the folder `config.synthesis` and write `config.output`.
@@ -67,13 +67,13 @@ def analyse_corpus(
     folder = Path(config.output).expanduser()
     judge = None
     if config.judge is not None:
-        judge = Model(JUDGE, config.judge, folder, (engines or {}).get(JUDGE))
+        judge = CachedEngine(JUDGE, config.judge, folder, (engines or {}).get(JUDGE))
     on_start(folder)
     counted = corpus.draw(config.counted_texts, config.seed)
     chosen = [text for text in counted if text.parsed.pairs][: config.judged_texts]
     asked = Asked()
 
-    def ask(questions: Sequence[Question], title: str = "domains") -> dict[str, Completion]:
+    def ask(questions: Sequence[Query], title: str = "domains") -> dict[str, Completion]:
         assert judge is not None
         found = judge.ask(questions, title, bars)
         asked.questions += questions
@@ -122,7 +122,7 @@ def analyse_corpus(
 
 def _judge(
     texts: Sequence[SynthesizedText],
-    ask: Callable[[Sequence[Question], str], dict[str, Completion]],
+    ask: Callable[[Sequence[Query], str], dict[str, Completion]],
     max_tokens: int,
 ) -> JudgedPairs:
     questions = [

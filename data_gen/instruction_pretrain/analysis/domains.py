@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import yaml
 
 from data_gen.engines import Completion, Sampling
-from data_gen.instruction_pretrain.analysis.asking import Question, as_user
-from data_gen.instruction_pretrain.analysis.replies import the_object
+from data_gen.engines.replies import parse_json_object
 from data_gen.instruction_pretrain.collection import DOMAINS
+from data_gen.stages.cached import Query, as_user
 from ipt_jax.core.errors import UserError, nearest
 
 OUR_KEYWORDS = Path(__file__).with_name("domain_words.yaml")
@@ -70,7 +70,7 @@ class Keywords:
         return {d for d, n in hits.items() if n == most or (n >= 2 and 3 * n >= 2 * most)}
 
 
-Ask = Callable[[Sequence[Question]], Mapping[str, Completion]]
+Ask = Callable[[Sequence[Query]], Mapping[str, Completion]]
 
 
 class DomainJudge:
@@ -88,7 +88,7 @@ class DomainJudge:
         names = {text: f"domains/{number}" for number, text in enumerate(dict.fromkeys(texts))}
         sampling = Sampling(max_tokens=self._max_tokens)
         completions = self._ask(
-            [Question(name, as_user(domain_prompt(text)), sampling) for text, name in names.items()]
+            [Query(name, as_user(domain_prompt(text)), sampling) for text, name in names.items()]
         )
         found = {text: parse_domains(completions[name]) for text, name in names.items()}
         self.failed.update(one for one in map(found.__getitem__, texts) if isinstance(one, str))
@@ -110,7 +110,7 @@ def parse_domains(completion: Completion) -> set[str] | str:
     `no_domains`, `unknown_domain`."""
     if completion.finish_reason == "error":
         return "engine_error"
-    found = the_object(completion.text)
+    found = parse_json_object(completion.text)
     if isinstance(found, str):
         return "cut" if found == "no_json" and completion.finish_reason == "length" else found
     named = found.get("domains")

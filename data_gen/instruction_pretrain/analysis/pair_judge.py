@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_gen.engines import Completion, Sampling
-from data_gen.instruction_pretrain.analysis.asking import Question, as_user
+from data_gen.engines.replies import parse_json_object
 from data_gen.instruction_pretrain.analysis.categories import CATEGORIES, SCENARIOS, scenario_of
-from data_gen.instruction_pretrain.analysis.replies import the_object
 from data_gen.instruction_pretrain.format import Pair
+from data_gen.stages.cached import Query, as_user
 
 _BY_LOWER_CASE = {category.lower(): category for category in CATEGORIES}
 _TASK = (
@@ -63,9 +63,9 @@ def judge_prompt(text: str, pair: Pair) -> str:
     return "\n\n".join([_TASK, *shown, f"Categories: {'; '.join(CATEGORIES)}", _REPLY]) + "\n"
 
 
-def judge_question(name: str, text: str, pair: Pair, max_tokens: int) -> Question:
+def judge_question(name: str, text: str, pair: Pair, max_tokens: int) -> Query:
     """What is asked, as a chat."""
-    return Question(name, as_user(judge_prompt(text, pair)), Sampling(max_tokens=max_tokens))
+    return Query(name, as_user(judge_prompt(text, pair)), Sampling(max_tokens=max_tokens))
 
 
 def parse_pair_verdict(completion: Completion) -> PairVerdict | str:
@@ -73,7 +73,7 @@ def parse_pair_verdict(completion: Completion) -> PairVerdict | str:
     `no_relevant`, `no_accurate`, `no_category`, `unknown_category`."""
     if completion.finish_reason == "error":
         return "engine_error"
-    found = the_object(completion.text)
+    found = parse_json_object(completion.text)
     if isinstance(found, str):
         return "cut" if found == "no_json" and completion.finish_reason == "length" else found
     relevant, accurate = _binary(found.get("relevant")), _binary(found.get("accurate"))
@@ -105,7 +105,7 @@ def judged_pairs(verdicts: Sequence[PairVerdict | str]) -> JudgedPairs:
 
 
 def pair_verdicts(
-    questions: Sequence[Question], completions: Mapping[str, Completion]
+    questions: Sequence[Query], completions: Mapping[str, Completion]
 ) -> list[PairVerdict | str]:
     """In the order of the questions."""
     return [parse_pair_verdict(completions[question.name]) for question in questions]

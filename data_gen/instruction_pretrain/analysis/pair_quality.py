@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_gen.engines import Completion, EngineConfig, Sampling
-from data_gen.instruction_pretrain.analysis.asking import Question
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.scores import Score
@@ -24,6 +23,7 @@ from data_gen.instruction_pretrain.format import (
     render_prompt,
 )
 from data_gen.instruction_pretrain.rounds import Budget, truncate_shots
+from data_gen.stages.cached import Query
 
 ZERO, FEW = "zero", "few"
 _TAGS = re.compile("|".join((CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "<s>", EOS)))
@@ -72,7 +72,7 @@ def pairs_tasks(examples: Sequence[HeldOut], setting: str, budget: Budget) -> Pa
     return found
 
 
-def pairs_question(task: PairsTask, config: EngineConfig) -> Question:
+def pairs_question(task: PairsTask, config: EngineConfig) -> Query:
     """What is asked of the engine, drawn as the config says; the generation ends at </s>."""
     sampling = Sampling(
         max_tokens=config.max_tokens,
@@ -81,7 +81,7 @@ def pairs_question(task: PairsTask, config: EngineConfig) -> Question:
         top_p=config.top_p,
         stop=(EOS,),
     )
-    return Question(task.name, render_prompt(task.shots, task.example.text), sampling)
+    return Query(task.name, render_prompt(task.shots, task.example.text), sampling)
 
 
 def without_tags(text: str) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_gen.engines import Completion, Sampling
-from data_gen.instruction_pretrain.analysis.asking import Question
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.scores import Score
@@ -21,6 +20,7 @@ from data_gen.instruction_pretrain.format import (
     Pair,
     render_prompt,
 )
+from data_gen.stages.cached import Query
 from ipt_jax.core.seeds import generator_of
 
 
@@ -57,10 +57,10 @@ def answer_prompt(task: AnswerTask) -> str:
     return f"{render_prompt((), task.example.text)}{QUESTION} {task.pair.question} {ANSWER}"
 
 
-def answer_question(task: AnswerTask, max_tokens: int) -> Question:
+def answer_question(task: AnswerTask, max_tokens: int) -> Query:
     """What is asked of the engine; the answer ends at </END>."""
     sampling = Sampling(max_tokens=max_tokens, stop=(END, EOS))
-    return Question(task.name, answer_prompt(task), sampling)
+    return Query(task.name, answer_prompt(task), sampling)
 
 
 def final_answer(pair: Pair, generated: str) -> str:

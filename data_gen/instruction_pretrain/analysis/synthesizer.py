@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines import Completion, Engine
-from data_gen.instruction_pretrain.analysis.asking import Bars, Model, count_errors, no_bars
 from data_gen.instruction_pretrain.analysis.config import SynthesizerAnalysis
 from data_gen.instruction_pretrain.analysis.generations import (
     Generation,
@@ -46,6 +45,7 @@ from data_gen.instruction_pretrain.analysis.scores import SEEN, UNSEEN, Score, g
 from data_gen.instruction_pretrain.analysis.synthesizer_tables import synthesizer_report
 from data_gen.instruction_pretrain.format import Pair, parse_pairs, render_prompt
 from data_gen.instruction_pretrain.rounds import Budget
+from data_gen.stages.cached import CachedEngine, ProgressFactory, count_errors, silent
 
 READER = "reader"
 
@@ -87,7 +87,7 @@ def analyse_synthesizer(
     config: SynthesizerAnalysis,
     *,
     engines: Mapping[str, Engine] | None = None,
-    bars: Bars = no_bars,
+    bars: ProgressFactory = silent,
     on_start: Callable[[Path], None] = lambda folder: None,
 ) -> Report:
     """Measure both models and write `config.output`.
@@ -105,11 +105,12 @@ def analyse_synthesizer(
     folder, given = Path(config.output).expanduser(), engines or {}
     configs = {TUNED: config.models.tuned, BASE: config.models.base}
     models = {
-        name: Model(name, engine, folder, given.get(name)) for name, engine in configs.items()
+        name: CachedEngine(name, engine, folder, given.get(name))
+        for name, engine in configs.items()
     }
     reader = models[BASE]
     if config.reader is not None:
-        reader = Model(READER, config.reader, folder, given.get(READER))
+        reader = CachedEngine(READER, config.reader, folder, given.get(READER))
     on_start(folder)
     measured: dict[str, Measured] = {}
     try:
@@ -132,7 +133,10 @@ def analyse_synthesizer(
 
 
 def _measure(
-    model: Model, examples: Sequence[HeldOut], config: SynthesizerAnalysis, bars: Bars
+    model: CachedEngine,
+    examples: Sequence[HeldOut],
+    config: SynthesizerAnalysis,
+    bars: ProgressFactory,
 ) -> Measured:
     found = Measured(model.identity)
     if "accuracy" in config.measures:
@@ -149,7 +153,9 @@ def _measure(
     return found
 
 
-def _write_pairs(model: Model, examples: Sequence[HeldOut], setting: str, bars: Bars) -> Setting:
+def _write_pairs(
+    model: CachedEngine, examples: Sequence[HeldOut], setting: str, bars: ProgressFactory
+) -> Setting:
     most = model.config.max_tokens
     asked = pairs_tasks(
         examples, setting, Budget(model.engine.count_tokens, model.context_tokens, most)
@@ -175,11 +181,11 @@ def _generation(task: PairsTask, completion: Completion) -> Generation:
 
 
 def _read(
-    reader: Model,
+    reader: CachedEngine,
     examples: Sequence[HeldOut],
     measured: Mapping[str, Measured],
     config: SynthesizerAnalysis,
-    bars: Bars,
+    bars: ProgressFactory,
 ) -> Read:
     written: dict[str, dict[str, Sequence[Pair]]] = {}
     for name, of_model in measured.items():

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from data_gen.engines import Completion, EngineConfig
-from data_gen.instruction_pretrain.analysis.asking import Model
 from data_gen.instruction_pretrain.analysis.domain_scores import (
     collection_distribution,
     domain_distribution,
@@ -15,6 +14,7 @@ from data_gen.instruction_pretrain.analysis.domain_scores import (
 )
 from data_gen.instruction_pretrain.analysis.domains import DomainJudge, Keywords, parse_domains
 from data_gen.instruction_pretrain.collection import DATASETS, DOMAINS
+from data_gen.stages.cached import CachedEngine
 from ipt_jax.core.errors import UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
@@ -99,7 +99,7 @@ def test_the_judge_is_asked_about_equal_texts_once(tmp_path: Path) -> None:
     engine = ScriptedEngine(
         lambda prompt: "?" if "beta" in prompt else '{"domains": ["code", "news"]}'
     )
-    judge = DomainJudge(Model("judge", EngineConfig(), tmp_path, engine).ask, 20)
+    judge = DomainJudge(CachedEngine("judge", EngineConfig(), tmp_path, engine).ask, 20)
     both = {"code", "news"}
     assert judge.classify(["alpha", "beta", "alpha", "beta"]) == [both, set(), both, set()]
     assert judge.failed == {"no_json": 2} and len(engine.asked) == 2

@@ -27,17 +27,17 @@ from data_gen.stages.runner import Failure, Progress, no_progress, run_units
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.seeds import seed_of
 
-Bars = Callable[[str], AbstractContextManager[Progress]]
+ProgressFactory = Callable[[str], AbstractContextManager[Progress]]
 """Shows the progress of the part of a measurement that it is given the title of."""
 
 
-def no_bars(title: str) -> AbstractContextManager[Progress]:
+def silent(title: str) -> AbstractContextManager[Progress]:
     """For callers that show nothing."""
     return nullcontext(no_progress)
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """A prompt with a name of its own within a measurement."""
 
     name: str
@@ -55,7 +55,7 @@ class Question:
         return f"{self.name}#{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-class Model:
+class CachedEngine:
     """An engine with a ledger of what it has answered; opened only when something is asked."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Model:
         return min(self.config.context_tokens, self.engine.context_tokens)
 
     def ask(
-        self, questions: Sequence[Question], title: str = "", bars: Bars = no_bars
+        self, questions: Sequence[Query], title: str = "", bars: ProgressFactory = silent
     ) -> dict[str, Completion]:
         """Completions by the questions' names; what was answered in an earlier run is not asked.
 
@@ -138,7 +138,7 @@ class Model:
             self._engine = None
 
 
-def _process(question: Question) -> Generator[Request, Completion, Completion]:
+def _process(question: Query) -> Generator[Request, Completion, Completion]:
     seed = seed_of(0, question.id)
     completion = yield Request(question.id, question.prompt, question.sampling, seed)
     return completion

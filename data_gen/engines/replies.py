@@ -7,25 +7,27 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def the_object(reply: str) -> dict[str, Any] | str:
+def parse_json_object(reply: str) -> dict[str, Any] | str:
     """The one JSON object of a reply, within prose or a fence too; else why there is none.
 
     What a model thinks within `<think>` is left out. Reasons: `no_json`, `several`.
     """
-    found = list(_objects(_after_thoughts(reply)))
+    found = list(json_objects(after_thoughts(reply)))
     if not found:
         return "no_json"
     return found[0] if all(one == found[0] for one in found) else "several"
 
 
-def _after_thoughts(reply: str) -> str:
+def after_thoughts(reply: str) -> str:
+    """The reply without what a model thinks within `<think>`; nothing where that is not closed."""
     _, closed, rest = reply.rpartition("</think>")
     if closed:
         return rest
     return "" if "<think>" in reply else reply
 
 
-def _objects(reply: str) -> Iterator[dict[str, Any]]:
+def json_objects(reply: str) -> Iterator[dict[str, Any]]:
+    """Every outermost JSON object in the text, in order."""
     decoder, place = json.JSONDecoder(), reply.find("{")
     while place >= 0:
         try:
