@@ -6,10 +6,10 @@ with importing():
     from ipt_jax.core.configuration import parse_config, run_main
     from ipt_jax.training.compilation import enable_compilation_cache
     from ipt_jax.training.config import TrainConfig
-    from ipt_jax.training.host_memory import keep_freed_memory
+    from ipt_jax.training.dry_run import describe, estimate_memory, use_virtual_devices
+    from ipt_jax.training.host_memory import configure_malloc
     from ipt_jax.training.loop import train
-    from ipt_jax.training.plan import describe, make_plan, use_virtual_devices
-    from ipt_jax.training.processes import connect, leaving_at_once
+    from ipt_jax.training.processes import abort_on_error, connect
     from ipt_jax.training.xla_flags import apply_gpu_flags
 
 
@@ -23,14 +23,14 @@ def main() -> None:
     )
     if config.dry_run:
         use_virtual_devices(config.dry_run_devices)
-        print(describe(make_plan(config), config))
+        print(describe(estimate_memory(config), config))
         return
-    keep_freed_memory()
+    configure_malloc()
     several = config.processes.coordinator is not None
     print(apply_gpu_flags(config.xla_flags, several))
     enable_compilation_cache(config.compilation_cache)
     connect(config.processes)
-    with leaving_at_once():
+    with abort_on_error():
         summary = train(config)
     damaged, learnt = (sum(summary[key].values()) for key in ("damaged_records", "learnt_tokens"))
     tokens = summary["source_tokens"]

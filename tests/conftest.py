@@ -67,7 +67,7 @@ def _has_gpu() -> bool:
 
 
 # Begun first: where two processes share the files, neither is left alone with these at the end.
-_LONGEST = ("test_readme.py", "test_smollm2.py", "test_plan.py", "test_processes.py")
+_LONGEST = ("test_readme.py", "test_smollm2.py", "test_dry_run.py", "test_processes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

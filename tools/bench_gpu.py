@@ -360,7 +360,7 @@ def wheels() -> list[str]:
     import jax.numpy as jnp
 
     there = {name.split(".")[0] for name in sys.modules} | {"jaxlib", jnp.__name__.split(".")[0]}
-    import ipt_jax.training.plan  # noqa: F401 - for what it imports
+    import ipt_jax.training.dry_run  # noqa: F401 - for what it imports
 
     needed = {name.split(".")[0] for name in sys.modules} - there - set(sys.stdlib_module_names)
     owners = metadata.packages_distributions()

@@ -30,11 +30,18 @@ from ipt_jax.core.interrupts import importing
 
 with importing():
     from data_gen.corpus import Document, read_corpus
-    from data_gen.engines import Completion, Engine, EngineConfig, Request, Sampling, ServerConfig
+    from data_gen.engines import (
+        Completion,
+        Engine,
+        EngineConfig,
+        Request,
+        SamplingParams,
+        ServerConfig,
+    )
     from data_gen.engines import open_engine as open_real
-    from data_gen.engines.streaming import Feed
+    from data_gen.engines.streaming import RequestSource
     from data_gen.instruction_pretrain.config import SynthesisConfig
-    from data_gen.instruction_pretrain.format import parse_pairs, render_prompt
+    from data_gen.instruction_pretrain.formats import parse_pairs, render_prompt
     from data_gen.methods import synthesize
     from data_gen.stages.blocks import UnitOutput, run_blocks
     from data_gen.stages.ledger import Ledger
@@ -59,7 +66,7 @@ class Work:
 def process(work: Work) -> Generator[Request, Completion, UnitOutput]:
     """One prompt, parsed as the method does, and a record."""
     prompt = render_prompt((), work.text)
-    completion = yield Request(f"{work.id}/0", prompt, Sampling(max_tokens=64))
+    completion = yield Request(f"{work.id}/0", prompt, SamplingParams(max_tokens=64))
     record = Record(work.id, work.text + completion.text, "bench")
     pairs = len(parse_pairs(completion.text).pairs)
     return UnitOutput([("augmented", record)], counts={"pairs": pairs})
@@ -168,7 +175,7 @@ class Stub:
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """The same two pairs each time."""
-        feed = Feed(requests)
+        feed = RequestSource(requests)
         while not feed.exhausted:
             for request in feed.take(1024):
                 self.first_asked = self.first_asked or time.perf_counter()

@@ -35,14 +35,14 @@ def ours(size: str) -> tuple[Run, int]:
     from ipt_jax.models.config import DecoderConfig
     from ipt_jax.models.sharding import BATCH, MeshConfig, make_mesh
     from ipt_jax.training.checkpoints import CheckpointConfig, Checkpoints
-    from ipt_jax.training.host_memory import keep_freed_memory
+    from ipt_jax.training.host_memory import configure_malloc
     from ipt_jax.training.metrics import MetricsConfig, MetricsLog
     from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
     from ipt_jax.training.phases import Phases
     from ipt_jax.training.state import abstract_state, init_state
     from ipt_jax.training.step import jit_train_step, make_train_step
 
-    keep_freed_memory()  # as launch/train.py does
+    configure_malloc()  # as launch/train.py does
     width, mlp_width, heads, head_width, vocabulary, B, T = SIZES[size]
     decoder = DecoderConfig(
         vocabulary_size=vocabulary,

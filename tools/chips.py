@@ -41,10 +41,10 @@ with importing():
     from ipt_jax.chips.devices import DEVICES
     from ipt_jax.chips.topology import compiled_for, described_devices
     from ipt_jax.core.configuration import parse_config
-    from ipt_jax.core.errors import UserError, nearest
+    from ipt_jax.core.errors import UserError, did_you_mean
     from ipt_jax.models.sharding import MeshConfig, make_mesh
     from ipt_jax.training.config import TrainConfig
-    from ipt_jax.training.plan import compile_ahead
+    from ipt_jax.training.dry_run import compile_ahead
 
 ROOT = Path(__file__).parent.parent
 COLLECTIVES = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
@@ -224,7 +224,9 @@ def main() -> None:
     parser.add_argument("--hlo", type=Path, help="of steps: folder for the optimised programs")
     given = parser.parse_args()
     if given.what == "attention" and given.device not in CASES:
-        raise SystemExit(f"error: --device {given.device}: {nearest(str(given.device), CASES)}")
+        raise SystemExit(
+            f"error: --device {given.device}: {did_you_mean(str(given.device), CASES)}"
+        )
     try:
         if given.what == "attention":
             rows = attention_rows(given.device, given.only)

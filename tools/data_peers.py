@@ -19,8 +19,8 @@ from ipt_jax.core.records import DEFAULT_OPTIONS, Record, RecordSource, ShardWri
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.lengths import index_lengths
-from ipt_jax.data.opened import OpenMixture, open_mixture
-from ipt_jax.data.packing import Tokenised, best_fit, cut, flatten, lay
+from ipt_jax.data.mixture import OpenMixture, open_mixture
+from ipt_jax.data.packing import Tokenised, assemble_rows, best_fit, concat_and_split, flatten
 from ipt_jax.data.pipeline import batches
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 
@@ -185,7 +185,7 @@ class Ready:
             part = pieces.within(first, min(first + B, pieces.rows))
             used, number = np.unique(part.example, return_inverse=True)
             examples = [self._examples[example] for example in used.tolist()]
-            lay(replace(part, example=number), examples, [0] * len(examples), T)
+            assemble_rows(replace(part, example=number), examples, [0] * len(examples), T)
         return self._counted("ours, best_fit", pieces.rows)
 
     def _concatenate(self) -> int:
@@ -193,7 +193,7 @@ class Ready:
         for part in self._parts(B * T):
             stream = flatten(part, range(len(part)), [0] * len(part))
             made = -(-len(stream[0]) // T)
-            cut(*stream, T, made)
+            concat_and_split(*stream, T, made)
             rows += made
         return self._counted("ours, concatenate", -(-int(self._lengths.sum()) // T))
 

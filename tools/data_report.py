@@ -23,7 +23,7 @@ with importing():
     from ipt_jax.core.errors import UserError
     from ipt_jax.core.terminal import visible
     from ipt_jax.data.pipeline import DataConfig, open_mixture
-    from ipt_jax.data.survey import QUANTILES, Survey, survey
+    from ipt_jax.data.statistics import QUANTILES, Survey, survey
     from ipt_jax.data.tasks import Mixture
     from ipt_jax.evaluation.charts import SERIES_COLOURS, Bars, Histogram, LineChart, Series, short
     from ipt_jax.evaluation.page import (

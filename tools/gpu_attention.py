@@ -128,7 +128,7 @@ def contestants(case: Case, dry_run: bool, leave_out: list[str]) -> dict[str, Ca
     hopper: dict[str, Any] = {}
     if dry_run:
         small = Tiles(64, 2)
-        tuning = Tuning(replace(small, taking_turns=True), small, small)
+        tuning = Tuning(replace(small, ping_pong=True), small, small)
         hopper = {"interpret": True, "blocks": 1, "tuning": tuning}
 
     def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any) -> jax.Array:

@@ -313,7 +313,7 @@ def predict(name: str, emit: Emit, dry_run: bool) -> None:
     """Memory as the dry run lays it out, on a virtual device; needs no GPU and no data."""
     from ipt_jax.data.config import DataConfig
     from ipt_jax.models.config import ModelConfig
-    from ipt_jax.training import plan as planning
+    from ipt_jax.training import dry_run as planning
     from ipt_jax.training.config import TrainConfig
 
     planning.use_virtual_devices(1)
@@ -329,6 +329,6 @@ def predict(name: str, emit: Emit, dry_run: bool) -> None:
         dry_run_devices=1,
         dry_run_device="h200",
     )
-    plan = planning.make_plan(config)
+    plan = planning.estimate_memory(config)
     saved = plan.optimizer_bytes // 2 if training.half_moments else 0
     emit("prediction", model=name, bytes=plan.total_bytes - saved)

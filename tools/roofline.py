@@ -21,7 +21,7 @@ with importing():
     from ipt_jax.chips.devices import DEVICES
     from ipt_jax.chips.hlo_cost import MEASURED, Attention, Rates, measured_attention, predict
     from ipt_jax.core.configuration import run_main
-    from ipt_jax.core.errors import UserError, nearest
+    from ipt_jax.core.errors import UserError, did_you_mean
     from ipt_jax.models.config import PRESETS
 
 
@@ -48,7 +48,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     for name, known in (("preset", PRESETS), ("device", DEVICES)):
         if (given := getattr(options, name)) not in known:
-            raise UserError(f"--{name} {given}: there is none. {nearest(given, known)}")
+            raise UserError(f"--{name} {given}: there is none. {did_you_mean(given, known)}")
     if options.device not in MEASURED and not (options.matrix_tflops and options.memory_gbs):
         raise UserError(
             f"--device {options.device}: its rates are not known (those of {', '.join(MEASURED)} "

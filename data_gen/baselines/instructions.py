@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 DEFAULT_FILE = Path(__file__).with_name("instructions.yaml")
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -71,7 +71,7 @@ def load_instructions(path: Path = DEFAULT_FILE) -> Instructions:
         raise UserError(f"{path} holds no keys: its form is that of {DEFAULT_FILE.name}.")
     for key in content:
         if key not in _NEEDED:
-            raise UserError(f"{path}: unknown key '{key}'. {nearest(str(key), _NEEDED)}")
+            raise UserError(f"{path}: unknown key '{key}'. {did_you_mean(str(key), _NEEDED)}")
     for key in _NEEDED:
         _check(path, key, content.get(key))
     return Instructions(content, hashlib.sha256(data).hexdigest())

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_gen.baselines.config import RandomPairsConfig
 from data_gen.engines import Completion, Request
-from data_gen.instruction_pretrain.format import Shot, parse_pairs
+from data_gen.instruction_pretrain.formats import Shot, parse_pairs
 from data_gen.instruction_pretrain.template_file import load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.stages.blocks import BlockTotals, UnitOutput

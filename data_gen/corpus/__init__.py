@@ -1,6 +1,6 @@
 """Every input form of a corpus to Documents, and what a run's fingerprint says of it."""
 
-from data_gen.corpus.documents import MAX_CHARACTERS, Document, RejectedDocument
+from data_gen.corpus.documents import MAX_CHARACTERS, Document
 from data_gen.corpus.files import CorpusFile
 from data_gen.corpus.finding import find_files
 from data_gen.corpus.fingerprint import corpus_sha256
@@ -10,7 +10,6 @@ __all__ = [
     "MAX_CHARACTERS",
     "CorpusFile",
     "Document",
-    "RejectedDocument",
     "corpus_sha256",
     "find_files",
     "read_corpus",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from data_gen.corpus.seen_ids import SeenIds
+from ipt_jax.core.rejection import Rejection
 
 MAX_CHARACTERS = 1_000_000
 
@@ -27,21 +28,10 @@ class Document:
     """Of a record of pairs, instruction and response in turn; they join to the text."""
 
 
-@dataclass(frozen=True)
-class RejectedDocument:
-    """What stood in the corpus and is no document."""
-
-    id: str
-    """As far as it is known; else `file:line`."""
-    where: str
-    """File and line, row or record."""
-    reason: str
-    """`undecodable`, `not_json`, `no_text`, `empty`, `nul_character`, `duplicate_id`, `too_long`,
-    `bad_id`; `damaged` for what cannot be read at all; `no_pair` where pairs are asked for; of web
-    archives also `not_text` (neither HTML nor plain text), `http_status` (no success) and
-    `bad_html`."""
-    detail: str
-    """For a person."""
+# Reasons of a Rejection: `undecodable`, `not_json`, `no_text`, `empty`, `nul_character`,
+# `duplicate_id`, `too_long`, `bad_id`; `damaged` for what cannot be read at all; `no_pair` where
+# pairs are asked for; of web archives also `not_text` (neither HTML nor plain text), `http_status`
+# (no success) and `bad_html`.
 
 
 class Raw(NamedTuple):
@@ -68,11 +58,11 @@ class Checker:
         self._max_characters = max_characters
         self._seen = SeenIds()
 
-    def check(self, raw: Raw, source: str) -> Document | RejectedDocument:
+    def check(self, raw: Raw, source: str) -> Document | Rejection:
         """The record as a document, or why it is none; `source` for one that names none."""
         place, fields = raw.place, raw.fields
         if fields is None:
-            return RejectedDocument(raw.name or place, place, raw.reason, raw.detail)
+            return Rejection(raw.name or place, place, raw.reason, raw.detail)
         text_field, id_field = ("text", "id") if raw.own else self._keys
         text, given = fields.pop(text_field, None), fields.pop(id_field, None)
         if given is None or given == "":
@@ -81,18 +71,18 @@ class Checker:
             name = str(given)
         else:
             detail = f"'{id_field}' is a {type(given).__name__}"
-            return RejectedDocument(place, place, "bad_id", detail)
+            return Rejection(place, place, "bad_id", detail)
         if isinstance(text, bytes):
             try:
                 text = text.decode()
             except UnicodeDecodeError as error:
                 detail = f"the field '{text_field}' is not UTF-8 at byte {error.start}"
-                return RejectedDocument(name, place, "undecodable", detail)
+                return Rejection(name, place, "undecodable", detail)
         wrong = self._wrong(text, text_field)
         if wrong is not None:
-            return RejectedDocument(name, place, *wrong)
+            return Rejection(name, place, *wrong)
         if not self._seen.add(name):
-            return RejectedDocument(name, place, "duplicate_id", f"the id '{name}' came before")
+            return Rejection(name, place, "duplicate_id", f"the id '{name}' came before")
         own_source = fields.pop("source", None)
         if isinstance(own_source, str) and own_source:
             source = own_source

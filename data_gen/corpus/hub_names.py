@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qsl, urlencode
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 HUB = "hf://"
 _KEYS = ("subset", "split")
@@ -33,7 +33,7 @@ class HubName:
         given = dict(parse_qsl(query, keep_blank_values=True))
         for key in given:
             if key not in _KEYS:
-                raise UserError(f"'{path}' in `input` asks for `{key}`. {nearest(key, _KEYS)}")
+                raise UserError(f"'{path}' in `input` asks for `{key}`. {did_you_mean(key, _KEYS)}")
         if not name or name.count("/") > 1 or "" in name.split("/") or "" in given.values():
             raise UserError(
                 f"'{path}' in `input` is no data set on the hub: write "

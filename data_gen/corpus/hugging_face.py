@@ -10,7 +10,7 @@ from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.tables import check_column, rows_of
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 _BATCH = 256
 
@@ -33,7 +33,8 @@ def read_saved(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
             if "train" not in data:
                 raise UserError(
                     f"the data set {file.path} has no split 'train': name the folder of a split, "
-                    f"as {file.path}/{next(iter(data), 'test')}. {nearest('train', map(str, data))}"
+                    f"as {file.path}/{next(iter(data), 'test')}. "
+                    f"{did_you_mean('train', map(str, data))}"
                 )
             data = data["train"]
         yield from _rows(file, data, asked)

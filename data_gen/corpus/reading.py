@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from data_gen.corpus.array_records import read_examples, read_records
-from data_gen.corpus.documents import MAX_CHARACTERS, Checker, Document, Raw, RejectedDocument
+from data_gen.corpus.documents import MAX_CHARACTERS, Checker, Document, Raw
 from data_gen.corpus.files import CorpusFile
 from data_gen.corpus.finding import find_files
 from data_gen.corpus.hugging_face import read_hub, read_saved
@@ -14,6 +14,7 @@ from data_gen.corpus.pairs import PairLayout, as_pair
 from data_gen.corpus.tables import read_parquet
 from data_gen.corpus.web_archives import read_web_archive
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Rejection
 
 _UNREADABLE = {"undecodable", "not_json", "damaged"}
 
@@ -26,7 +27,7 @@ def read_corpus(
     max_characters: int = MAX_CHARACTERS,
     limit: int | None = None,
     pairs: Sequence[PairLayout] = (),
-) -> Iterator[Document | RejectedDocument]:
+) -> Iterator[Document | Rejection]:
     """Every document of the corpus in order, or in its place what was wrong with it.
 
     `paths` as for find_files. `limit` ends the corpus after that many records, rejected ones

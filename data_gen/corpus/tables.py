@@ -8,7 +8,7 @@ from typing import Any
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from ipt_jax.core import arrow_rows
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 _MOST_ROWS = 1024
 _BATCH_BYTES = 32 << 20  # of decoded columns: a batch of long documents is a small one
@@ -44,7 +44,7 @@ def check_column(file: CorpusFile, text_field: str, names: Iterable[str]) -> Non
     if text_field and text_field not in names:
         raise UserError(
             f"{file.path} has no column `{text_field}`: set `text_field`. "
-            f"{nearest(text_field, names)}"
+            f"{did_you_mean(text_field, names)}"
         )
 
 

@@ -15,7 +15,7 @@ from data_gen.engines.base import (
     Message,
     Prompt,
     Request,
-    Sampling,
+    SamplingParams,
     TokenLogprob,
 )
 from data_gen.engines.config import (
@@ -39,14 +39,14 @@ __all__ = [
     "Prompt",
     "RayConfig",
     "Request",
-    "Sampling",
+    "SamplingParams",
     "ServerConfig",
     "TokenLogprob",
     "TransformersConfig",
     "VllmConfig",
     "identify_engine",
+    "max_in_flight",
     "open_engine",
-    "requests_under_way",
 ]
 
 
@@ -194,7 +194,7 @@ def _open_on_ray(config: EngineConfig) -> Engine:
     )
 
 
-def requests_under_way(config: EngineConfig) -> int:
+def max_in_flight(config: EngineConfig) -> int:
     """Most requests that the engine takes before their completions are taken from it."""
     if config.ray.actors:
         return config.ray.actors * config.ray.in_flight

@@ -26,7 +26,7 @@ the next turn of the assistant."""
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How a completion's tokens are drawn."""
 
     max_tokens: int = 256
@@ -53,7 +53,7 @@ class Request:
     """Comes back in the completion; unique among the requests of a call."""
     prompt: Prompt
     """Text, or the messages of a chat."""
-    sampling: Sampling
+    sampling: SamplingParams
     """How to draw."""
     seed: int = 0
     """Random numbers depend on this alone, not on the batch that the request shares; whether the

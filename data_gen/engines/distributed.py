@@ -19,8 +19,8 @@ from typing import Any
 
 from data_gen.engines.base import Completion, Engine, Prompt, Request
 from data_gen.engines.config import RayConfig
-from data_gen.engines.isolation import isolated
-from data_gen.engines.streaming import Feed
+from data_gen.engines.isolation import with_isolation
+from data_gen.engines.streaming import RequestSource
 from data_gen.engines.waiting import WaitNotice
 from ipt_jax.core.errors import UserError
 
@@ -69,7 +69,7 @@ class EngineWorker:
 
     def _serve(self) -> None:
         try:
-            for completion in isolated(self._engine, self._requests()):
+            for completion in with_isolation(self._engine, self._requests()):
                 self._out.put(completion)
         except Exception as error:
             self._out.put(error)  # the engine is broken: the driver is told
@@ -135,7 +135,7 @@ class RayEngine:
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """See Engine. Requests go to the actor that has the fewest."""
         self._call += 1
-        feed, again = Feed(requests), deque[Request]()
+        feed, again = RequestSource(requests), deque[Request]()
         worked, notice = time.monotonic(), WaitNotice()
         try:
             while True:
@@ -238,7 +238,7 @@ class RayEngine:
                 waiting[reference].ready = True
         return [remote for remote in self._remotes if remote.ready]
 
-    def _hand_out(self, feed: Feed, again: deque[Request]) -> None:
+    def _hand_out(self, feed: RequestSource, again: deque[Request]) -> None:
         """Fill the actors evenly, a few requests at a time."""
         loaded = self._loaded()
         while loaded:

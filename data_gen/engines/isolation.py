@@ -10,7 +10,7 @@ from ipt_jax.core.errors import UserError
 BROKEN_AFTER = 20  # requests that raise one after another, each alone
 
 
-def isolated(engine: Engine, requests: Iterable[Request | None]) -> Generator[Completion]:
+def with_isolation(engine: Engine, requests: Iterable[Request | None]) -> Generator[Completion]:
     """`engine.generate`, but where that raises, what was under way is asked again one by one.
 
     What raises alone as well comes back as a terminal error with the engine's reason. What

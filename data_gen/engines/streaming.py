@@ -16,7 +16,7 @@ _LOOK_SECONDS = 5.0  # between two looks at whether the thread lives
 _CLOSE_SECONDS = 10.0
 
 
-class Feed:
+class RequestSource:
     """A source of requests that is read only as far as there is room for them."""
 
     def __init__(self, requests: Iterable[Request | None]) -> None:
@@ -73,7 +73,7 @@ class LoopThread:
 
         What `answer` raises is raised here and ends the call; tasks still under way are cancelled.
         """
-        feed = Feed(requests)
+        feed = RequestSource(requests)
         outbox: queue.SimpleQueue[Completion | BaseException] = queue.SimpleQueue()
         tasks: set[asyncio.Task[Completion]] = set()
 

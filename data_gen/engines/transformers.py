@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from data_gen.engines.base import Completion, FinishReason, Prompt, Request, TokenLogprob
-from data_gen.engines.drawing import Constraints, draw, forbid
 from data_gen.engines.model_folder import check_model_folder, folder_revision
 from data_gen.engines.prompts import PromptEncoder, PromptError
+from data_gen.engines.sampling import Constraints, apply_grammar_mask, sample_tokens
 from data_gen.engines.slots import ATTENTION_NAME, SlotCache, slot_attention
 from data_gen.engines.stopping import cut_at_stop
-from data_gen.engines.streaming import Feed
+from data_gen.engines.streaming import RequestSource
 from ipt_jax.core.errors import UserError
 
 
@@ -118,7 +118,7 @@ class TransformersEngine:
 
         A prompt that leaves no room in the context comes back as `error`.
         """
-        feed = Feed(requests)
+        feed = RequestSource(requests)
         cache = SlotCache(self.batch_size)
         waiting: deque[_Row] = deque()
         active: list[_Row] = []
@@ -203,8 +203,8 @@ class TransformersEngine:
             for place, row in enumerate(rows)
             if row.request.sampling.logprobs is not None
         }
-        forbid(logits, [row.matcher for row in rows])
-        tokens = draw(
+        apply_grammar_mask(logits, [row.matcher for row in rows])
+        tokens = sample_tokens(
             logits, [row.request.sampling for row in rows], [row.generator for row in rows]
         )
         for place, scores in own.items():

@@ -1,6 +1,6 @@
 """Worked examples, written for this project, for models that were not tuned as synthesizers."""
 
-from data_gen.instruction_pretrain.format import Pair, Shot
+from data_gen.instruction_pretrain.formats import Pair, Shot
 
 DEMONSTRATIONS = (
     Shot(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from data_gen.engines import Completion, Request
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     ParsedPairs,
     Shot,
     parse_pairs,

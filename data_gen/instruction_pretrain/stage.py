@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from data_gen.corpus import Document
-from data_gen.engines import Completion, Request, Sampling
+from data_gen.engines import Completion, Request, SamplingParams
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.demonstrations import DEMONSTRATIONS
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     EOS,
     Shot,
     pairs_regex,
@@ -32,11 +32,11 @@ from data_gen.instruction_pretrain.template_file import load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card, Prompt
-from data_gen.stages.outputs import RejectedPiece
 from data_gen.stages.runner import Failure
 from data_gen.stages.stage import Stage, StageRun, Summary
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.rejection import Rejection
 from ipt_jax.core.seeds import generator_of, seed_of
 
 METHOD = "instruction_pretrain"
@@ -82,7 +82,7 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
         super().__init__(config)
         self._templates = load_templates(config.templates)
         drawn = config.engine
-        self._sampling = Sampling(
+        self._sampling = SamplingParams(
             max_tokens=drawn.max_tokens,
             temperature=drawn.temperature,
             top_k=drawn.top_k,
@@ -140,7 +140,7 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
             demonstrations=DEMONSTRATIONS if config.demonstrations else (),
             max_pairs=config.max_pairs,
         )
-        rejected: list[RejectedPiece] = []
+        rejected: list[Rejection] = []
         unused: dict[str, str] = {}
         for turn in turns:
             name, where = chain.documents[turn.index].id, f"{chain.id}/{turn.index}"
@@ -148,9 +148,9 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
             for piece in turn.parsed.rejected:
                 cut = ended == "length" and piece.reason == "unfinished"
                 reason = "cut_at_max_tokens" if cut else piece.reason
-                rejected.append(RejectedPiece(name, where, reason, piece.piece))
+                rejected.append(Rejection(name, where, reason, piece.piece))
             if ended == "error":
-                rejected.append(RejectedPiece(name, where, "engine_error", text))
+                rejected.append(Rejection(name, where, "engine_error", text))
             if not turn.parsed.pairs:
                 unused[name] = "engine_error" if ended == "error" else "no_pairs"
         groups = group_shots(turns)
@@ -215,7 +215,7 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
 
     def failed(self, unit: Chain, failure: Failure) -> UnitOutput:
         reason, detail = failure.reason, failure.detail
-        pieces = [RejectedPiece(one.id, unit.id, reason, detail) for one in unit.documents]
+        pieces = [Rejection(one.id, unit.id, reason, detail) for one in unit.documents]
         return UnitOutput(rejected=pieces, unused={one.id: reason for one in unit.documents})
 
     def finish(self, totals: BlockTotals) -> Summary:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 OUR_FOLDER = Path(__file__).with_name("template_data")
 OUR_FILES = ("pairs.yaml", "texts.yaml", "arrangements.yaml")
@@ -122,7 +122,7 @@ def _overlay(below: TemplateSet, path: Path) -> TemplateSet:
         elif key == "shares":
             shares |= _shares(where, value)
         else:
-            known = nearest(key, (*LISTS, *WEIGHTS, "shares"))
+            known = did_you_mean(key, (*LISTS, *WEIGHTS, "shares"))
             raise UserError(f"the template file {path} has an unknown key {key!r}. {known}")
     return replace(below, lists=lists, weights=weights, shares=shares)
 
@@ -178,7 +178,7 @@ def _wrong_with(entry: Any, slots: Slots) -> str:
     allowed = (*slots.required, *slots.one_of)
     for name in found:
         if name not in allowed:
-            hint = nearest(name, allowed).removesuffix(".") if allowed else "It can have none"
+            hint = did_you_mean(name, allowed).removesuffix(".") if allowed else "It can have none"
             return f"has a slot {{{name}}} that is unknown here. {hint}"
         if found.count(name) > 1:
             return f"has the slot {{{name}}} more than once: leave it once"
@@ -214,7 +214,7 @@ def _numbers(where: str, value: Any, names: tuple[str, ...]) -> dict[str, float]
         raise UserError(f"{where} must be a mapping such as {{{names[0]}: 1}}.")
     for name, number in value.items():
         if name not in names:
-            raise UserError(f"{where} has an unknown key {name!r}. {nearest(name, names)}")
+            raise UserError(f"{where} has an unknown key {name!r}. {did_you_mean(name, names)}")
         right = isinstance(number, int | float) and not isinstance(number, bool)
         if not right or not math.isfinite(number):
             raise UserError(f"{where}: `{name}` is {number!r}; it must be a number.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_gen.instruction_pretrain.format import Pair, Shot
+from data_gen.instruction_pretrain.formats import Pair, Shot
 from data_gen.instruction_pretrain.template_file import SLOT, TemplateSet, our_templates
 
 

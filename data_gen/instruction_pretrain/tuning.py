@@ -14,7 +14,7 @@ from data_gen.instruction_pretrain.analysis.held_out import held_out_line
 from data_gen.instruction_pretrain.collection import DATASETS, Dataset, Example, Gathered, gather
 from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES, Unusable
 from data_gen.instruction_pretrain.collection.files import Files
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     BOS,
     CONTEXT_CLOSE,
     CONTEXT_OPEN,
@@ -23,9 +23,9 @@ from data_gen.instruction_pretrain.format import (
     Shot,
     render_pairs,
 )
-from data_gen.instruction_pretrain.patterns import in_pattern, other_patterns
+from data_gen.instruction_pretrain.other_formats import in_pattern, other_patterns
 from data_gen.instruction_pretrain.templates import render_training_text
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import SHARD_FILES, Record, ShardWriter, atomic_write
@@ -102,7 +102,7 @@ class TuningConfig:
             if source.dataset not in DATASETS:
                 raise UserError(
                     f"the collection has no data set {source.dataset!r}. "
-                    f"{nearest(source.dataset, DATASETS)}"
+                    f"{did_you_mean(source.dataset, DATASETS)}"
                 )
         twice = {s.dataset for s in self.sources} & {s.dataset for s in self.unseen}
         if twice:

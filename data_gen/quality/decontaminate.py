@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations
-from data_gen.quality.gate import Gate, Rejection
+from data_gen.quality.gate import Gate
 from data_gen.quality.overlaps import OverlapIndex
 from data_gen.quality.substrings import SubstringIndex, alphanumerics, draw_substrings
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
+from ipt_jax.core.rejection import Reason
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Decontamination(Gate):
     def matches(self, texts: Sequence[str]) -> Iterator[tuple[int, list[Match]]]:
         """Number of each contaminated text, in order, with all that it matches, best first."""
 
-    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
-        verdicts: list[Rejection | None] = [None] * len(records)
+    def check(self, records: Sequence[Record]) -> list[Reason | None]:
+        verdicts: list[Reason | None] = [None] * len(records)
         for number, matches in self.matches([record.text for record in records]):
             record = records[number]
             self._removed += 1
@@ -134,7 +135,7 @@ class Decontamination(Gate):
                     found.source = record.source
             first = self.examples[matches[0].example]
             more = f" and {len(matches) - 1} more" if len(matches) > 1 else ""
-            verdicts[number] = Rejection(
+            verdicts[number] = Reason(
                 "contaminated",
                 f"{first.set_name} example {first.id}{more}, score {matches[0].score:.3f}: "
                 f"{matches[0].evidence[:200]!r}",

@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_gen.quality.gate import Corpus, Gate, Rejection
+from data_gen.quality.gate import Corpus, Gate
 from data_gen.quality.words import batches, hash_words, windows
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
+from ipt_jax.core.rejection import Reason
 
 ExactKey = Literal["text", "first_two_sentences"]
 # A sentence ends at its mark and what closes after it, at an empty line, or with the text. A point
@@ -245,12 +246,12 @@ class ExactGate(Gate):
         self.name = "exact_text" if key == "text" else "first_sentences"
         self._seen = ExactDuplicates(key)
 
-    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
-        verdicts: list[Rejection | None] = []
+    def check(self, records: Sequence[Record]) -> list[Reason | None]:
+        verdicts: list[Reason | None] = []
         for record in records:
             first = self._seen.add(record.id, record.text)
             verdicts.append(
-                None if first is None else Rejection("duplicate", f"repeats the record {first!r}")
+                None if first is None else Reason("duplicate", f"repeats the record {first!r}")
             )
         return verdicts
 
@@ -263,7 +264,7 @@ class NearDuplicateGate(Gate):
 
     def __init__(self, config: MinHashConfig) -> None:
         self._config = config
-        self._found: dict[int, Rejection] = {}
+        self._found: dict[int, Reason] = {}
         self._checked = 0
 
     def prepare(self, corpus: Corpus) -> None:
@@ -275,9 +276,9 @@ class NearDuplicateGate(Gate):
             some = twins[start : start + _READ]
             for twin, first in zip(some, corpus.read([twin.of for twin in some]), strict=True):
                 detail = f"similarity {twin.similarity:.3f} to the record {first.id!r}"
-                self._found[twin.number] = Rejection("near_duplicate", detail)
+                self._found[twin.number] = Reason("near_duplicate", detail)
 
-    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+    def check(self, records: Sequence[Record]) -> list[Reason | None]:
         numbers = range(self._checked, self._checked + len(records))
         self._checked += len(records)
         return [self._found.get(number) for number in numbers]

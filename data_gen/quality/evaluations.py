@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core import json_lines
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _text(row: Any, fields: Sequence[str], where: str) -> str:
         for part in name.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 known = list(value) if isinstance(value, Mapping) else []
-                raise UserError(f"{where} has no field '{name}'. {nearest(part, known)}")
+                raise UserError(f"{where} has no field '{name}'. {did_you_mean(part, known)}")
             value = value[part]
         found += _strings(value)
     return "\n".join(found)

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ipt_jax.core.records import Record
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """Why a record may not pass."""
-
-    reason: str
-    """One of few words; counted."""
-    detail: str
-    """For a person: the measured value, the record it repeats, the text that matched."""
+from ipt_jax.core.rejection import Reason
 
 
 class Corpus(Protocol):
@@ -42,7 +32,7 @@ class Gate(ABC):
         """Look at all the records that will come to `check`."""
 
     @abstractmethod
-    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+    def check(self, records: Sequence[Record]) -> list[Reason | None]:
         """For each record why it may not pass; None where it may."""
 
     def summary(self) -> dict[str, Any]:

@@ -22,16 +22,17 @@ from data_gen.engines import (
     Message,
     Prompt,
     Request,
-    Sampling,
-    requests_under_way,
+    SamplingParams,
+    max_in_flight,
 )
 from data_gen.engines.replies import after_thoughts, json_objects
-from data_gen.quality.gate import Corpus, Gate, Rejection
+from data_gen.quality.gate import Corpus, Gate
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.runner import Done, Failure, run_units
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
+from ipt_jax.core.rejection import Reason
 from ipt_jax.core.seeds import seed_of
 
 LOWEST, HIGHEST = 1, 5
@@ -176,7 +177,7 @@ def _asked(prompt: str, config: JudgeConfig) -> Prompt:
 
 def _question(place: int, record: Record, config: JudgeConfig) -> _Question:
     drawn = config.engine
-    sampling = Sampling(
+    sampling = SamplingParams(
         max_tokens=drawn.max_tokens,
         temperature=drawn.temperature,
         top_k=drawn.top_k,
@@ -224,7 +225,7 @@ class JudgeGate(Gate):
             _ask,
             self._engine,
             self._ledger,
-            units_in_flight=2 * requests_under_way(self._config.engine),
+            units_in_flight=2 * max_in_flight(self._config.engine),
         )
 
     def _questions(self, corpus: Corpus) -> Iterator[_Question]:
@@ -233,9 +234,9 @@ class JudgeGate(Gate):
             for place, record in zip(places, corpus.read(places), strict=True):
                 yield _question(place, record, self._config)
 
-    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+    def check(self, records: Sequence[Record]) -> list[Reason | None]:
         assert self._answers is not None, "checked before it was prepared"
-        verdicts: list[Rejection | None] = []
+        verdicts: list[Reason | None] = []
         for _ in records:
             done = next(self._answers)
             self._failed.requests += 1
@@ -245,11 +246,11 @@ class JudgeGate(Gate):
                 said = verdict.reply
                 if not done.errors:
                     said = f"no score that counts in {said[-300:]!r}"
-                verdicts.append(Rejection(verdict.problem, said))
+                verdicts.append(Reason(verdict.problem, said))
                 continue
             self._scores[verdict.score] += 1
             low = verdict.score < self._config.keep_at_least
-            verdicts.append(Rejection("low_score", f"score {verdict.score}") if low else None)
+            verdicts.append(Reason("low_score", f"score {verdict.score}") if low else None)
         return verdicts
 
     def summary(self) -> dict[str, Any]:

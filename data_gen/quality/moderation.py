@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from data_gen.quality.gate import Gate, Rejection
+from data_gen.quality.gate import Gate
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
+from ipt_jax.core.rejection import Reason
 
 DEFAULT_RULES = Path(__file__).with_name("moderation_rules.yaml")
 
@@ -92,7 +93,7 @@ class ModerationGate(Gate):
             )
         self._classifier, self._threshold = classifier, config.threshold
 
-    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+    def check(self, records: Sequence[Record]) -> list[Reason | None]:
         verdicts = [self._by_rule(record.text) for record in records]
         left = [number for number, verdict in enumerate(verdicts) if verdict is None]
         if self._classifier is None or not left:
@@ -110,14 +111,14 @@ class ModerationGate(Gate):
                     f"{records[number].id!r}: it must give finite numbers."
                 )
             if score >= self._threshold:
-                verdicts[number] = Rejection("classifier", f"score {score:.4f}")
+                verdicts[number] = Reason("classifier", f"score {score:.4f}")
         return verdicts
 
-    def _by_rule(self, text: str) -> Rejection | None:
+    def _by_rule(self, text: str) -> Reason | None:
         for name, pattern in self._rules:
             found = pattern.search(text)
             if found is not None:
-                return Rejection(name, f"at character {found.start()}: {found.group()[:100]!r}")
+                return Reason(name, f"at character {found.start()}: {found.group()[:100]!r}")
         return None
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_gen.quality.gate import Gate, Rejection
+from data_gen.quality.gate import Gate
 from data_gen.quality.language import load_language_identifier
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.core.records import Record
+from ipt_jax.core.rejection import Reason
 from ipt_jax.core.tokenizers import load_tokenizer
 
 _RANGES = ("characters", "words", "tokens")
@@ -79,9 +80,11 @@ class RulesGate(Gate):
             self._identify, known = load_language_identifier()
             for code in config.languages:
                 if code not in known:
-                    raise UserError(f"rules: no language {code!r} is known. {nearest(code, known)}")
+                    raise UserError(
+                        f"rules: no language {code!r} is known. {did_you_mean(code, known)}"
+                    )
 
-    def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+    def check(self, records: Sequence[Record]) -> list[Reason | None]:
         verdicts = [self._form(record.text) for record in records]
         if self._tokenizer is not None:
             left = [number for number, verdict in enumerate(verdicts) if verdict is None]
@@ -93,7 +96,7 @@ class RulesGate(Gate):
                 verdicts[number] = self._language(records[number].text)
         return verdicts
 
-    def _form(self, text: str) -> Rejection | None:
+    def _form(self, text: str) -> Reason | None:
         config = self._config
         wrong = self._within("characters", len(text))
         if wrong is None and (config.min_words is not None or config.max_words is not None):
@@ -101,31 +104,31 @@ class RulesGate(Gate):
         if wrong is None and config.min_alphabetic is not None:
             share = alphabetic_share(text)
             if share < config.min_alphabetic:
-                wrong = Rejection("min_alphabetic", f"{share:.3f} of the characters are letters")
+                wrong = Reason("min_alphabetic", f"{share:.3f} of the characters are letters")
         if wrong is None and config.max_repeated_lines is not None:
             share = repeated_line_share(text)
             if share > config.max_repeated_lines:
-                wrong = Rejection("max_repeated_lines", f"{share:.3f} of the lines are repeated")
+                wrong = Reason("max_repeated_lines", f"{share:.3f} of the lines are repeated")
         return wrong
 
-    def _within(self, what: str, count: int) -> Rejection | None:
+    def _within(self, what: str, count: int) -> Reason | None:
         low, high = getattr(self._config, f"min_{what}"), getattr(self._config, f"max_{what}")
         if low is not None and count < low:
-            return Rejection(f"min_{what}", f"{count:,} {what}; at least {low:,}")
+            return Reason(f"min_{what}", f"{count:,} {what}; at least {low:,}")
         if high is not None and count > high:
-            return Rejection(f"max_{what}", f"{count:,} {what}; at most {high:,}")
+            return Reason(f"max_{what}", f"{count:,} {what}; at most {high:,}")
         return None
 
-    def _language(self, text: str) -> Rejection | None:
+    def _language(self, text: str) -> Reason | None:
         config = self._config
         if self._identify is None or config.languages is None:
             return None
         start = max(0, (len(text) - config.language_characters) // 2)
         language, sure = self._identify(text[start : start + config.language_characters])
         if language not in config.languages:
-            return Rejection("languages", f"it reads as {language!r}, {sure:.3f} sure")
+            return Reason("languages", f"it reads as {language!r}, {sure:.3f} sure")
         if sure < config.min_language_score:
-            return Rejection("min_language_score", f"{language!r} is only {sure:.3f} sure")
+            return Reason("min_language_score", f"{language!r} is only {sure:.3f} sure")
         return None
 
 

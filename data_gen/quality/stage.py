@@ -17,18 +17,19 @@ import numpy as np
 from data_gen.engines import Engine, identify_engine, open_engine
 from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
 from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
-from data_gen.quality.gate import Gate, RecordList, Rejection
+from data_gen.quality.gate import Gate, RecordList
 from data_gen.quality.inputs import InputShards, Survivors
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import LEDGER_FILES, Ledger
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, path_digest
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
+from ipt_jax.core.rejection import Reason
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.core.tokenizers import load_tokenizer
 
@@ -68,7 +69,9 @@ class FilterConfig:
             raise UserError(f"`gates` is empty: name at least one of {', '.join(GATES)}.")
         for name in self.gates:
             if name not in GATES:
-                raise UserError(f"`gates` names {name!r}, which is none. {nearest(name, GATES)}")
+                raise UserError(
+                    f"`gates` names {name!r}, which is none. {did_you_mean(name, GATES)}"
+                )
         twice = [name for name, count in Counter(self.gates).items() if count > 1]
         if twice:
             raise UserError(f"`gates` names {twice[0]!r} twice: a gate is met at most once.")
@@ -139,7 +142,7 @@ def run_filter(
     Records come out as they went in, in order. `on_start` is called with the folder once it is
     sure that this run may write there. The same input, config and answers of the judge give the
     same bytes. A run with a judge keeps its answers in `ledger.sqlite`: stopped, it goes on, and so
-    does one with requests that failed, as `run_synthesis` does. A finished folder of the same
+    does one with requests that failed, as `run_stage` does. A finished folder of the same
     input and config is left as it is.
 
     Raises:
@@ -235,10 +238,10 @@ def _named_files(config: FilterConfig) -> dict[str, Any]:
     return found
 
 
-def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Rejection | None]:
+def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Reason | None]:
     """The gates over records in memory: for each why it may not pass, with the gate's name in
     front of the reason (`rules:min_words`), or None."""
-    verdicts: list[Rejection | None] = [None] * len(records)
+    verdicts: list[Reason | None] = [None] * len(records)
     left = list(range(len(records)))
     for gate in gates:
         some = [records[number] for number in left]
@@ -246,7 +249,7 @@ def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Reje
         for number, verdict in zip(left, gate.check(some), strict=True):
             if verdict is not None:
                 reason = f"{gate.name}:{verdict.reason}"
-                verdicts[number] = Rejection(reason, verdict.detail)
+                verdicts[number] = Reason(reason, verdict.detail)
         left = [number for number in left if verdicts[number] is None]
     return verdicts
 
@@ -273,7 +276,7 @@ class _Rejected:
                 os.fsync(file.fileno())
         self._open.close()
 
-    def write(self, gate: str, name: str, where: str, verdict: Rejection) -> None:
+    def write(self, gate: str, name: str, where: str, verdict: Reason) -> None:
         if gate not in self._files:
             path = self._folder / f"{gate}.jsonl"
             file = open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
@@ -334,9 +337,9 @@ def _readable(
             continue
         name = found.id if isinstance(found, Record) else ""
         wrong = (
-            Rejection("empty", "its text holds nothing")
+            Reason("empty", "its text holds nothing")
             if isinstance(found, Record)
-            else Rejection("damaged", str(found))
+            else Reason("damaged", str(found))
         )
         counts[wrong.reason] += 1
         rejected.write(READ, name, corpus.where(number), wrong)

@@ -20,7 +20,7 @@ from typing import Any
 from data_gen.engines.base import Completion, Engine, Request
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
-from data_gen.stages.outputs import OutputFolder, RejectedPiece
+from data_gen.stages.outputs import OutputFolder
 from data_gen.stages.runner import Failure, Progress, Unit, Usage, no_progress, run_units
 from ipt_jax.core.records import (
     DEFAULT_OPTIONS,
@@ -33,6 +33,7 @@ from ipt_jax.core.records import (
     serialize,
     shard_name,
 )
+from ipt_jax.core.rejection import Rejection
 from ipt_jax.core.shard_file import ShardFile
 
 _SHARD = re.compile(r"part-\d{5,}\.arrayrecord(\.tmp)?")
@@ -45,7 +46,7 @@ class UnitOutput:
 
     records: Sequence[tuple[str, Record]] = ()
     """Part and record."""
-    rejected: Sequence[RejectedPiece] = ()
+    rejected: Sequence[Rejection] = ()
     """What was not used of its completions."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Added up over all units."""

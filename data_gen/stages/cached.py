@@ -16,10 +16,10 @@ from data_gen.engines import (
     Message,
     Prompt,
     Request,
-    Sampling,
+    SamplingParams,
     identify_engine,
+    max_in_flight,
     open_engine,
-    requests_under_way,
 )
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
@@ -44,7 +44,7 @@ class Query:
     """Comes back with the completion."""
     prompt: Prompt
     """What the model sees."""
-    sampling: Sampling
+    sampling: SamplingParams
     """How tokens are drawn; where they are, the question's id seeds the draws."""
 
     @property
@@ -120,7 +120,7 @@ class CachedEngine:
                 _process,
                 self.engine,
                 ledger,
-                units_in_flight=2 * requests_under_way(self.config),
+                units_in_flight=2 * max_in_flight(self.config),
                 turns_expected=len(questions),
                 progress=progress,
             ):

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.corpus import Document, RejectedDocument
+from data_gen.corpus import Document
+from ipt_jax.core.rejection import Rejection
 
 SAMPLE_DOCUMENTS = 200
 
@@ -39,7 +40,7 @@ class Estimate:
 
 
 def sample_corpus(
-    documents: Iterable[Document | RejectedDocument], count: int, seed: int
+    documents: Iterable[Document | Rejection], count: int, seed: int
 ) -> tuple[list[Document], int]:
     """Up to `count` documents in corpus order, each as likely as any other, and how many there are.
 
@@ -49,7 +50,7 @@ def sample_corpus(
     kept: list[tuple[int, Document]] = []
     seen = 0
     for document in documents:
-        if isinstance(document, RejectedDocument):
+        if isinstance(document, Rejection):
             continue
         seen += 1
         if len(kept) < count:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.corpus import Document, RejectedDocument
+from data_gen.corpus import Document
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.outputs import OutputFolder
 from ipt_jax.core.records import Manifest, Record, ShardWriter
+from ipt_jax.core.rejection import Rejection
 
 RAW = "raw"
 UNKNOWN = "not stated"
@@ -31,7 +32,7 @@ class Ingested:
 
 
 def ingest_corpus(
-    documents: Iterable[Document | RejectedDocument],
+    documents: Iterable[Document | Rejection],
     output: OutputFolder,
     ledger: Ledger,
     *,
@@ -64,7 +65,7 @@ def ingest_corpus(
 
 
 def write_documents(
-    documents: Iterable[Document | RejectedDocument],
+    documents: Iterable[Document | Rejection],
     output: OutputFolder,
     folder: Path,
     *,
@@ -78,7 +79,7 @@ def write_documents(
         output.rejected_documents() as reject,
     ):
         for found in documents:
-            if isinstance(found, RejectedDocument):
+            if isinstance(found, Rejection):
                 reasons[found.reason] += 1
                 reject(found.id, found.where, found.reason, found.detail)
             elif (problem := check(found)) is not None:

@@ -8,7 +8,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write, naming
 from ipt_jax.core.json_lines import load_json, parse_json
 from ipt_jax.core.records import SHARD_FILES, RecordSource
+from ipt_jax.core.rejection import Rejection
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 
 _OWNS = (
@@ -24,25 +24,6 @@ _OWNS = (
     *("report.html", "rejected/documents.jsonl", "rejected/pieces-#.jsonl"),
 )
 RejectLine = Callable[[str, str, str, str], None]
-
-
-@dataclass(frozen=True)
-class RejectedPiece:
-    """A document, or a piece of a generation, that was not used."""
-
-    id: str
-    """Of the document."""
-    where: str
-    """File and line, or unit and turn."""
-    reason: str
-    """A word for counts."""
-    detail: str
-    """For a person."""
-
-    def line(self) -> bytes:
-        """Its line in rejected/."""
-        text = json.dumps(asdict(self), ensure_ascii=False)
-        return f"{text}\n".encode(errors="backslashreplace")
 
 
 class OutputFolder:
@@ -126,7 +107,7 @@ class OutputFolder:
         with naming(path), open(temporary, "wb") as file:
 
             def write(*piece: str) -> None:
-                file.write(RejectedPiece(*piece).line())
+                file.write(Rejection(*piece).line())
 
             yield write
             file.flush()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from data_gen.engines.base import Completion, Engine, Request
-from data_gen.engines.isolation import isolated
+from data_gen.engines.isolation import with_isolation
 from data_gen.stages.ledger import Ledger
 from ipt_jax.core.errors import UserError
 
@@ -138,8 +138,8 @@ def run_units[U: Unit, R](
 
     Completions with finish reason `error` are handed on and not stored: a later run asks again. A
     passing one is asked up to RETRIES times again before. Requests on which the engine itself
-    raises are found and count as errors (see `isolated`). Where a unit's work raises, its outcome
-    is a Failure.
+    raises are found and count as errors (see `with_isolation`). Where a unit's work raises, its
+    outcome is a Failure.
 
     `before` is what earlier processes did for units that are not among these; Status counts it.
 
@@ -178,7 +178,7 @@ class _Run[U: Unit, R]:
         while self._units is not None or self._order:
             since = time.monotonic()
             try:
-                with contextlib.closing(isolated(self._engine, self._feed())) as stream:
+                with contextlib.closing(with_isolation(self._engine, self._feed())) as stream:
                     for completion in stream:
                         self._receive(completion)
                         yield from self._ended()

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_gen.corpus import Document, RejectedDocument, corpus_sha256, find_files, read_corpus
+from data_gen.corpus import Document, corpus_sha256, find_files, read_corpus
 from data_gen.engines import (
     Completion,
     Engine,
@@ -23,8 +23,8 @@ from data_gen.engines import (
     EngineIdentity,
     Request,
     identify_engine,
+    max_in_flight,
     open_engine,
-    requests_under_way,
 )
 from data_gen.stages.blocks import BlockTotals, UnitOutput, run_blocks
 from data_gen.stages.card import Card, write_card
@@ -33,11 +33,12 @@ from data_gen.stages.estimate import Estimate, estimate, sample_corpus, write_sa
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ingest import RAW, Ingested, ingest_corpus
 from data_gen.stages.ledger import ClosedLedger, Ledger
-from data_gen.stages.outputs import OutputFolder, RejectedPiece
+from data_gen.stages.outputs import OutputFolder
 from data_gen.stages.progress import ProgressLog
 from data_gen.stages.runner import Failure, Progress, Status, Unit, no_progress
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Manifest, RecordSource
+from ipt_jax.core.rejection import Rejection
 
 _NOT_IN_RECORDS = ("input", "output", "fresh", "engine", "method")  # or in another form
 _OF_A_RUN = ("gpus", "price_per_gpu_hour", "dry_run", "dry_run_documents")
@@ -106,9 +107,7 @@ class Stage[C: StageConfig, U: Unit](ABC):
 
     def failed(self, unit: U, failure: Failure) -> UnitOutput:
         """What is left of a unit whose work raised an error."""
-        return UnitOutput(
-            rejected=[RejectedPiece(unit.id, unit.id, failure.reason, failure.detail)]
-        )
+        return UnitOutput(rejected=[Rejection(unit.id, unit.id, failure.reason, failure.detail)])
 
     def finish(self, totals: BlockTotals) -> Summary:
         """What the summary says beside what it says of every stage; all units have ended.
@@ -277,7 +276,7 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
         parts=stage.parts,
         units_per_block=stage.units_per_block,
         # Twice what the engine takes: it stays full while an early unit holds others back.
-        units_in_flight=2 * requests_under_way(asked) if asked else _UNITS_WITHOUT_ENGINE,
+        units_in_flight=2 * max_in_flight(asked) if asked else _UNITS_WITHOUT_ENGINE,
         turns_expected=stage.turns_expected(units) if asked else 0,
         progress=progress,
     )
@@ -346,7 +345,7 @@ def _reads(config: StageConfig) -> bool:
     return isinstance(config, CorpusConfig)
 
 
-def _documents(config: CorpusConfig) -> Iterator[Document | RejectedDocument]:
+def _documents(config: CorpusConfig) -> Iterator[Document | Rejection]:
     return read_corpus(
         config.input,
         text_field=config.text_field,

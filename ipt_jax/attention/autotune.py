@@ -79,7 +79,7 @@ def autotune(
             if time.monotonic() - begin > seconds / 3 and timed:
                 untried += 1
                 continue
-            how = pallas_gpu.How(spec.scale or h**-0.5, spec.softcap, tile, interpret)
+            how = pallas_gpu.KernelConfig(spec.scale or h**-0.5, spec.softcap, tile, interpret)
             try:
                 timed[tile] = _median_seconds(functools.partial(function, how), arrays, repeats)
             except (ValueError, RuntimeError):  # more shared memory than the device has

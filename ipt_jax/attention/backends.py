@@ -17,7 +17,7 @@ from ipt_jax.chips.target import Target, target
 
 
 @dataclass(frozen=True)
-class Call:
+class CallShape:
     """One call of a backend, as far as a backend may refuse it."""
 
     target: Target
@@ -143,7 +143,7 @@ def candidates(of: Target, spec: AttentionSpec, dtype: str) -> tuple[str, ...]:
     return ORDER[generation(of)].get(spec.kind, ())
 
 
-def automatic_table() -> str:
+def default_backends() -> str:
     """What `auto` tries, as text: a line per chip and kind of spec."""
     lines = [
         f"{chip:<10}{kind:<10}{', '.join((*row.get(kind, ()), 'reference'))}"
@@ -153,7 +153,9 @@ def automatic_table() -> str:
     return "\n".join(lines)
 
 
-def refusal(backend: str, spec: AttentionSpec, call: Call | None = None) -> str | None:
+def unsupported_reason(
+    backend: str, spec: AttentionSpec, call: CallShape | None = None
+) -> str | None:
     """Why a backend cannot do this, or None; without a call, only what the spec decides.
 
     The limits of cudnn and splash are those of `jax.nn.dot_product_attention` and of
@@ -176,7 +178,7 @@ def _refused_specs(backend: str, spec: AttentionSpec) -> list[tuple[bool, str]]:
     }.get(backend, [])
 
 
-def _refused_calls(backend: str, call: Call) -> list[tuple[bool, str]]:
+def _refused_calls(backend: str, call: CallShape) -> list[tuple[bool, str]]:
     what, width = call.target, call.head_width
     known = f" of compute capability {what.capability}" if what.capability else ""
     here = f"and this is {what.kind} ({what.platform}{known})"
@@ -232,11 +234,11 @@ def check_backend(backend: str, spec: AttentionSpec) -> None:
         return
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r}: known are auto, {', '.join(BACKENDS)}.")
-    if reason := refusal(backend, spec):
+    if reason := unsupported_reason(backend, spec):
         raise ValueError(_refused(backend, reason))
 
 
-def choose_backend(backend: str, spec: AttentionSpec, call: Call) -> Choice:
+def choose_backend(backend: str, spec: AttentionSpec, call: CallShape) -> Choice:
     """The backend that `attention` will use: the one named, or `auto`'s first that does not refuse.
 
     Raises:
@@ -244,12 +246,12 @@ def choose_backend(backend: str, spec: AttentionSpec, call: Call) -> Choice:
     """
     check_backend(backend, spec)
     if backend != "auto":
-        if reason := refusal(backend, spec, call):
+        if reason := unsupported_reason(backend, spec, call):
             raise ValueError(_refused(backend, reason))
         return Choice(backend)
     passed_over = []
     for name in candidates(call.target, spec, call.dtype):
-        reason = refusal(name, spec, call)
+        reason = unsupported_reason(name, spec, call)
         if reason is None:
             return Choice(name, tuple(passed_over))
         passed_over.append((name, reason))
@@ -306,7 +308,7 @@ def attention(
     if spec.segments != (segment_ids is not None):
         raise ValueError("attention: segment_ids must come exactly when spec.segments is set.")
     length, width = q_BTHh.shape[1], q_BTHh.shape[3]
-    call = Call(target(), jnp.dtype(q_BTHh.dtype).name, length, width)
+    call = CallShape(target(), jnp.dtype(q_BTHh.dtype).name, length, width)
     name = choose_backend(backend, spec, call).name
     if ranges is None:
         ranges = key_ranges(spec, segment_ids, length)
@@ -315,5 +317,5 @@ def attention(
 
 def _refused(backend: str, reason: str) -> str:
     return f"attention backend {backend}: {reason}. Name another, or auto, which tries:\n" + (
-        automatic_table()
+        default_backends()
     )

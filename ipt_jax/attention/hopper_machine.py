@@ -33,7 +33,7 @@ Ref = Any  # Pallas has no public type for a reference inside a kernel
 
 
 @dataclass(frozen=True)
-class Machine:
+class PersistentKernel:
     """What is to be done and how."""
 
     table: jax.Array
@@ -50,7 +50,7 @@ class Machine:
     """Tokens of a streamed tile."""
     stages: int
     """Streamed tiles in shared memory at a time."""
-    taking_turns: bool
+    ping_pong: bool
     """One computing warpgroup multiplies while the other does not."""
     in_place: bool
     """Result n is made where tile n of the rows was, which then is given back later."""
@@ -60,7 +60,7 @@ class Machine:
     """Simulate on the host."""
 
 
-def product(
+def wgmma(
     left: Ref, right: Ref, interpret: bool, besides: Callable[[], None] = lambda: None
 ) -> jax.Array:
     """left @ right in float32, both in shared memory; `besides` happens while they multiply."""
@@ -196,7 +196,7 @@ Program = tuple[
 
 
 def run(
-    machine: Machine,
+    machine: PersistentKernel,
     program: Callable[[Rows], Program],
     *,
     rows: Sequence[jax.Array],
@@ -227,7 +227,7 @@ def run(
             plgpu.Barrier(num_arrivals=WARPGROUPS),
             (plgpu.Barrier(num_arrivals=len(columns) // LOADS, num_barriers=stages),) * LOADS,
             (plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),) * LOADS,
-            plgpu.Barrier(num_arrivals=WARPGROUPS) if machine.taking_turns else None,
+            plgpu.Barrier(num_arrivals=WARPGROUPS) if machine.ping_pong else None,
             collective_axes="warpgroup",
         )
 
@@ -275,7 +275,7 @@ def _part(ref: Ref, batch: jax.Array, head: jax.Array, first: jax.Array, tokens:
 
 
 def _block(
-    machine: Machine,
+    machine: PersistentKernel,
     program: Callable[[Rows], Program],
     table: Ref,
     memory: tuple[tuple[Ref, ...], ...],
@@ -290,7 +290,7 @@ def _block(
     )
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     work = table.shape[0] * machine.heads
-    turns = schedule.turns(work, machine.blocks, block)
+    items_per_block = schedule.items_per_block(work, machine.blocks, block)
     stages, tile = jnp.int32(machine.stages), machine.tile_columns
     # A head of rows looks at one head of columns, or in turn at all those of its group.
     group = max(1, machine.column_heads // machine.heads)
@@ -298,7 +298,7 @@ def _block(
 
     def item(turn: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Line of the table, and head. All heads of a line are neighbours: they share columns."""
-        number = schedule.item_of(turn, machine.blocks, block)
+        number = schedule.item_index(turn, machine.blocks, block)
         return lax.div(number, jnp.int32(machine.heads)), lax.rem(number, jnp.int32(machine.heads))
 
     def first_row(line: jax.Array, of: jax.Array | int) -> jax.Array:
@@ -348,7 +348,7 @@ def _block(
             lax.fori_loop(early, steps, one_tile, None)
             return done + steps
 
-        done = lax.fori_loop(0, turns, one_item, jnp.int32(0))
+        done = lax.fori_loop(0, items_per_block, one_item, jnp.int32(0))
 
         # No barrier may go while something is still to arrive at it.
         def drain(step: jax.Array, _: None) -> None:
@@ -357,7 +357,7 @@ def _block(
 
         lax.fori_loop(jnp.maximum(done - stages, 0), done, drain, None)
 
-        @pl.when(turns > 0)
+        @pl.when(items_per_block > 0)
         def _() -> None:
             plgpu.barrier_wait(rows_used)
 
@@ -423,7 +423,7 @@ def _block(
             line, head = item(turn)
             batch, row = table[line, schedule.BATCH], first_row(line, warpgroup)
             # Asked for now, so that it is there when the results are made.
-            following = visits(jnp.minimum(turn + 1, turns - 1))
+            following = visits(jnp.minimum(turn + 1, items_per_block - 1))
             if machine.interpret:
                 plgpu.commit_smem()
             if not machine.in_place:
@@ -443,5 +443,5 @@ def _block(
                 plgpu.barrier_arrive(rows_used)
             return done + (last - first) * group, following
 
-        lax.fori_loop(0, turns, one_item, (jnp.int32(0), visits(jnp.int32(0))))
+        lax.fori_loop(0, items_per_block, one_item, (jnp.int32(0), visits(jnp.int32(0))))
         plgpu.wait_smem_to_gmem(0)

@@ -55,14 +55,14 @@ def work_table(
     return table[jnp.argsort(first - last, stable=True)].astype(jnp.int32)
 
 
-def turns(work: int, blocks: int, block: jax.Array | int) -> jax.Array:
+def items_per_block(work: int, blocks: int, block: jax.Array | int) -> jax.Array:
     """How many of `work` items the persistent block `block` of `blocks` does."""
     rounds, left = divmod(work, blocks)
     place = block if rounds % 2 == 0 else blocks - 1 - block
     return rounds + jnp.asarray(place < left, jnp.int32)
 
 
-def item_of(turn: jax.Array | int, blocks: int, block: jax.Array | int) -> jax.Array:
+def item_index(turn: jax.Array | int, blocks: int, block: jax.Array | int) -> jax.Array:
     """Which item a block does in its turn: forth and back, so that long ones are shared evenly."""
     turn, block = jnp.asarray(turn, jnp.int32), jnp.asarray(block, jnp.int32)
     back = jax.lax.rem(turn, jnp.int32(2)) == 1

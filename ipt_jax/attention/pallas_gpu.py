@@ -39,7 +39,7 @@ MASKED, LOWEST = -1e30, -1e29
 
 
 @dataclass(frozen=True)
-class How:
+class KernelConfig:
     """What is fixed when a kernel is compiled."""
 
     scale: float
@@ -52,7 +52,7 @@ class How:
     """Run the kernel as plain JAX, on any device."""
 
 
-Kernels = tuple[How, How, How]  # forward, dq, and dk with dv
+Kernels = tuple[KernelConfig, KernelConfig, KernelConfig]  # forward, dq, and dk with dv
 
 
 def pallas_attention(
@@ -88,7 +88,7 @@ def kernels(
         sizes = block_sizes(head_width, bytes_a_number, length, target().kind)
     scale = spec.scale if spec.scale is not None else head_width**-0.5
     first, second, third = (
-        How(scale, spec.softcap, tile, interpret)
+        KernelConfig(scale, spec.softcap, tile, interpret)
         for tile in (sizes.forward, sizes.d_query, sizes.d_key_value)
     )
     return first, second, third
@@ -136,7 +136,7 @@ def gradients(
 
 
 def forward(
-    how: How, q: jax.Array, k: jax.Array, v: jax.Array, starts: jax.Array, stops: jax.Array
+    how: KernelConfig, q: jax.Array, k: jax.Array, v: jax.Array, starts: jax.Array, stops: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, K, G, h] and each query's base-2 log-sum-exp [B, K, G, T], float32.
 
@@ -162,7 +162,7 @@ def forward(
 
 
 def d_query(
-    how: How,
+    how: KernelConfig,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -194,7 +194,7 @@ def d_query(
 
 
 def d_key_value(
-    how: How,
+    how: KernelConfig,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -226,7 +226,7 @@ def d_key_value(
 
 
 def _forward_kernel(
-    how: How, width: int, q_ref, k_ref, v_ref, start_ref, stop_ref, out_ref, sum_ref
+    how: KernelConfig, width: int, q_ref, k_ref, v_ref, start_ref, stop_ref, out_ref, sum_ref
 ) -> None:
     size = how.tile.keys
     q = _load(q_ref, width)
@@ -255,7 +255,7 @@ def _forward_kernel(
 
 
 def _d_query_kernel(
-    how: How,
+    how: KernelConfig,
     width: int,
     *refs,
 ) -> None:
@@ -280,7 +280,7 @@ def _d_query_kernel(
     _store(d_q_ref, d_q * how.scale, width)
 
 
-def _d_key_value_kernel(how: How, width: int, group: int, *refs) -> None:
+def _d_key_value_kernel(how: KernelConfig, width: int, group: int, *refs) -> None:
     q_ref, k_ref, v_ref, d_out_ref, sum_ref, delta_ref, start_ref, stop_ref, *out_refs = refs
     size = how.tile.queries
     k, v = _load(k_ref, width), _load(v_ref, width)
@@ -327,7 +327,7 @@ def _seen(starts: jax.Array, stops: jax.Array, number: jax.Array, size: int) -> 
     return (starts[:, None] <= other) & (other < stops[:, None])
 
 
-def _scores(how: How, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+def _scores(how: KernelConfig, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array | float]:
     """Base-2 scores before masking, and how they grow with the scaled products (softcap)."""
     product = _product(a, b, 1, 1)
     if how.softcap is None:
@@ -401,7 +401,7 @@ def _blocks_by_key(tile: int, queries: int, group: int, width: int) -> _Blocks:
     )
 
 
-def _launch(how: How, name: str) -> dict[str, Any]:
+def _launch(how: KernelConfig, name: str) -> dict[str, Any]:
     parameters = triton.CompilerParams(num_warps=how.tile.warps, num_stages=how.tile.stages)
     return {"compiler_params": parameters, "interpret": how.interpret, "name": name}
 

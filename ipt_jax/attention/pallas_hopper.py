@@ -23,15 +23,15 @@ from ipt_jax.attention.hopper_machine import (
     ROWS,
     WARPGROUPS,
     Columns,
-    Machine,
+    PersistentKernel,
     Program,
     Rows,
     add_product,
     column_vector,
     over_columns,
     over_rows,
-    product,
     run,
+    wgmma,
 )
 from ipt_jax.attention.partition import on_devices
 from ipt_jax.chips.target import target
@@ -58,7 +58,7 @@ class Tiles:
     """Tokens of a streamed tile; a multiple of 64."""
     stages: int = 2
     """Streamed tiles in shared memory at a time."""
-    taking_turns: bool = False
+    ping_pong: bool = False
     """Forward: one warpgroup multiplies while the other does its softmax."""
     in_place: bool = False
     """Results take the place of rows in shared memory: room for larger tiles or more stages, but
@@ -220,10 +220,10 @@ class Setting:
 
     def machine(
         self, tiles: Tiles, ranges: tuple[jax.Array, jax.Array], heads: int, column_heads: int
-    ) -> Machine:
+    ) -> PersistentKernel:
         """One kernel's: rows have `heads`, and `ranges` say which columns each of them sees."""
         table = schedule.work_table(*ranges, ROWS, WARPGROUPS, tiles.columns)
-        return Machine(
+        return PersistentKernel(
             table=table,
             starts=ranges[0],
             stops=ranges[1],
@@ -231,7 +231,7 @@ class Setting:
             column_heads=column_heads,
             tile_columns=tiles.columns,
             stages=tiles.stages,
-            taking_turns=tiles.taking_turns,
+            ping_pong=tiles.ping_pong,
             in_place=tiles.in_place,
             blocks=min(self.blocks, table.shape[0] * heads),
             interpret=self.interpret,
@@ -307,7 +307,7 @@ def d_query(
     """The gradient of the queries; `starts` and `stops` are each query's keys."""
     B, T, K, G, h = q.shape
     H = K * G
-    tiles = replace(setting.tuning.dq, taking_turns=False)
+    tiles = replace(setting.tuning.dq, ping_pong=False)
     wide = (x.reshape(B, T, H, h) for x in (q, d_out))
     rows = _whole(ITEM_ROWS, *wide, *(x.reshape(B, H, T) for x in (log_sum, delta)))
     length = rows[0].shape[1]
@@ -336,7 +336,7 @@ def d_key_value(
     """The gradients of keys and values; `starts` and `stops` are each key's queries."""
     B, T, K, h = k.shape
     queries, H = q.shape[1], K * q.shape[3]
-    tiles = replace(setting.tuning.dkv, taking_turns=False)
+    tiles = replace(setting.tuning.dkv, ping_pong=False)
     wide = (x.reshape(B, queries, H, h) for x in (q, d_out))
     columns = (*wide, *(x.reshape(B, H, queries) for x in (log_sum, delta)))
     rows = _whole(ITEM_ROWS, k, v)
@@ -375,7 +375,7 @@ def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:
     def step(columns: Columns, carry: tuple) -> tuple:
         out, top, total = carry
         (k,) = columns.wait(0)
-        scores = product(q, k.transpose((1, 0)), interpret, besides=columns.change_turns)
+        scores = wgmma(q, k.transpose((1, 0)), interpret, besides=columns.change_turns)
         columns.release(0)
         scores = columns.hide(scores, MASKED / factor)
         new_top = jnp.maximum(top, scores.max(axis=1) * factor)
@@ -412,11 +412,11 @@ def _dq_block(scale: float, interpret: bool, rows: Rows) -> Program:
     def step(columns: Columns, carry: tuple) -> tuple:
         (d_q,) = carry
         (k,) = columns.wait(0)
-        scores = product(q, k.transpose((1, 0)), interpret) * (scale * LOG2E)
+        scores = wgmma(q, k.transpose((1, 0)), interpret) * (scale * LOG2E)
         weights = jnp.exp2(scores - over_columns(log_sum, scores.shape))
         weights = columns.hide(weights, 0.0)
         (v,) = columns.wait(1)
-        d_weights = product(d_out, v.transpose((1, 0)), interpret)
+        d_weights = wgmma(d_out, v.transpose((1, 0)), interpret)
         columns.release(1)
         d_scores = weights * (d_weights - over_columns(delta, weights.shape))
         d_q = add_product(d_q, d_scores.astype(q.dtype), k, interpret)
@@ -440,12 +440,12 @@ def _dkv_block(scale: float, interpret: bool, rows: Rows) -> Program:
         k, v = rows.tiles
         d_k, d_v = carry
         q, log_sum = columns.wait(0)
-        scores = product(k, q.transpose((1, 0)), interpret) * (scale * LOG2E)
+        scores = wgmma(k, q.transpose((1, 0)), interpret) * (scale * LOG2E)
         weights = jnp.exp2(scores - over_rows(column_vector(log_sum), scores.shape))
         weights = columns.hide(weights, 0.0)
         d_out, delta = columns.wait(1)
         d_v = add_product(d_v, weights.astype(dtype), d_out, interpret)
-        d_weights = product(v, d_out.transpose((1, 0)), interpret)
+        d_weights = wgmma(v, d_out.transpose((1, 0)), interpret)
         d_scores = weights * (d_weights - over_rows(column_vector(delta), weights.shape))
         columns.release(1)
         d_k = add_product(d_k, d_scores.astype(dtype), q, interpret)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipt_jax.attention.backends import Call, Choice, attention, candidates, refusal
+from ipt_jax.attention.backends import CallShape, Choice, attention, candidates, unsupported_reason
 from ipt_jax.attention.ranges import PADDING
 from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.chips.target import Target
@@ -109,9 +109,9 @@ def _read(file: Path) -> Choice | None:
 
 def _choose(asked: Tried, row_tokens: int, target: Target, ask: Callable) -> Choice:
     passed_over: list[tuple[str, str]] = []
-    call = Call(target, asked.dtype, row_tokens, asked.head_width)
+    call = CallShape(target, asked.dtype, row_tokens, asked.head_width)
     for name in candidates(target, asked.spec, asked.dtype):
-        reason = refusal(name, asked.spec, call)
+        reason = unsupported_reason(name, asked.spec, call)
         if reason is None:
             said = ask(["try", name, json.dumps(asdict(asked))], SECONDS)
             far = said.get("distance")

@@ -24,7 +24,7 @@ from typing import Any, TextIO, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ipt_jax.core.errors import RunStopped, UserError, nearest
+from ipt_jax.core.errors import RunStopped, UserError, did_you_mean
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.interrupts import INTERRUPTED
 
@@ -113,7 +113,7 @@ def choice_of(key: str, valid: Collection[str], *, default: str) -> str:
         elif argument.startswith(f"--{key}="):
             found = argument.partition("=")[2]
     if found not in valid:
-        raise UserError(f"`{key}` is {found!r}, which is none. {nearest(str(found), valid)}")
+        raise UserError(f"`{key}` is {found!r}, which is none. {did_you_mean(str(found), valid)}")
     return found
 
 
@@ -286,7 +286,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        code = _complain(str(error))
+        code = print_error(str(error))
     except RunStopped as error:
         print(f"\n{error}", file=sys.stderr)
         code = error.code
@@ -299,7 +299,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         elif (advice := advice_on(error)) is None:
             raise
         else:
-            code = _complain(advice)
+            code = print_error(advice)
     finally:
         _leave_within(EXIT_SECONDS, code)
     sys.exit(code)
@@ -357,6 +357,6 @@ def _outermost(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
-def _complain(message: str) -> int:
+def print_error(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2

@@ -37,7 +37,7 @@ def require(key: str, value: object, right: bool, allowed: str) -> None:
         raise UserError(f"`{key}` is {value}: it must be {allowed}.")
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A sentence that names the valid name nearest to a wrong one, and all of them if few."""
     names = list(valid)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)

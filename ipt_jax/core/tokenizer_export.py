@@ -43,7 +43,7 @@ def _write(folder: Path, fast: Tokenizer, bos: str, eos: str, **more: Any) -> No
     atomic_write(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
 
 
-def allow_control_text(folder: Path) -> None:
+def enable_special_tokens(folder: Path) -> None:
     """Let BOS and EOS that a prompt names become tokens under this folder's tokenizer.
 
     For models that were trained with them inside their texts (``encode: parts``).

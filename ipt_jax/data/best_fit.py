@@ -31,8 +31,8 @@ import numpy as np
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.manifest import atomic_write
-from ipt_jax.data.packing import Pieces, best_fit
-from ipt_jax.data.plan import Plan, Stretch
+from ipt_jax.data.packing import PackedSegments, best_fit
+from ipt_jax.data.schedule import ExampleRange, MixtureSchedule
 
 _LOG = logging.getLogger(__name__)
 _VERSION = "1"
@@ -50,7 +50,7 @@ _SAVE_WINDOWS = 64  # fewer are counted again in less time than it takes to find
 class Packed:
     """A run of rows and the N examples that lie in it, wholly or in part."""
 
-    pieces: Pieces
+    pieces: PackedSegments
     """``example`` counts the N examples."""
     task: np.ndarray
     """int64 [N], index of the task among those of the plan."""
@@ -79,7 +79,7 @@ class BestFitRows:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: MixtureSchedule,
         *,
         row_tokens: int,
         seed: int,
@@ -104,7 +104,7 @@ class BestFitRows:
         self._reset()
 
     def _reset(self) -> None:
-        self._windows: OrderedDict[int, tuple[Stretch, Pieces]] = OrderedDict()
+        self._windows: OrderedDict[int, tuple[ExampleRange, PackedSegments]] = OrderedDict()
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,11 +219,11 @@ class BestFitRows:
         above = times[bisect.bisect_right(times, wanted, key=rows)]
         return above - 1 if rows(above - 1) == wanted else above
 
-    def _pack(self, first: int, last: int) -> tuple[Stretch, Pieces]:
+    def _pack(self, first: int, last: int) -> tuple[ExampleRange, PackedSegments]:
         stretch = self._plan.between(first, last)
         return stretch, best_fit(np.diff(stretch.starts), self._row_tokens)
 
-    def _window(self, number: int) -> tuple[Stretch, Pieces]:
+    def _window(self, number: int) -> tuple[ExampleRange, PackedSegments]:
         if number in self._windows:
             self._windows.move_to_end(number)
             return self._windows[number]
@@ -238,8 +238,8 @@ class BestFitRows:
         return self._keep(number, first, window)
 
     def _keep(
-        self, number: int, first: int, window: tuple[Stretch, Pieces]
-    ) -> tuple[Stretch, Pieces]:
+        self, number: int, first: int, window: tuple[ExampleRange, PackedSegments]
+    ) -> tuple[ExampleRange, PackedSegments]:
         """Put a window's rows in order and keep it for the next rows."""
         stretch, pieces = window
         key = hashlib.sha256(f"rows\0{self._seed}\0{first}".encode()).digest()[:16]
@@ -290,7 +290,11 @@ class BestFitRows:
 
 
 def _spread(
-    pieces: Pieces, task: np.ndarray, tasks: int, row_tokens: int, generator: np.random.Generator
+    pieces: PackedSegments,
+    task: np.ndarray,
+    tasks: int,
+    row_tokens: int,
+    generator: np.random.Generator,
 ) -> np.ndarray:
     """New number of each row: in random order, but each kind of row spread evenly.
 
@@ -333,7 +337,7 @@ def _joined(parts: list[Packed]) -> Packed:
     examples = np.cumsum([0] + [len(part.task) for part in parts])
     pieces = [part.pieces for part in parts]
     return Packed(
-        Pieces(
+        PackedSegments(
             example=np.concatenate([p.example + n for p, n in zip(pieces, examples, strict=False)]),
             start=np.concatenate([p.start for p in pieces]),
             length=np.concatenate([p.length for p in pieces]),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.data.tasks import HUB, NATURAL, Mixture, Stage, Task
 
 PACKINGS = ("concatenate", "best_fit")
@@ -166,4 +166,4 @@ def _under(folder: Path, source: str) -> str:
 def _check_keys(content: Mapping[str, Any], valid: tuple[str, ...], where: str, at: str) -> None:
     for key in content:
         if key not in valid:
-            raise UserError(f"{where}: unknown key `{at}{key}`. {nearest(key, valid)}")
+            raise UserError(f"{where}: unknown key `{at}{key}`. {did_you_mean(key, valid)}")

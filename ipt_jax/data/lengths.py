@@ -12,7 +12,7 @@ import numpy as np
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.manifest import atomic_write
 from ipt_jax.core.tokenizers import Tokenizer
-from ipt_jax.data.damage import read_records
+from ipt_jax.data.bad_records import read_records
 from ipt_jax.data.sources import Source
 from ipt_jax.data.token_shards import TokenSource
 

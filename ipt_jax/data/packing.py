@@ -27,7 +27,7 @@ class Tokenised:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PackedSegments:
     """What lies in R rows: n pieces of examples, row by row and from left to right."""
 
     example: np.ndarray
@@ -41,18 +41,18 @@ class Pieces:
     rows: int
     """R."""
 
-    def in_order(self, rank: np.ndarray) -> "Pieces":
+    def in_order(self, rank: np.ndarray) -> "PackedSegments":
         """The same rows in another order: ``rank`` [R] is the new number of each."""
         row = rank[self.row]
         order = np.argsort(row, kind="stable")
         arrays = (self.example, self.start, self.length, row)
-        return Pieces(*(array[order] for array in arrays), rows=self.rows)
+        return PackedSegments(*(array[order] for array in arrays), rows=self.rows)
 
-    def within(self, first: int, last: int) -> "Pieces":
+    def within(self, first: int, last: int) -> "PackedSegments":
         """The pieces in rows first..last - 1, whose rows count from 0."""
         low, high = np.searchsorted(self.row, [first, last]).tolist()
         arrays = (self.example, self.start, self.length, self.row - first)
-        return Pieces(*(array[low:high] for array in arrays), rows=last - first)
+        return PackedSegments(*(array[low:high] for array in arrays), rows=last - first)
 
 
 def flatten(
@@ -72,7 +72,7 @@ def flatten(
     return tokens.astype(np.int32, copy=False), loss, number, source
 
 
-def cut(
+def concat_and_split(
     tokens: np.ndarray,
     loss: np.ndarray,
     number: np.ndarray,
@@ -120,7 +120,7 @@ def cut(
     }
 
 
-def best_fit(lengths: np.ndarray, row_tokens: int) -> Pieces:
+def best_fit(lengths: np.ndarray, row_tokens: int) -> PackedSegments:
     """Put examples of int64 [n] tokens into rows of T = ``row_tokens``, best fit decreasing.
 
     An example longer than a row is cut into pieces of T, a row each, and a rest that is packed
@@ -133,7 +133,7 @@ def best_fit(lengths: np.ndarray, row_tokens: int) -> Pieces:
     order = np.argsort(-rest, kind="stable")
     order = order[: np.count_nonzero(rest)]
     row, rows = _place(rest[order].tolist(), row_tokens)
-    pieces = Pieces(
+    pieces = PackedSegments(
         example=np.concatenate([example, order]),
         start=np.concatenate([nth * row_tokens, (whole * row_tokens)[order]]),
         length=np.concatenate([np.full(len(example), row_tokens), rest[order]]),
@@ -167,15 +167,15 @@ def _place(sizes: list[int], row_tokens: int) -> tuple[np.ndarray, int]:
     return np.asarray(placed, np.int64), rows
 
 
-def lay(
-    pieces: Pieces, examples: Sequence[Tokenised], sources: Sequence[int], row_tokens: int
+def assemble_rows(
+    pieces: PackedSegments, examples: Sequence[Tokenised], sources: Sequence[int], row_tokens: int
 ) -> Rows:
     """Rows of T = ``row_tokens`` from pieces, with the examples they count and their tasks.
 
     Returns:
-        Arrays [R, T] as those of ``cut``, with two differences: what follows the last piece of a
-        row is padding, and the target of a piece's last token is the example's next token where
-        the example was cut there. Where it ends, the target has weight 0.
+        Arrays [R, T] as those of ``concat_and_split``, with two differences: what follows the last
+        piece of a row is padding, and the target of a piece's last token is the example's next
+        token where the example was cut there. Where it ends, the target has weight 0.
     """
     R, T = pieces.rows, row_tokens
     free = T - np.bincount(pieces.row, pieces.length, minlength=R).astype(np.int64)

@@ -14,7 +14,7 @@ from absl import flags
 from ipt_jax.core.errors import TRY_AGAIN, RunStopped, UserError
 from ipt_jax.core.orphans import end_with_parent
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
-from ipt_jax.data.opened import OpenMixture, open_mixture
+from ipt_jax.data.mixture import OpenMixture, open_mixture
 from ipt_jax.data.packing import Rows, realised_rates, source_tokens
 from ipt_jax.data.rows import MixtureRows
 from ipt_jax.data.tasks import Mixture
@@ -84,7 +84,8 @@ def batches(
 
     Returns:
         An iterator of arrays [B / process_count, T]: tokens, targets, segment_ids, positions,
-        source_ids (int32) and loss_weights (float32), as ``packing.cut`` or ``packing.lay`` says.
+        source_ids (int32) and loss_weights (float32), as ``packing.concat_and_split`` or
+        ``packing.assemble_rows`` says.
 
     Raises:
         UserError: at once for a source that runs out or rows that do not divide; while reading

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 Fields = dict[str, Any]
 Preprocessor = Callable[..., Fields]
@@ -87,7 +87,7 @@ def preprocessors(
             raise UserError(f"{item!r} should be one preprocessor: `name` or `name: {{settings}}`.")
         ((name, settings),) = one.items()
         if name not in _REGISTRY:
-            raise UserError(f"there is no preprocessor {name!r}. {nearest(name, _REGISTRY)}")
+            raise UserError(f"there is no preprocessor {name!r}. {did_you_mean(name, _REGISTRY)}")
         function = _REGISTRY[name]
         settings = dict(settings or {})
         try:

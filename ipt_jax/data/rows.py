@@ -12,12 +12,19 @@ import numpy as np
 
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.records import Record
+from ipt_jax.data.bad_records import read_records
 from ipt_jax.data.best_fit import BestFitRows
-from ipt_jax.data.damage import read_records
-from ipt_jax.data.examples import extra_tokens, read_examples
-from ipt_jax.data.opened import OpenMixture
-from ipt_jax.data.packing import Pieces, Rows, Tokenised, cut, flatten, lay
-from ipt_jax.data.plan import Plan, TaskOrder
+from ipt_jax.data.encode import extra_tokens, read_examples
+from ipt_jax.data.mixture import OpenMixture
+from ipt_jax.data.packing import (
+    PackedSegments,
+    Rows,
+    Tokenised,
+    assemble_rows,
+    concat_and_split,
+    flatten,
+)
+from ipt_jax.data.schedule import MixtureSchedule, TaskSampler
 from ipt_jax.data.tasks import NATURAL
 
 _CACHE_TOKENS = 4 << 20  # tokenised examples kept: one is cut over several rows and batches
@@ -76,11 +83,11 @@ class MixtureRows:
             assert lengths is not None  # only tasks of rate 0 have none
             extra = extra_tokens(task)
             orders.append(
-                TaskOrder(task.name, lengths, extra_tokens=extra, seed=seed, by=mixture.by)
+                TaskSampler(task.name, lengths, extra_tokens=extra, seed=seed, by=mixture.by)
             )
             identity.append((task.name, lengths.identity, extra))
         rates = [[shares[data.task_names[i]] for i in self._tasks] for _, shares in data.stages]
-        self._plan = Plan(orders, rates[0], whole=rows is None)
+        self._plan = MixtureSchedule(orders, rates[0], whole=rows is None)
         stages = [
             (step * (rows_per_batch or 0), shares)
             for (step, _), shares in zip(data.stages[1:], rates[1:], strict=True)
@@ -193,7 +200,9 @@ class MixtureRows:
             packed = self._packed.take(start, stop)
             keys = self._keys(packed.task, packed.record)
             examples = self._planned(keys, packed.tokens)
-            rows = lay(packed.pieces, examples, [task for task, _ in keys], self.row_tokens)
+            rows = assemble_rows(
+                packed.pieces, examples, [task for task, _ in keys], self.row_tokens
+            )
         else:
             first, last = self._span(start, stop)
             stretch = self._plan.stretch(first, last)
@@ -209,7 +218,7 @@ class MixtureRows:
             )
             skip = first - int(stretch.starts[0])
             tokens, loss, number, source = (array[skip : skip + last - first] for array in stream)
-            rows = cut(tokens, loss, number, source, self.row_tokens, stop - start)
+            rows = concat_and_split(tokens, loss, number, source, self.row_tokens, stop - start)
         marked = zip(keys, examples, strict=True)
         return rows, list(dict.fromkeys(key for key, example in marked if example.damaged))
 
@@ -353,7 +362,7 @@ class MixtureRows:
         return [damaged if isinstance(item, DamagedRecord) else item for item in found]
 
 
-def _cut_pieces(starts: np.ndarray, row_tokens: int) -> Pieces:
+def _cut_pieces(starts: np.ndarray, row_tokens: int) -> PackedSegments:
     """The pieces that a stream of examples is cut into at the ends of rows.
 
     ``starts`` [n + 1] is where each example begins, and the end, counted from the first token of
@@ -364,7 +373,7 @@ def _cut_pieces(starts: np.ndarray, row_tokens: int) -> Pieces:
     cuts = cuts[(cuts >= starts[0]) & (cuts <= starts[-1])]
     begins = cuts[:-1]
     example = np.searchsorted(starts, begins, side="right") - 1
-    return Pieces(
+    return PackedSegments(
         example=example,
         start=begins - starts[example],
         length=np.diff(cuts),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.preprocessors import preprocessors
 
@@ -68,7 +68,8 @@ class Task:
             )
         if self.format is not None and self.format not in FORMATS:
             raise UserError(
-                f"`tasks.{self.name}.format` is {self.format!r}. {nearest(self.format, FORMATS)}"
+                f"`tasks.{self.name}.format` is {self.format!r}. "
+                f"{did_you_mean(self.format, FORMATS)}"
             )
         if not isinstance(self.preprocessors, list | tuple):
             raise UserError(
@@ -116,7 +117,7 @@ def _check_rates(rates: object, names: list[str], where: str, at: str) -> None:
         raise UserError(f"{where}: `{at}` is {rates!r}: give a number for each task.")
     for name, rate in rates.items():
         if name not in names:
-            raise UserError(f"{where}: `{at}.{name}` is no task. {nearest(name, names)}")
+            raise UserError(f"{where}: `{at}.{name}` is no task. {did_you_mean(name, names)}")
         if not _is_number(rate) or rate < 0:
             raise UserError(
                 f"{where}: `{at}.{name}` is {rate!r}: a rate is a finite number, 0 or more."
@@ -221,7 +222,7 @@ def register_task(task: Task) -> Task:
 def get_task(name: str) -> Task:
     """The registered task. Raises UserError naming the nearest where there is none."""
     if name not in _TASKS:
-        raise UserError(f"no task is registered as {name!r}. {nearest(name, _TASKS)}")
+        raise UserError(f"no task is registered as {name!r}. {did_you_mean(name, _TASKS)}")
     return _TASKS[name]
 
 
@@ -242,7 +243,7 @@ def register_mixture(
 def get_mixture(name: str) -> Mixture:
     """The registered mixture. Raises UserError naming the nearest where there is none."""
     if name not in _MIXTURES:
-        raise UserError(f"no mixture is registered as {name!r}. {nearest(name, _MIXTURES)}")
+        raise UserError(f"no mixture is registered as {name!r}. {did_you_mean(name, _MIXTURES)}")
     return _MIXTURES[name]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from ipt_jax.core.errors import DamagedRecord, UserError, nearest
+from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
 from ipt_jax.core.files import atomic_write, sync_folder
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.manifest import (
@@ -38,9 +38,9 @@ from ipt_jax.core.records import SHARD_FILES
 from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.core.shards import count_records
 from ipt_jax.core.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
+from ipt_jax.data.bad_records import read_records
 from ipt_jax.data.config import DataConfig, load_mixture
-from ipt_jax.data.damage import read_records
-from ipt_jax.data.examples import extra_tokens, tokenise
+from ipt_jax.data.encode import extra_tokens, tokenise
 from ipt_jax.data.lengths import lengths_name, write_lengths
 from ipt_jax.data.sources import Source, open_source
 from ipt_jax.data.tasks import HUB, Mixture, Task
@@ -155,7 +155,9 @@ def _chosen(config: TokenizeConfig, mixture: Mixture) -> list[Task]:
     names = [task.name for task in mixture.tasks]
     for name in config.tasks or ():
         if name not in names:
-            raise UserError(f"`tasks` names {name!r}, which is no task. {nearest(name, names)}")
+            raise UserError(
+                f"`tasks` names {name!r}, which is no task. {did_you_mean(name, names)}"
+            )
     chosen = [task for task in mixture.tasks if config.tasks is None or task.name in config.tasks]
     for task in chosen:
         if Path(task.name).name != task.name:

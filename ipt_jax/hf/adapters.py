@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.core.weight_files import follow_umask
-from ipt_jax.hf.export import dtype_named, unfinished, write_json
+from ipt_jax.hf.export import atomic_folder, dtype_named, write_json
 from ipt_jax.hf.load import read_json, tensor_headers
 from ipt_jax.hf.weights import DTYPES
 from ipt_jax.models.config import DecoderConfig
@@ -45,7 +45,7 @@ def peft_tensors(
             yield f"{name}.lora_B.weight", np.ascontiguousarray(b)
 
 
-def merged(
+def merge_lora(
     decoder: DecoderConfig,
     lora: LoraConfig,
     adapters: Params,
@@ -89,7 +89,7 @@ def write_peft(
       UserError: the folder holds something else, or an unknown dtype.
     """
     numpy_dtype = dtype_named(dtype)
-    with unfinished(folder, CONFIG_FILE, check) as working:
+    with atomic_folder(folder, CONFIG_FILE, check) as working:
         tensors = peft_tensors(decoder, lora, adapters)
         stored = {name: tensor.astype(numpy_dtype) for name, tensor in tensors}
         save_file(stored, working / WEIGHTS_FILE, metadata={"format": "pt"})

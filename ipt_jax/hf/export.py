@@ -65,7 +65,7 @@ def export_tensors(
 ) -> Path:
     """`export_hugging_face` of tensors that come by name, in the order of `tensor_shapes`."""
     numpy_dtype = dtype_named(dtype)
-    with unfinished(folder, "config.json", check) as working:
+    with atomic_folder(folder, "config.json", check) as working:
         _write_weights(working, config, tensors, numpy_dtype, shard_bytes)
         ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         said = generation or {"_from_model_config": True, **ends}
@@ -77,7 +77,9 @@ def export_tensors(
 
 
 @contextmanager
-def unfinished(folder: Path, marker: str, check: Callable[[Path], None] | None) -> Iterator[Path]:
+def atomic_folder(
+    folder: Path, marker: str, check: Callable[[Path], None] | None
+) -> Iterator[Path]:
     """A temporary folder whose files take the place of `folder`'s once body and `check` passed.
 
     Until then an earlier export stays as it was. A reader that looks for the file `marker` never

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 # What a block can keep for the backward pass -> what it then need not recompute.
 SAVEABLE: dict[str, str] = {
@@ -104,7 +104,9 @@ class DecoderConfig:
             raise UserError(f"model.remat_save={self.remat_save!r}: give a list of {valid}.")
         for name in self.remat_save:
             if name not in SAVEABLE:
-                raise UserError(f"model.remat_save: unknown {name!r}. {nearest(name, SAVEABLE)}")
+                raise UserError(
+                    f"model.remat_save: unknown {name!r}. {did_you_mean(name, SAVEABLE)}"
+                )
         if (self.remat == "names") != bool(self.remat_save):
             raise UserError(
                 f"model.remat={self.remat!r} with model.remat_save={list(self.remat_save)}: "
@@ -229,12 +231,14 @@ class ModelConfig:
         """
         if self.preset not in PRESETS:
             raise UserError(
-                f"model.preset={self.preset!r} does not exist. {nearest(self.preset, PRESETS)}"
+                f"model.preset={self.preset!r} does not exist. {did_you_mean(self.preset, PRESETS)}"
             )
         fields = {item.name: item for item in dataclasses.fields(DecoderConfig)}
         for name in self.overrides:
             if name not in fields:
-                raise UserError(f"model.overrides: unknown field {name!r}. {nearest(name, fields)}")
+                raise UserError(
+                    f"model.overrides: unknown field {name!r}. {did_you_mean(name, fields)}"
+                )
         changes = dict(self.overrides)
         if isinstance(changes.get("rope_scaling"), dict):
             changes["rope_scaling"] = RopeScaling(**changes["rope_scaling"])

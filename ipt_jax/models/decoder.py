@@ -93,7 +93,8 @@ class Decoder(nnx.Module):
             None: one segment a row.
           dropout_key: random key while training with dropout; None: no dropout.
           backend: attention backend, see `ipt_jax.attention.backends`.
-          place: pins the residual stream to its devices, see `ipt_jax.models.sharding.place_on`.
+          place: pins the residual stream to its devices, see
+            `ipt_jax.models.sharding.constrain_activations`.
           adapters: low-rank adapters, see `ipt_jax.models.lora.new_adapters`; None: none.
           lora: what the adapters are; given exactly when they are.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.layers import Params, dropout, project
 
@@ -63,7 +63,8 @@ class LoraConfig:
         for target in self.targets:
             if target not in FACTORS:
                 raise UserError(
-                    f"adapter.targets: unknown projection {target!r}. {nearest(target, FACTORS)}"
+                    f"adapter.targets: unknown projection {target!r}. "
+                    f"{did_you_mean(target, FACTORS)}"
                 )
         if len(set(self.targets)) < len(self.targets):
             raise UserError(f"adapter.targets={list(self.targets)}: names a projection twice.")

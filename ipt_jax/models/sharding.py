@@ -119,7 +119,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def place_on(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+def constrain_activations(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """Pins activations [B, T, D] to the devices of their rows and tokens, width whole.
 
     Left to itself, the partitioner takes the layout of the embedding's width and copies every

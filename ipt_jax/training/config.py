@@ -66,7 +66,7 @@ class TrainConfig:
     """Most rows that a device works on at a time: a batch is worked off in as many pieces as that
     takes on the mesh. Null: all its rows at once."""
     accumulation_steps: int | None = None
-    """Pieces that one batch is worked off in; null: as rows_per_device says."""
+    """Micro-batches that one batch is worked off in; null: as rows_per_device says."""
     init_from: Path | None = None
     """Hugging Face folder or run whose weights training starts from; null: random ones."""
     attention_backend: str = "auto"
@@ -98,7 +98,7 @@ class TrainConfig:
 
     @property
     def pieces(self) -> int:
-        """Pieces of a batch; of a config that `division.divided` has not been given, at least."""
+        """Micro-batches of a batch; before `accumulation.with_accumulation`, the fewest."""
         return 1 if self.accumulation_steps is None else self.accumulation_steps
 
     @property

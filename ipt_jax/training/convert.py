@@ -16,10 +16,10 @@ from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.records import atomic_write
 from ipt_jax.core.run_folder import RunFolder, fingerprint_of
-from ipt_jax.core.tokenizer_export import allow_control_text
+from ipt_jax.core.tokenizer_export import enable_special_tokens
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.data.pipeline import DataConfig, open_mixture
-from ipt_jax.hf.adapters import merged, write_peft
+from ipt_jax.hf.adapters import merge_lora, write_peft
 from ipt_jax.hf.export import export_hugging_face, export_tensors
 from ipt_jax.hf.load import open_hugging_face, read_config, read_json
 from ipt_jax.hf.verify import logit_difference
@@ -135,14 +135,14 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
         options["generation"] = generation
         export_hugging_face(output, run.decoder, params, tokenizer, **options)
     elif peft_base is None:
-        tensors = merged(run.decoder, run.lora, params, read_tensors(base, run.decoder))
+        tensors = merge_lora(run.decoder, run.lora, params, read_tensors(base, run.decoder))
         options["generation"] = generation
         export_tensors(output, run.decoder, tensors, tokenizer, **options)
     else:
         name = config.base_name or str(peft_base.resolve())
         write_peft(output, run.decoder, run.lora, params, name, tokenizer, **options)
     if config.control_text:
-        allow_control_text(output)
+        enable_special_tokens(output)
     return output, difference
 
 

@@ -69,7 +69,7 @@ def restarted(config: GuardConfig, state: GuardState) -> GuardState:
     return dataclasses.replace(state, in_a_row=state.in_a_row * 0)
 
 
-def judge(
+def accept_update(
     config: GuardConfig, state: GuardState, loss: jax.Array, gradient_norm: jax.Array
 ) -> tuple[jax.Array, GuardState]:
     """Whether a batch's update may be applied (bool), and the guard after it.

@@ -10,7 +10,7 @@ from pathlib import Path
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def keep_freed_memory(devices: Path = Path("/dev")) -> bool:
+def configure_malloc(devices: Path = Path("/dev")) -> bool:
     """Let this process keep large blocks that it frees, for the next step asks for the same ones.
 
     glibc maps each large block anew, and the kernel then zeroes it page by page: in a train step

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from ipt_jax.data.damage import DamageLog
+from ipt_jax.data.bad_records import DamageLog
 from ipt_jax.data.packing import Rows
 
-# `Agreement` answers a step late: what is voted at step n stops all processes after step n + 1.
+# `SyncPoint` answers a step late: what is voted at step n stops all processes after step n + 1.
 _AHEAD = 2
 
 

@@ -22,26 +22,26 @@ from ipt_jax.core.records import atomic_write
 from ipt_jax.data.packing import Rows
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
 from ipt_jax.models.sharding import make_mesh
+from ipt_jax.training.accumulation import with_accumulation
 from ipt_jax.training.attention import with_tested_attention
+from ipt_jax.training.bad_records import DamageFile
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.damaged import DamageFile
-from ipt_jax.training.division import divided
 from ipt_jax.training.guard import restarted
 from ipt_jax.training.lookahead import Lookahead
 from ipt_jax.training.metrics import MetricsLog
 from ipt_jax.training.phases import Phases
 from ipt_jax.training.processes import (
-    Agreement,
-    BatchPlacement,
+    GlobalBatches,
+    SyncPoint,
     anywhere,
+    barrier,
     everyones_error,
     refuse_other_configs,
-    wait_for_all,
 )
 from ipt_jax.training.profile import Profiler
 from ipt_jax.training.run_folder import open_run_folder, shared_values
-from ipt_jax.training.skips import SkipLog
+from ipt_jax.training.skipped_batches import SkipLog
 from ipt_jax.training.starting_weights import load_initial_params
 from ipt_jax.training.state import TrainState, init_state, not_finite, place_params, weights
 from ipt_jax.training.step import Built, build
@@ -69,9 +69,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     mesh = make_mesh(config.mesh)
     mixture = open_mixture(config.data)
     config = config.for_epochs(mixture)
-    config = divided(config, mesh)
+    config = with_accumulation(config, mesh)
     built = build(config, mesh, len(mixture.task_names))
-    placement = BatchPlacement(mesh, config.batch_rows, config.data.row_tokens)
+    placement = GlobalBatches(mesh, config.batch_rows, config.data.row_tokens)
     _check_tokenizer(config, built, mixture.tokenizer.vocab_size)
     with open_run_folder(config, mesh, mixture) as folder:
         return _train(config, folder, phases, mesh, mixture, built, placement)
@@ -84,7 +84,7 @@ def _train(
     mesh: Mesh,
     mixture: OpenMixture,
     built: Built,
-    placement: BatchPlacement,
+    placement: GlobalBatches,
 ) -> dict[str, Any]:
     """`train` in the folder that it holds."""
     first_process = jax.process_index() == 0
@@ -132,9 +132,9 @@ def _train(
             write=first_process,
         )
 
-        def take_in(position: int, metrics: dict[str, jax.Array]) -> None:
+        def record(position: int, metrics: dict[str, jax.Array]) -> None:
             with stop.noting():
-                skips.take_in(position, log.add(position, metrics))
+                skips.record(position, log.add(position, metrics))
 
         def save(position: int, state: TrainState) -> None:
             # Several processes save together: one that fails cannot let the others go on.
@@ -146,7 +146,7 @@ def _train(
 
         stream = Lookahead(_stream(config, mixture, placement, first), mixture.damaged)
         _check_learnt(config, stream, first)
-        agreement = Agreement(mesh)
+        agreement = SyncPoint(mesh)
         pending, code, stopping = None, 0, False
         phases.switch("other")
         with log, Profiler(folder, config.profile) as profiler:
@@ -160,17 +160,17 @@ def _train(
                     state, metrics = built.step_function(state, batch)
                     position += 1
                     stop.note(stream.error)
-                    code = agreement.vote(stop.code)
+                    code = agreement.reached_sync_point(stop.code)
                     # The step before is read only now: the device never waits for the host.
                     if pending is not None:
-                        take_in(position - 1, pending)
+                        record(position - 1, pending)
                     pending = metrics
                 watchdog.position = position
                 stopping = code > 0 or skips.too_many
                 due = position % config.checkpoints.every_steps == 0
                 if stopping or due or position == config.steps:
                     with phases("step"):
-                        take_in(position, pending)
+                        record(position, pending)
                     pending = None
                     with phases("checkpoint"):
                         save(position, state)
@@ -180,7 +180,7 @@ def _train(
                     checkpoints.wait()
                 if stop.error is not None:
                     save(position, state)  # a save that failed has left its room
-                wait_for_all("damaged records")
+                barrier("damaged records")
         if skips.too_many:
             raise skips.stop(position, not_finite(weights(state)))
     if stop.error is not None or position < config.steps:
@@ -263,7 +263,7 @@ def _rows(config: TrainConfig, mixture: OpenMixture) -> MixtureRows:
 
 
 def _stream(
-    config: TrainConfig, mixture: OpenMixture, placement: BatchPlacement, first: int
+    config: TrainConfig, mixture: OpenMixture, placement: GlobalBatches, first: int
 ) -> Iterator[Rows]:
     return batches(
         mixture,

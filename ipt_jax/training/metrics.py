@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ipt_jax.chips.devices import Device
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import append_lines
+from ipt_jax.training.jsonl_log import drop_later_lines
 from ipt_jax.training.phases import Phases
-from ipt_jax.training.step_lines import drop_later_lines
 from ipt_jax.training.writers import TensorBoardWriter, WandbWriter, Writer
 
 SAVED_METRICS = ("loss", "gradient_norm")  # means since the save before; what tells the best

@@ -181,14 +181,14 @@ def anywhere(true: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.int32(true))))
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Return when every process has come here; at once where there is one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
+def abort_on_error() -> Iterator[None]:
     """Let one of several processes that fails end without waiting for the others.
 
     At a normal exit JAX waits for all processes, and the others wait for this one in their step.
@@ -217,7 +217,7 @@ def leaving_at_once() -> Iterator[None]:
         os._exit(code)
 
 
-class BatchPlacement:
+class GlobalBatches:
     """Which rows of a global batch this process reads, and how they get to its devices."""
 
     def __init__(self, mesh: Mesh, rows: int, row_tokens: int):
@@ -256,7 +256,7 @@ class BatchPlacement:
         return {name: one(rows) for name, rows in batch.items()}
 
 
-class Agreement:
+class SyncPoint:
     """Whether any process has to stop, the same answer in all of them at the same step.
 
     With several processes the answer is that of the votes cast one step before, so that nobody
@@ -271,7 +271,7 @@ class Agreement:
         self._most = jax.jit(lambda votes: votes.max(), out_shardings=whole)
         self._before: jax.Array | None = None
 
-    def vote(self, code: int) -> int:
+    def reached_sync_point(self, code: int) -> int:
         """Cast this process's vote and hear the outcome; every process calls this every step.
 
         A vote is the exit code that the process wants to stop with, 0 to go on; the highest wins.

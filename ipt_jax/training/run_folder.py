@@ -24,7 +24,7 @@ from ipt_jax.core.run_folder import (
 from ipt_jax.data.pipeline import OpenMixture
 from ipt_jax.training.checkpoints import SAVES, newest_list
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.processes import wait_for_all
+from ipt_jax.training.processes import barrier
 from ipt_jax.training.starting_weights import weights_digest
 
 KIND = "training"
@@ -72,7 +72,7 @@ def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> It
     """
     folder = config.run_folder.expanduser()
     if jax.process_index() > 0:
-        wait_for_all("run folder")
+        barrier("run folder")
         yield folder
         return
     prints = run_prints(config, mixture)
@@ -105,7 +105,7 @@ def open_run_folder(config: TrainConfig, mesh: Mesh, mixture: OpenMixture) -> It
     with run:
         devices = [f"{device.platform}:{device.device_kind}" for device in mesh.devices.flat]
         write_run_files(folder, config, devices=devices)
-        wait_for_all("run folder")
+        barrier("run folder")
         yield folder
 
 

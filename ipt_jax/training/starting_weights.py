@@ -13,7 +13,7 @@ import yaml
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import digest_of, file_digest, folder_digest
-from ipt_jax.hf.adapters import merged
+from ipt_jax.hf.adapters import merge_lora
 from ipt_jax.hf.load import open_hugging_face, read_config, stream_hugging_face
 from ipt_jax.hf.weights import DTYPES, from_hugging_face, to_hugging_face
 from ipt_jax.models.config import DecoderConfig, ModelConfig
@@ -82,7 +82,7 @@ def read_tensors(folder: Path, decoder: DecoderConfig) -> Iterator[tuple[str, np
     params, _ = load_params(folder / "checkpoints")
     if run.lora is None:
         return to_hugging_face(decoder, params)
-    return merged(decoder, run.lora, params, read_tensors(base_of(run), decoder))
+    return merge_lora(decoder, run.lora, params, read_tensors(base_of(run), decoder))
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ipt_jax.attention.backends import Call, Choice, choose_backend
+from ipt_jax.attention.backends import CallShape, Choice, choose_backend
 from ipt_jax.chips.target import Target, compiling_for
 from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, attention_spec, module_of
 from ipt_jax.models.lora import LoraConfig, adapter_count
-from ipt_jax.models.sharding import BATCH, batch_shards, place_on
+from ipt_jax.models.sharding import BATCH, batch_shards, constrain_activations
+from ipt_jax.training.accumulation import check_division
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.division import check_division
-from ipt_jax.training.guard import GuardConfig, judge
+from ipt_jax.training.guard import GuardConfig, accept_update
 from ipt_jax.training.loss import summed_cross_entropy
 from ipt_jax.training.optimizer import make_optimizer, make_schedule
 from ipt_jax.training.state import TrainState, abstract_state
@@ -58,7 +58,9 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
     decoder = config.model.decoder()
     check_division(config, decoder, mesh)
     extensions = config.extension_steps
-    call = Call(Target.of(mesh), decoder.compute_dtype, config.data.row_tokens, decoder.head_width)
+    call = CallShape(
+        Target.of(mesh), decoder.compute_dtype, config.data.row_tokens, decoder.head_width
+    )
     spec = attention_spec(decoder, segments=True)
     try:
         choice = choose_backend(config.attention_backend, spec, call)
@@ -118,7 +120,7 @@ def summed_loss(
         batch["segment_ids"],
         dropout_key=dropout_key,
         backend=backend,
-        place=place_on(mesh),
+        place=constrain_activations(mesh),
         adapters=adapters,
         lora=lora,
     )
@@ -210,7 +212,7 @@ def make_train_step(
         # A mean over no token is no number: the guard lets such a batch change nothing.
         loss = jnp.where(learnt.any(), entropy * scale, jnp.nan)
         norm = optax.global_norm(gradient)
-        accepted, guarded = judge(guard, state.guard, loss, norm)
+        accepted, guarded = accept_update(guard, state.guard, loss, norm)
 
         def update(before: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
             updates, optimizer_state = optimizer.update(gradient, before[1], before[0])

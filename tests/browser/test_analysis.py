@@ -20,7 +20,7 @@ from data_gen.instruction_pretrain.analysis.held_out import held_out_line
 from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
 from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.format import Pair, render_pairs
+from data_gen.instruction_pretrain.formats import Pair, render_pairs
 from data_gen.methods import synthesize
 from ipt_jax.evaluation.analysis_page import analysis_report
 from tests.browser.browsing import CONSOLE, browse, counted_colours, screenshot

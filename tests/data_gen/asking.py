@@ -9,14 +9,14 @@ from data_gen.engines import (
     Completion,
     EngineConfig,
     Request,
-    Sampling,
+    SamplingParams,
     ServerConfig,
     open_engine,
 )
 from data_gen.engines.server import ServerEngine
 from tests.data_gen.misbehaving_server import MODEL, MisbehavingServer
 
-PLAIN = Sampling(max_tokens=5)
+PLAIN = SamplingParams(max_tokens=5)
 
 
 def config_for(server: MisbehavingServer, **changes: Any) -> EngineConfig:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_gen.engines import Completion, Request
-from data_gen.engines.streaming import Feed
+from data_gen.engines.streaming import RequestSource
 
 
 class FakeEngine:
@@ -29,7 +29,7 @@ class FakeEngine:
         return len(text.split())
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
-        feed = Feed(requests)
+        feed = RequestSource(requests)
         while not feed.exhausted:
             # Answers come back in an order of their own.
             taken = feed.take(self.window)

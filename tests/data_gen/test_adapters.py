@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from data_gen.engines import (
     EngineConfig,
     Request,
-    Sampling,
+    SamplingParams,
     ServerConfig,
     identify_engine,
     open_engine,
@@ -149,7 +149,7 @@ def test_greedy_text_and_logprobs_are_those_of_pefts_model(single: Tuned) -> Non
         weight.data = weight.data.bfloat16().float()
     plain: Any = open_engine(replace(single.config, adapter=""))
     plain._model.float()
-    how = Sampling(max_tokens=12, logprobs=3)
+    how = SamplingParams(max_tokens=12, logprobs=3)
     requests = [Request(text, text, how) for text in TEXTS]
     without = {c.request_id: c.text for c in plain.generate(requests)}
     for completion in engine.generate(requests):

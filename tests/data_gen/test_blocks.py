@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from data_gen.engines import Completion, Request, Sampling
+from data_gen.engines import Completion, Request, SamplingParams
 from data_gen.stages.blocks import BlockTotals, UnitOutput, run_blocks
 from data_gen.stages.ledger import Ledger
-from data_gen.stages.outputs import OutputFolder, RejectedPiece
+from data_gen.stages.outputs import OutputFolder
 from data_gen.stages.runner import Failure
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.rejection import Rejection
 from tests.data_gen.fakes import FakeEngine
 
 FAILING, LOST = "u17", "rejected/pieces-00002.jsonl"
@@ -33,17 +34,17 @@ UNITS = [Number(f"u{number}") for number in range(40)]
 
 
 def work(unit: Number) -> Generator[Request, Completion, UnitOutput]:
-    first = yield Request(f"{unit.id}/0", unit.id, Sampling())
+    first = yield Request(f"{unit.id}/0", unit.id, SamplingParams())
     if unit.id == FAILING:
         raise ValueError("no use")
-    second = yield Request(f"{unit.id}/1", first.text, Sampling())
+    second = yield Request(f"{unit.id}/1", first.text, SamplingParams())
     part = "odd" if int(unit.id[1:]) % 2 else "even"
     record = Record(unit.id, f"{first.text} {second.text}", "test")
     return UnitOutput([(part, record)], counts={"texts": 2}, samples=[{"id": unit.id}])
 
 
 def failed(unit: Number, failure: Failure) -> UnitOutput:
-    piece = RejectedPiece(unit.id, unit.id, failure.reason, failure.detail)
+    piece = Rejection(unit.id, unit.id, failure.reason, failure.detail)
     return UnitOutput(rejected=[piece], unused={unit.id: failure.reason})
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.engines import EngineConfig, Sampling
+from data_gen.engines import EngineConfig, SamplingParams
 from data_gen.stages.cached import CachedEngine, Query
 from ipt_jax.core.errors import UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 
 def question(name: str, prompt: str, max_tokens: int = 5) -> Query:
-    return Query(name, prompt, Sampling(max_tokens=max_tokens))
+    return Query(name, prompt, SamplingParams(max_tokens=max_tokens))
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:

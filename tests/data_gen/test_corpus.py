@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_gen.corpus import Document, RejectedDocument, corpus_sha256, find_files, read_corpus
+from data_gen.corpus import Document, corpus_sha256, find_files, read_corpus
 from data_gen.corpus import seen_ids as seen_ids_module
 from data_gen.corpus.seen_ids import SeenIds
 from data_gen.stages.ingest import _jsonable
@@ -23,6 +23,7 @@ from ipt_jax.core import json_lines
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.example_proto import example_class
 from ipt_jax.core.records import Record, ShardWriter, serialize
+from ipt_jax.core.rejection import Rejection
 
 WANTED = ["first text", "zweiter Text: ü"]
 
@@ -37,9 +38,9 @@ def texts(*paths: object, **settings: Any) -> list[str]:
     return [one.text for one in documents(*paths, **settings)]
 
 
-def rejected(*paths: object, **settings: Any) -> list[RejectedDocument]:
+def rejected(*paths: object, **settings: Any) -> list[Rejection]:
     found = list(read_corpus([str(path) for path in paths], **settings))
-    return [one for one in found if isinstance(one, RejectedDocument)]
+    return [one for one in found if isinstance(one, Rejection)]
 
 
 def packed(data: bytes) -> bytes:
@@ -163,7 +164,7 @@ def test_bad_records_in_a_good_file_are_rejected_with_their_reason(tmp_path: Pat
     found = list(read_corpus([str(path)]))
     good = [one for one in found if isinstance(one, Document)]
     assert [(one.id, one.text) for one in good] == [("1", "good"), ("10", "good too 😀")]
-    bad = [one for one in found if isinstance(one, RejectedDocument)]
+    bad = [one for one in found if isinstance(one, Rejection)]
     assert [(one.where, one.reason) for one in bad] == [
         (f"a.jsonl:{line}", reason)
         for line, reason in enumerate(
@@ -342,7 +343,7 @@ def test_a_damaged_chunk_of_examples_costs_its_records_alone(tmp_path: Path) -> 
     data[middle : middle + 64] = bytes(64)
     path.write_bytes(data)
     found = list(read_corpus([str(path)]))
-    bad = [one for one in found if isinstance(one, RejectedDocument)]
+    bad = [one for one in found if isinstance(one, Rejection)]
     assert len(found) == len(items)
     assert {one.reason for one in bad} == {"damaged"} and 1 <= len(bad) <= 2
     assert isinstance(found[0], Document) and isinstance(found[-1], Document)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from data_gen.engines import EngineConfig, RayConfig, Request, Sampling, open_engine
+from data_gen.engines import EngineConfig, RayConfig, Request, SamplingParams, open_engine
 from data_gen.engines.distributed import RayEngine
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.methods import synthesize
@@ -100,7 +100,7 @@ def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(
 ) -> None:
     node = cluster.add_node(num_cpus=0, resources={"engine": 2})
     engine = engine_on(tmp_path / "log", delay=0.0, poison="r7")
-    asked = [Request(f"r{n}", f"prompt {n}", Sampling()) for n in range(50)]
+    asked = [Request(f"r{n}", f"prompt {n}", SamplingParams()) for n in range(50)]
     first = engine.generate(asked)
     next(first)
     first.close()  # given up in the middle
@@ -144,7 +144,9 @@ def test_an_actor_killed_while_it_loads_is_replaced(cluster: Any, tmp_path: Path
         lambda: Killed(tmp_path), config, name="fake", version="1", model="m", revision="r",
         count_tokens=lambda prompt: 1,
     )  # fmt: skip
-    assert len(list(engine.generate([Request("a", "b", Sampling())]))) == engine.lost_actors == 1
+    assert (
+        len(list(engine.generate([Request("a", "b", SamplingParams())]))) == engine.lost_actors == 1
+    )
     engine.close()
     with pytest.raises(UserError, match="could not open its engine.*no model"):
         RayEngine(
@@ -164,7 +166,9 @@ def test_a_real_model_answers_in_actors_as_it_does_here(
     node = cluster.add_node(num_cpus=0, resources={"engine": 1})
     config = EngineConfig(model=str(smollm2), batch_size=2)
     asked = [
-        Request(f"r{n}", f"The number {n} is", Sampling(max_tokens=4, temperature=0.8), seed=n)
+        Request(
+            f"r{n}", f"The number {n} is", SamplingParams(max_tokens=4, temperature=0.8), seed=n
+        )
         for n in range(4)
     ]
     here = open_engine(config)

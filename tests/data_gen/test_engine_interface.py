@@ -16,19 +16,19 @@ from data_gen.engines import (
     Message,
     RayConfig,
     Request,
-    Sampling,
+    SamplingParams,
     ServerConfig,
     VllmConfig,
     identify_engine,
+    max_in_flight,
     open_engine,
-    requests_under_way,
 )
 from data_gen.engines.model_folder import folder_revision
 from data_gen.engines.transformers import TransformersEngine
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
 
-SHORT = Sampling(max_tokens=2)
+SHORT = SamplingParams(max_tokens=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +86,7 @@ def test_a_chat_is_rendered_by_the_models_template(engine: TransformersEngine) -
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n"
     )
-    requests = [Request("c", turns, Sampling(8)), Request("t", text, Sampling(8))]
+    requests = [Request("c", turns, SamplingParams(8)), Request("t", text, SamplingParams(8))]
     found = {c.request_id: c for c in engine.generate(requests)}
     assert found["c"].prompt_tokens == found["t"].prompt_tokens == engine.count_tokens(turns)
     assert found["c"].text == found["t"].text and found["c"].text
@@ -122,10 +122,10 @@ def test_logprobs_are_those_of_the_model_itself(smollm2: Path) -> None:
     reference: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     text = "One two three four"
     how = {
-        "greedy": Sampling(4, logprobs=3),
-        "drawn": Sampling(4, temperature=2.0, top_k=40, logprobs=0),
-        "bound": Sampling(4, regex="[abc ]+", logprobs=1),
-        "without": Sampling(4),
+        "greedy": SamplingParams(4, logprobs=3),
+        "drawn": SamplingParams(4, temperature=2.0, top_k=40, logprobs=0),
+        "bound": SamplingParams(4, regex="[abc ]+", logprobs=1),
+        "without": SamplingParams(4),
     }
     requests = [Request(key, text, value, seed=3) for key, value in how.items()]
     found = {c.request_id: c for c in engine.generate(requests)}
@@ -217,7 +217,7 @@ def test_a_run_keeps_every_engine_full() -> None:
         (EngineConfig(name="vllm", vllm=VllmConfig(data_parallel=4, in_flight=500)), 2000),
         (EngineConfig(name="vllm", ray=ray), 16 * 1024),
     ):
-        assert requests_under_way(config) == most
+        assert max_in_flight(config) == most
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "chat_template.jinja", "merges.txt"])

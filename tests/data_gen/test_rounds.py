@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_gen.engines import Completion, Request, Sampling
-from data_gen.instruction_pretrain.format import Pair, Shot, render_pairs, render_prompt
+from data_gen.engines import Completion, Request, SamplingParams
+from data_gen.instruction_pretrain.formats import Pair, Shot, render_pairs, render_prompt
 from data_gen.instruction_pretrain.rounds import (
     Budget,
     Turn,
@@ -25,7 +25,7 @@ def drive(
     texts: Sequence[str], answers: Sequence[str], budget: Budget = ROOMY, **options: Any
 ) -> tuple[list[Turn], list[str]]:
     def request(index: int, prompt: str) -> Request:
-        return Request(str(index), prompt, Sampling())
+        return Request(str(index), prompt, SamplingParams())
 
     chain = run_rounds(texts, budget, request, **options)
     prompts: list[str] = []
@@ -78,7 +78,9 @@ def test_the_oldest_shots_are_dropped_first_by_exact_count() -> None:
 
 
 def test_an_error_is_kept_in_its_turn_and_gives_no_pairs() -> None:
-    chain = run_rounds(["a", "b"], ROOMY, lambda n, prompt: Request(str(n), prompt, Sampling()))
+    chain = run_rounds(
+        ["a", "b"], ROOMY, lambda n, prompt: Request(str(n), prompt, SamplingParams())
+    )
     next(chain)
     asked = chain.send(Completion("0", ANSWER, "error", 0, 0, "terminal"))
     assert asked.prompt == render_prompt([], "b")  # carries nothing of it

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_gen import runner
-from data_gen.engines import Completion, Request, Sampling
+from data_gen.engines import Completion, Request, SamplingParams
 from data_gen.engines.base import TokenLogprob
+from data_gen.stages import runner
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.runner import Failure, Status, run_units
 from ipt_jax.core.errors import UserError
@@ -29,7 +29,7 @@ def process(unit: Number) -> Generator[Request, Completion, list[str]]:
     texts: list[str] = []
     for turn in range(unit.turns):
         prompt = f"{unit.id} {texts}"  # a later turn depends on the earlier answers
-        completion = yield Request(f"{unit.id}/{turn}", prompt, Sampling(), seed=turn)
+        completion = yield Request(f"{unit.id}/{turn}", prompt, SamplingParams(), seed=turn)
         texts.append(completion.text)
     return texts
 
@@ -222,7 +222,7 @@ def test_logprobs_are_replayed(tmp_path: Path) -> None:
             return replace(super().answer(request), logprobs=logprobs)
 
     def scores(unit: Number) -> Generator[Request, Completion, object]:
-        completion = yield Request(f"{unit.id}/0", unit.id, Sampling(logprobs=2), seed=0)
+        completion = yield Request(f"{unit.id}/0", unit.id, SamplingParams(logprobs=2), seed=0)
         return completion.logprobs
 
     def found(engine: FakeEngine) -> list[object]:

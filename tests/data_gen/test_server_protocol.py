@@ -13,7 +13,7 @@ import pytest
 from data_gen.engines import (
     Message,
     Request,
-    Sampling,
+    SamplingParams,
     identify_engine,
     open_engine,
 )
@@ -71,7 +71,9 @@ def test_a_wrong_key_is_refused_at_the_start(
 
 
 def test_a_server_is_asked_in_its_own_dialect(server: MisbehavingServer) -> None:
-    how = Sampling(9, temperature=0.7, top_k=3, top_p=0.8, stop=("END",), regex="[ab]+", logprobs=2)
+    how = SamplingParams(
+        9, temperature=0.7, top_k=3, top_p=0.8, stop=("END",), regex="[ab]+", logprobs=2
+    )
     chat = (Message("system", "Be brief."), Message("user", "ok | hello"))
     engine = opened(server, extra_body={"min_p": 0.1})
     requests = [Request("t", "ok | text", how, seed=2**63 - 1), Request("c", chat, how, seed=7)]
@@ -110,7 +112,7 @@ def test_a_server_is_asked_in_its_own_dialect(server: MisbehavingServer) -> None
     server.owner = "another"
     server.bodies.clear()
     engine = opened(server, send_seed=False)
-    for unknown in (Sampling(top_k=5), Sampling(regex="a")):
+    for unknown in (SamplingParams(top_k=5), SamplingParams(regex="a")):
         with pytest.raises(UserError, match="dialect"):
             list(engine.generate([Request("x", "a", unknown)]))
     with pytest.raises(UserError, match=r"engine\.server\.tokenizer"):
@@ -137,7 +139,7 @@ def test_logprobs_come_in_both_forms() -> None:
             said = {"message": {"content": "a"}, "logprobs": {"content": [place]}}
         return {"choices": [{"index": 0, **said, "finish_reason": "length"}]}
 
-    how = Sampling(logprobs=2, stop=("END",))
+    how = SamplingParams(logprobs=2, stop=("END",))
     with MisbehavingServer(answer=answer) as server:
         engine = opened(server)
         requests = [Request("t", "x", how), Request("c", (Message("user", "x"),), how)]
@@ -230,7 +232,7 @@ def test_a_real_model_behind_a_server_writes_what_it_writes_directly(smollm2: Pa
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         chat = "messages" in body
         prompt = tuple(Message(**m) for m in body["messages"]) if chat else body["prompt"]
-        how = Sampling(body["max_tokens"], stop=tuple(body.get("stop", ())))
+        how = SamplingParams(body["max_tokens"], stop=tuple(body.get("stop", ())))
         done = next(iter(direct.generate([Request("x", prompt, how)])))
         said = {"message": {"content": done.text}} if chat else {"text": done.text}
         return {
@@ -248,7 +250,7 @@ def test_a_real_model_behind_a_server_writes_what_it_writes_directly(smollm2: Pa
         (Message("user", "Name a colour."),),
     ]
     requests = [
-        Request(str(number), prompt, Sampling(6, stop=(" five",)))
+        Request(str(number), prompt, SamplingParams(6, stop=(" five",)))
         for number, prompt in enumerate(prompts)
     ]
     with MisbehavingServer(answer=answer) as server:

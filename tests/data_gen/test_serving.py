@@ -14,7 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.engines import EngineConfig, Request, Sampling, ServerConfig, VllmConfig, open_engine
+from data_gen.engines import (
+    EngineConfig,
+    Request,
+    SamplingParams,
+    ServerConfig,
+    VllmConfig,
+    open_engine,
+)
 from data_gen.engines.serving import RunningServer, ServeConfig, serve_command, start_vllm
 from data_gen.engines.vllm import engine_arguments
 from ipt_jax.core.errors import UserError
@@ -90,7 +97,7 @@ def test_a_server_is_ready_when_it_answers_and_ends_with_its_children(tmp_path: 
         assert sorted(members(server.process.pid)) == sorted([server.process.pid, child])
         settings = ServerConfig(url=server.url)
         engine = open_engine(EngineConfig(name="server", model=MODEL, server=settings))
-        answer = next(iter(engine.generate([Request("a", "ok | x", Sampling())])))
+        answer = next(iter(engine.generate([Request("a", "ok | x", SamplingParams())])))
         engine.close()
         assert answer.text == "x | ko"
         with pytest.raises(UserError, match=rf"{server.port} cannot be listened on"):
@@ -174,8 +181,8 @@ def test_vllm_itself_serves_a_real_model(smollm2: Path, tmp_path: Path) -> None:
         print(engine.version, "|", engine.revision, "|", engine.context_tokens)
         pattern = r"<QUE> [a-zA-Z ]{4,20}\? </END>"
         how = {
-            "free": Sampling(max_tokens=6, logprobs=2),
-            "bound": Sampling(max_tokens=60, temperature=0.8, top_k=20, regex=pattern),
+            "free": SamplingParams(max_tokens=6, logprobs=2),
+            "bound": SamplingParams(max_tokens=60, temperature=0.8, top_k=20, regex=pattern),
         }
         text = "One two three four five"
         found = {
@@ -186,7 +193,7 @@ def test_vllm_itself_serves_a_real_model(smollm2: Path, tmp_path: Path) -> None:
         assert found["free"].completion_tokens == 6 == len(found["free"].logprobs or ())
         assert found["free"].prompt_tokens == engine.count_tokens(text)
         assert found["bound"].text.startswith("<QUE> ") and found["bound"].text.endswith("</END>")
-        long = next(iter(engine.generate([Request("long", "word " * 900, Sampling())])))
+        long = next(iter(engine.generate([Request("long", "word " * 900, SamplingParams())])))
         print(long)
         assert (long.finish_reason, long.error_kind, long.attempts) == ("error", "terminal", 1)
         assert long.text.startswith("context_too_long: ")

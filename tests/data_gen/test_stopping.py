@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from data_gen.engines import Request, Sampling
+from data_gen.engines import Request, SamplingParams
 from data_gen.engines import transformers as engines
 from data_gen.engines.stopping import cut_at_stop
 from ipt_jax.core.tokenizers import load_tokenizer
@@ -149,7 +149,7 @@ def test_the_engine_cuts_what_it_writes_and_decodes_little(
     def answer(*stops: str) -> tuple[str, str, int]:
         script = iter([*ids, END_ID])
         monkeypatch.setattr(engines, "draw", lambda *_: [next(script)])
-        how = Sampling(max_tokens=len(ids) + 1, stop=stops)
+        how = SamplingParams(max_tokens=len(ids) + 1, stop=stops)
         (found,) = engine.generate([Request("a", "Salt", how)])
         return found.text, found.finish_reason, found.completion_tokens
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from data_gen.engines import EngineConfig, Request, Sampling, identify_engine, open_engine
+from data_gen.engines import EngineConfig, Request, SamplingParams, identify_engine, open_engine
 from data_gen.engines.adapter import PACKAGED, read_adapter
 from data_gen.instruction_pretrain.collection import DATASETS
-from data_gen.instruction_pretrain.format import EOS, parse_pairs, render_prompt
+from data_gen.instruction_pretrain.formats import EOS, parse_pairs, render_prompt
 from ipt_jax.core.records import RecordSource
 from tests.training_runs import ROOT, script
 
@@ -57,7 +57,7 @@ def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
     assert identify_engine(config).model.endswith(f"+{NAME}")
     engine = open_engine(config)
     try:
-        sampling = Sampling(max_tokens=400, temperature=0.7, top_k=20, stop=(EOS,))
+        sampling = SamplingParams(max_tokens=400, temperature=0.7, top_k=20, stop=(EOS,))
         requests = [
             Request(str(n), render_prompt((), text), sampling, n) for n, text in enumerate(chosen)
         ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_gen.instruction_pretrain.format import Pair, Shot
+from data_gen.instruction_pretrain.formats import Pair, Shot
 from data_gen.instruction_pretrain.template_file import (
     LISTS,
     SLOT,

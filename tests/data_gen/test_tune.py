@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from data_gen.engines import EngineConfig, Request, Sampling, open_engine
-from data_gen.instruction_pretrain.format import render_prompt
+from data_gen.engines import EngineConfig, Request, SamplingParams, open_engine
+from data_gen.instruction_pretrain.formats import render_prompt
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig
 from ipt_jax.data.pipeline import open_mixture
@@ -72,7 +72,7 @@ def answer(**settings: Any) -> str:
     try:
         prompt = render_prompt((), "A ship is leaving a port.")
         assert engine.count_tokens(prompt) == len(prompt_ids(prompt))
-        (found,) = engine.generate([Request("a", prompt, Sampling(max_tokens=8))])
+        (found,) = engine.generate([Request("a", prompt, SamplingParams(max_tokens=8))])
         return found.text
     finally:
         engine.close()

@@ -12,7 +12,7 @@ import pytest
 
 from data_gen.instruction_pretrain.analysis.held_out import read_held_out
 from data_gen.instruction_pretrain.collection import Example
-from data_gen.instruction_pretrain.format import Pair, render_example
+from data_gen.instruction_pretrain.formats import Pair, render_example
 from data_gen.instruction_pretrain.tuning import (
     TuningConfig,
     TuningSource,

@@ -22,7 +22,7 @@ from data_gen.engines import (
     EngineConfig,
     Message,
     Request,
-    Sampling,
+    SamplingParams,
     VllmConfig,
     identify_engine,
     open_engine,
@@ -105,7 +105,9 @@ def test_real_documents_stream_through_a_bounded_window(engine: VllmEngine, shar
         for number, text in enumerate(texts):
             taken += 1
             prompt = f"{text}\n\nQuestion:"
-            yield Request(f"d{number}", prompt, Sampling(max_tokens=16, logprobs=2), seed=number)
+            yield Request(
+                f"d{number}", prompt, SamplingParams(max_tokens=16, logprobs=2), seed=number
+            )
 
     begun = time.monotonic()
     for completion in engine.generate(source()):
@@ -135,7 +137,7 @@ def test_greedy_text_is_near_that_of_the_transformers_engine(
     from data_gen.engines.transformers import TransformersEngine
 
     requests = [
-        Request(str(n), f"{text}\n\nQuestion:", Sampling(max_tokens=3))
+        Request(str(n), f"{text}\n\nQuestion:", SamplingParams(max_tokens=3))
         for n, text in enumerate(abstracts(shared, 12))
     ]
     other = {c.request_id: c for c in TransformersEngine(smollm2).generate(requests)}
@@ -151,17 +153,17 @@ def test_greedy_text_is_near_that_of_the_transformers_engine(
 def test_patterns_stops_chats_draws_and_long_prompts(engine: VllmEngine) -> None:
     pattern = r"<QUE> [a-zA-Z ]{4,20}\? <ANS> [a-z ]{4,20} </END>"
     chat = (Message("system", "Answer in one word."), Message("user", "Is snow white?"))
-    drawn = Sampling(max_tokens=12, temperature=1.0, top_k=50, top_p=0.9)
+    drawn = SamplingParams(max_tokens=12, temperature=1.0, top_k=50, top_p=0.9)
     text = "One two three four five"
-    whole = next(iter(engine.generate([Request("whole", text, Sampling(max_tokens=8))])))
+    whole = next(iter(engine.generate([Request("whole", text, SamplingParams(max_tokens=8))])))
     stop = whole.text[len(whole.text) // 2 :][:3]
     requests = [
-        Request("bound", "Snow is white.", Sampling(max_tokens=80, regex=pattern)),
-        Request("stop", text, Sampling(max_tokens=8, stop=(stop,))),
-        Request("chat", chat, Sampling(max_tokens=4)),
-        Request("long", "word " * 2000, Sampling(max_tokens=4)),
+        Request("bound", "Snow is white.", SamplingParams(max_tokens=80, regex=pattern)),
+        Request("stop", text, SamplingParams(max_tokens=8, stop=(stop,))),
+        Request("chat", chat, SamplingParams(max_tokens=4)),
+        Request("long", "word " * 2000, SamplingParams(max_tokens=4)),
         Request("drawn", "Once upon a time", drawn, seed=2**63 - 1),
-        Request("same id", "a", Sampling(max_tokens=1)),
+        Request("same id", "a", SamplingParams(max_tokens=1)),
     ]
     found = {c.request_id: c for c in engine.generate(requests)}
     assert set(found) == {request.id for request in requests}
@@ -171,7 +173,7 @@ def test_patterns_stops_chats_draws_and_long_prompts(engine: VllmEngine) -> None
     assert found["chat"].finish_reason in ("stop", "length") and found["chat"].prompt_tokens > 15
     assert found["long"].finish_reason == "error" and found["long"].error_kind == "terminal"
     assert found["drawn"].completion_tokens > 0
-    bad = Request("bad", "a", Sampling(max_tokens=4, regex="(a"))
+    bad = Request("bad", "a", SamplingParams(max_tokens=4, regex="(a"))
     refused = next(iter(engine.generate([bad])))
     assert refused.finish_reason == "error" and refused.error_kind == "terminal"
     # And the engine is alive after it.
@@ -181,7 +183,7 @@ def test_patterns_stops_chats_draws_and_long_prompts(engine: VllmEngine) -> None
 @needs_vllm
 @pytest.mark.slow
 def test_a_draw_depends_on_its_seed_and_on_no_neighbour(engine: VllmEngine) -> None:
-    how = Sampling(max_tokens=6, temperature=1.0, top_p=0.9)
+    how = SamplingParams(max_tokens=6, temperature=1.0, top_p=0.9)
     requests = [
         Request(str(n), "Once upon a " + "time " * (n % 3), how, seed=2**63 - 1 - n)
         for n in range(12)
@@ -219,7 +221,7 @@ def test_a_vllm_that_dies_stops_the_call_and_keeps_what_was_answered(engine: Vll
 
     def source() -> Iterator[Request]:
         for number in range(200):
-            yield Request(str(number), f"Number {number} is", Sampling(max_tokens=4))
+            yield Request(str(number), f"Number {number} is", SamplingParams(max_tokens=4))
 
     given, killed = [], []
     with pytest.raises(UserError, match=r"vLLM died.*run the same command again"):

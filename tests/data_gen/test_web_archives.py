@@ -15,11 +15,12 @@ import pytest
 pytest.importorskip("fastwarc", reason="reads web archives: pip install 'ipt-jax[warc]'")
 pytest.importorskip("resiliparse", reason="reads web archives: pip install 'ipt-jax[warc]'")
 
-from data_gen.corpus import Document, RejectedDocument, corpus_sha256, find_files, read_corpus
+from data_gen.corpus import Document, corpus_sha256, find_files, read_corpus
 from data_gen.corpus import archive_records as archive_records_module
 from data_gen.corpus.archive_records import Damage, captures
 from data_gen.corpus.html import html_text
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Rejection
 
 HTML = "text/html; charset=utf-8"
 
@@ -252,7 +253,7 @@ def test_a_record_too_long_to_be_read_is_passed_over(
         (tmp_path / name).write_bytes(data)
         found = list(read_corpus([str(tmp_path / name)]))
         assert [getattr(one, "text", None) for one in found] == ["short", None, "short too"]
-        assert isinstance(found[1], RejectedDocument) and found[1].reason == "too_long"
+        assert isinstance(found[1], Rejection) and found[1].reason == "too_long"
 
 
 @pytest.mark.parametrize(

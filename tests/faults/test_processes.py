@@ -15,7 +15,7 @@ import pytest
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.training import processes
-from ipt_jax.training.processes import leaving_at_once
+from ipt_jax.training.processes import abort_on_error
 from tests.training_runs import (
     ROOT,
     figures,
@@ -178,7 +178,7 @@ def leaves_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Any:
 
     monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(SystemExit) as told, leaving_at_once():
+    with pytest.raises(SystemExit) as told, abort_on_error():
         raise error
     return told.value.code
 

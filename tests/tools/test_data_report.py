@@ -114,7 +114,7 @@ def test_more_batches_than_points_are_means(tmp_path: Path) -> None:
     """None of batches on both sides of a change of rates."""
     import numpy as np
 
-    from ipt_jax.data.survey import Survey
+    from ipt_jax.data.statistics import Survey
 
     tool, none = load_tool(), np.zeros((1000, 1))
     found = Survey((), 1, none, none, none, none, (501,), none, ())

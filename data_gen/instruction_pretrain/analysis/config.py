@@ -7,7 +7,7 @@ from typing import Literal
 
 from data_gen.engines import EngineConfig
 from data_gen.quality.decontaminate import DecontaminateConfig
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 MEASURES = ("accuracy", "zero", "few", "helpfulness")
 
@@ -53,7 +53,7 @@ class SynthesizerAnalysis:
             raise UserError("`held_out` is empty: name the JSON lines of held-out examples.")
         for name in self.measures:
             if name not in MEASURES:
-                raise UserError(f"`measures` names {name!r}. {nearest(name, MEASURES)}")
+                raise UserError(f"`measures` names {name!r}. {did_you_mean(name, MEASURES)}")
         if "helpfulness" in self.measures and "few" not in self.measures:
             raise UserError(
                 "`measures` names `helpfulness` without `few`: its pairs are those of the few-shot "

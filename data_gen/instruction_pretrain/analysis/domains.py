@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import yaml
 
-from data_gen.engines import Completion, Sampling
+from data_gen.engines import Completion, SamplingParams
 from data_gen.engines.replies import parse_json_object
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.stages.cached import Query, as_user
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 
 OUR_KEYWORDS = Path(__file__).with_name("domain_words.yaml")
 _WORD = re.compile(r"[a-z][a-z'-]*|[^\sa-z]+")
@@ -86,7 +86,7 @@ class DomainJudge:
     def classify(self, texts: Sequence[str]) -> list[set[str]]:
         """Equal texts are asked about once."""
         names = {text: f"domains/{number}" for number, text in enumerate(dict.fromkeys(texts))}
-        sampling = Sampling(max_tokens=self._max_tokens)
+        sampling = SamplingParams(max_tokens=self._max_tokens)
         completions = self._ask(
             [Query(name, as_user(domain_prompt(text)), sampling) for text, name in names.items()]
         )
@@ -129,7 +129,9 @@ def _read(path: Path) -> dict[str, list[str]]:
         raise UserError(f"{path} must hold a list of words for each domain.")
     for domain, words in values.items():
         if domain not in DOMAINS:
-            raise UserError(f"{path}: {domain!r} is no domain. {nearest(str(domain), DOMAINS)}")
+            raise UserError(
+                f"{path}: {domain!r} is no domain. {did_you_mean(str(domain), DOMAINS)}"
+            )
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise UserError(f"{path}: `{domain}` must be a list of words.")
     return values

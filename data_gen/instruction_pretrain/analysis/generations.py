@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from data_gen.instruction_pretrain.format import Pair, ParsedPairs, Shot, parse_pairs
+from data_gen.instruction_pretrain.formats import Pair, ParsedPairs, Shot, parse_pairs
 
 FREE_FORM, MULTIPLE_CHOICE = "free-form", "multiple choice"
 FREE_FORM_COT, MULTIPLE_CHOICE_COT = "free-form with CoT", "multiple choice with CoT"

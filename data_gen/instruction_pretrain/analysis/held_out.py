@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_gen.instruction_pretrain.collection import Example
-from data_gen.instruction_pretrain.format import Pair, Shot
+from data_gen.instruction_pretrain.formats import Pair, Shot
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
 from ipt_jax.core.seeds import generator_of

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_gen.engines import Completion, Sampling
+from data_gen.engines import Completion, SamplingParams
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.response_accuracy import final_answer
 from data_gen.instruction_pretrain.analysis.scores import Score
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 from data_gen.instruction_pretrain.rounds import Budget
 from data_gen.stages.cached import Query
 from ipt_jax.core.seeds import generator_of
@@ -106,7 +106,7 @@ def reading_prompt(text: str, pairs: Sequence[Pair], test: Pair) -> str:
 def reading_question(task: ReadingTask, max_tokens: int) -> Query:
     """What is asked; the answer ends where the next question would begin."""
     prompt = reading_prompt(task.example.text, task.pairs, task.test)
-    sampling = Sampling(max_tokens=max_tokens, stop=("\n\n", f"\n{_QUESTION}"))
+    sampling = SamplingParams(max_tokens=max_tokens, stop=("\n\n", f"\n{_QUESTION}"))
     return Query(task.name, prompt, sampling)
 
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_gen.engines import Completion, Sampling
+from data_gen.engines import Completion, SamplingParams
 from data_gen.engines.replies import parse_json_object
 from data_gen.instruction_pretrain.analysis.categories import CATEGORIES, SCENARIOS, scenario_of
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 from data_gen.stages.cached import Query, as_user
 
 _BY_LOWER_CASE = {category.lower(): category for category in CATEGORIES}
@@ -65,7 +65,7 @@ def judge_prompt(text: str, pair: Pair) -> str:
 
 def judge_question(name: str, text: str, pair: Pair, max_tokens: int) -> Query:
     """What is asked, as a chat."""
-    return Query(name, as_user(judge_prompt(text, pair)), Sampling(max_tokens=max_tokens))
+    return Query(name, as_user(judge_prompt(text, pair)), SamplingParams(max_tokens=max_tokens))
 
 
 def parse_pair_verdict(completion: Completion) -> PairVerdict | str:

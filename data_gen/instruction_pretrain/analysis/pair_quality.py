@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_gen.engines import Completion, EngineConfig, Sampling
+from data_gen.engines import Completion, EngineConfig, SamplingParams
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.scores import Score
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     ANSWER,
     CONTEXT_CLOSE,
     CONTEXT_OPEN,
@@ -74,7 +74,7 @@ def pairs_tasks(examples: Sequence[HeldOut], setting: str, budget: Budget) -> Pa
 
 def pairs_question(task: PairsTask, config: EngineConfig) -> Query:
     """What is asked of the engine, drawn as the config says; the generation ends at </s>."""
-    sampling = Sampling(
+    sampling = SamplingParams(
         max_tokens=config.max_tokens,
         temperature=config.temperature,
         top_k=config.top_k,

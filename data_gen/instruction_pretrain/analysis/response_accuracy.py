@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_gen.engines import Completion, Sampling
+from data_gen.engines import Completion, SamplingParams
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.scores import Score
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     ANSWER,
     CONCLUSION,
     END,
@@ -59,7 +59,7 @@ def answer_prompt(task: AnswerTask) -> str:
 
 def answer_question(task: AnswerTask, max_tokens: int) -> Query:
     """What is asked of the engine; the answer ends at </END>."""
-    sampling = Sampling(max_tokens=max_tokens, stop=(END, EOS))
+    sampling = SamplingParams(max_tokens=max_tokens, stop=(END, EOS))
     return Query(task.name, answer_prompt(task), sampling)
 
 

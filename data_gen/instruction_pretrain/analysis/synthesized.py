@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.instruction_pretrain.format import ParsedPairs, parse_pairs
+from data_gen.instruction_pretrain.formats import ParsedPairs, parse_pairs
 from data_gen.instruction_pretrain.stage import METHOD, Chain, Chains
 from data_gen.stages.ingest import RAW
 from data_gen.stages.ledger import LEDGER_NAME, ClosedLedger

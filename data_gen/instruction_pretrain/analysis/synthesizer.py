@@ -43,7 +43,7 @@ from data_gen.instruction_pretrain.analysis.response_accuracy import (
 )
 from data_gen.instruction_pretrain.analysis.scores import SEEN, UNSEEN, Score, group_of, macro
 from data_gen.instruction_pretrain.analysis.synthesizer_tables import synthesizer_report
-from data_gen.instruction_pretrain.format import Pair, parse_pairs, render_prompt
+from data_gen.instruction_pretrain.formats import Pair, parse_pairs, render_prompt
 from data_gen.instruction_pretrain.rounds import Budget
 from data_gen.stages.cached import CachedEngine, ProgressFactory, count_errors, silent
 

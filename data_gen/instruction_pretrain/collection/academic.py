@@ -11,7 +11,7 @@ from data_gen.instruction_pretrain.collection.files import Files, Located, rows
 from data_gen.instruction_pretrain.collection.flan import FLAN, flan_records
 from data_gen.instruction_pretrain.collection.nested import each_or_row, whole
 from data_gen.instruction_pretrain.collection.squad import one_by_one
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 _LETTERS = "ABCDEFGH"
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")

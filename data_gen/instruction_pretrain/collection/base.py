@@ -11,7 +11,7 @@ from typing import Any
 
 from data_gen.instruction_pretrain.collection.files import Files, Located
 from data_gen.instruction_pretrain.collection.windows import window
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     ANSWER,
     CONTEXT_CLOSE,
     CONTEXT_OPEN,

@@ -13,7 +13,7 @@ from data_gen.instruction_pretrain.collection.squad import (
     squad_questions,
     squad_records,
 )
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 
 def _qasper_questions(record: Any) -> Iterator[Question | Unusable]:

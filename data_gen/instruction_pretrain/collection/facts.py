@@ -11,7 +11,7 @@ from data_gen.instruction_pretrain.collection.files import Files, Located, rows,
 from data_gen.instruction_pretrain.collection.flan import FLAN, flan_records
 from data_gen.instruction_pretrain.collection.nested import each
 from data_gen.instruction_pretrain.collection.squad import one_by_one
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 _LINE = re.compile(r"(\d+) (.*)")
 _MARKED = re.compile(r"(\([A-H]\)) (.*)", re.DOTALL)

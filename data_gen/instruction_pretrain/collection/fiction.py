@@ -8,7 +8,7 @@ from typing import Any
 from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
 from data_gen.instruction_pretrain.collection.files import Files, Located, unquoted_rows
 from data_gen.instruction_pretrain.collection.squad import one_by_one
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 
 def _fairytale_records(files: Files) -> Iterator[Located]:

@@ -17,7 +17,7 @@ from data_gen.instruction_pretrain.collection.squad import (
     one_by_one,
     squad_records,
 )
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 # Marks of sentences in MultiRC's own files.
 _SENTENCE = re.compile(r"<b>Sent \d+: </b>|<br>")

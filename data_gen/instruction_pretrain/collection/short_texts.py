@@ -15,7 +15,7 @@ from data_gen.instruction_pretrain.collection.squad import (
     squad_questions,
     squad_records,
 )
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.json_lines import parse_json
 
 # Evidence is whole pages, longer than a sequence of tuning (4,096 tokens, Table 8) can hold.

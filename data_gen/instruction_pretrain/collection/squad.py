@@ -9,7 +9,7 @@ from typing import Any
 from data_gen.instruction_pretrain.collection.base import MALFORMED, Question, Unusable
 from data_gen.instruction_pretrain.collection.files import Files, Located, rows
 from data_gen.instruction_pretrain.collection.nested import each
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 # What the layout's conversational sets answer where the text holds no answer, and append to texts.
 CANNOT_ANSWER = "CANNOTANSWER"

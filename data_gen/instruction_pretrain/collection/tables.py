@@ -10,7 +10,7 @@ from typing import Any
 
 from data_gen.instruction_pretrain.collection.base import Question, Unusable
 from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, unquoted_rows
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 _COLUMNS = ["id", "utterance", "context", "targetValue"]
 _ESCAPED = re.compile(r"\\([np\\])")

@@ -18,7 +18,7 @@ from data_gen.instruction_pretrain.collection.base import (
 )
 from data_gen.instruction_pretrain.collection.files import Files, Located, rows, unquoted_rows
 from data_gen.instruction_pretrain.collection.squad import one_by_one
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 _VERDICTS = {
     "SUPPORTS": "Supported",

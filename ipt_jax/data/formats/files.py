@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.core.errors import DamagedRecord, UserError, nearest
+from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.manifest import (
     TOKENS_FORMAT,
@@ -18,7 +18,7 @@ from ipt_jax.core.manifest import (
     file_sha256,
     manifest_format,
 )
-from ipt_jax.data.damage import Placed
+from ipt_jax.data.bad_records import Placed
 from ipt_jax.data.tasks import FORMATS, HUB, Task
 
 CACHE = "ipt_jax_cache"  # the folder beside foreign files that their indexes are kept in
@@ -61,7 +61,7 @@ def format_of(task: Task) -> str:
             Manifest.load(path)  # says that there is none
         raise UserError(
             f"the format of {path} is not told by its name: set `tasks.{task.name}.format`. "
-            f"{nearest(path.suffix.lstrip('.'), FORMATS)}"
+            f"{did_you_mean(path.suffix.lstrip('.'), FORMATS)}"
         )
     return kinds[0]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.arrow_rows import rows_of
-from ipt_jax.core.errors import DamagedRecord, UserError, nearest
+from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
 from ipt_jax.core.fingerprint import digest_of, file_digest
 from ipt_jax.data.formats.files import whole
 from ipt_jax.data.tasks import HUB, Task
@@ -28,7 +28,7 @@ class HuggingFaceRows:
             if task.text_key not in names:
                 raise UserError(
                     f"the data set {task.source} has no column `{task.text_key}`: set "
-                    f"`tasks.{task.name}.text_key`. {nearest(task.text_key, names)}"
+                    f"`tasks.{task.name}.text_key`. {did_you_mean(task.text_key, names)}"
                 )
             data = data.select_columns([name for name in names if name in columns])
         self._data = data.with_format("arrow")
@@ -100,7 +100,7 @@ def _load(task: Task) -> Any:
         if task.split not in data:
             raise UserError(
                 f"the data set {task.source} has no split {task.split!r}: set "
-                f"`tasks.{task.name}.split`. {nearest(task.split, map(str, data))}"
+                f"`tasks.{task.name}.split`. {did_you_mean(task.split, map(str, data))}"
             )
         data = data[task.split]
     return data

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ipt_jax.core.arrow_rows import rows_of
-from ipt_jax.core.errors import DamagedRecord, UserError, nearest
+from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
 from ipt_jax.data.formats.files import content_sha256, fingerprint_of, whole
 
 # Decoded row groups kept. A global shuffle touches all of them: where they do not fit, each row
@@ -43,7 +43,7 @@ class ParquetRows:
                 if columns is not None and asked[0] not in names:
                     raise UserError(
                         f"{path} has no column `{asked[0]}`: set `text_key`. "
-                        f"{nearest(asked[0], names)}"
+                        f"{did_you_mean(asked[0], names)}"
                     )
                 kept = None if columns is None else [name for name in names if name in columns]
                 self._columns.append(kept)

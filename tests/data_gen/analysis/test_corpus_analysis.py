@@ -14,7 +14,7 @@ from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
 from data_gen.instruction_pretrain.analysis.histograms import histogram
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedTexts
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.format import CONTEXT_CLOSE
+from data_gen.instruction_pretrain.formats import CONTEXT_CLOSE
 from data_gen.methods import synthesize
 from data_gen.quality.decontaminate import DecontaminateConfig
 from data_gen.quality.evaluations import EvaluationFile

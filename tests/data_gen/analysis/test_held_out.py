@@ -15,7 +15,7 @@ from data_gen.instruction_pretrain.analysis.held_out import (
     read_held_out,
 )
 from data_gen.instruction_pretrain.collection import Example
-from data_gen.instruction_pretrain.format import Pair, Shot
+from data_gen.instruction_pretrain.formats import Pair, Shot
 from ipt_jax.core.errors import UserError
 
 PAIRS = (

@@ -16,7 +16,7 @@ from data_gen.instruction_pretrain.analysis.helpfulness import (
     reading_tasks,
     score_reading,
 )
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 from data_gen.instruction_pretrain.rounds import Budget
 
 EXAMPLES = [

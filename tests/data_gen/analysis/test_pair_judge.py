@@ -17,7 +17,7 @@ from data_gen.instruction_pretrain.analysis.pair_judge import (
     judged_pairs,
     parse_pair_verdict,
 )
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 PAIR = Pair("Which?", "b", ("a", "b"), "Not a.")
 

@@ -21,7 +21,7 @@ from data_gen.instruction_pretrain.analysis.pair_quality import (
     score_pairs,
     without_tags,
 )
-from data_gen.instruction_pretrain.format import Pair, Shot, render_example, render_pairs
+from data_gen.instruction_pretrain.formats import Pair, Shot, render_example, render_pairs
 from data_gen.instruction_pretrain.rounds import Budget
 
 FREE = Pair("Who sat?", "The cat")

@@ -14,7 +14,7 @@ from data_gen.instruction_pretrain.analysis.response_accuracy import (
     score_answers,
 )
 from data_gen.instruction_pretrain.analysis.scores import Score, macro
-from data_gen.instruction_pretrain.format import Pair, render_example
+from data_gen.instruction_pretrain.formats import Pair, render_example
 
 FREE = Pair("Who came?", "The cat")
 CHOICE_COT = Pair("Which?", "blue", ("red", "blue"), "It is the sky.")

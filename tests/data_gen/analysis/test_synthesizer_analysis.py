@@ -15,7 +15,7 @@ from data_gen.instruction_pretrain.analysis.config import Models, SynthesizerAna
 from data_gen.instruction_pretrain.analysis.held_out import held_out_line, read_held_out
 from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
 from data_gen.instruction_pretrain.collection import Example
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     ANSWER,
     CONTEXT_CLOSE,
     CONTEXT_OPEN,

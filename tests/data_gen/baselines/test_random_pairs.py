@@ -9,7 +9,7 @@ import pytest
 
 from data_gen.baselines.config import RandomPairsConfig
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.format import parse_pairs
+from data_gen.instruction_pretrain.formats import parse_pairs
 from data_gen.methods import synthesize
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.errors import UserError
 
 

@@ -21,7 +21,7 @@ from data_gen.instruction_pretrain.collection.base import (
     example_id,
 )
 from data_gen.instruction_pretrain.collection.files import Files, documents, rows, unquoted_rows
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.errors import UserError
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather, windows
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 
 def _written(folder: Path, name: str, content: Any) -> Path:

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 
 def _written(folder: Path, name: str, text: str) -> Path:

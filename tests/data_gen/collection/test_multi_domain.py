@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_gen.instruction_pretrain.collection import DATASETS, Gathered, gather
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 
 def pairs(found: Gathered) -> list[Pair]:

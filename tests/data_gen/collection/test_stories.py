@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_gen.instruction_pretrain.collection import DATASETS, Gathered, gather
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 
 def pairs(found: Gathered) -> list[Pair]:

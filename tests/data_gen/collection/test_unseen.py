@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_gen.instruction_pretrain.collection import DATASETS, Gathered, gather
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 
 def pairs(found: Gathered) -> list[Pair]:

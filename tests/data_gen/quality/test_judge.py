@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from data_gen.engines import Completion, EngineConfig, Request
-from data_gen.engines.streaming import Feed
-from data_gen.quality.gate import Rejection
+from data_gen.engines.streaming import RequestSource
 from data_gen.quality.judge import JudgeConfig, JudgeGate, Verdict, build_prompt, parse_verdict
 from data_gen.quality.stage import FilterConfig, Given, check_records, run_filter
 from data_gen.stages.ledger import Ledger
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
+from ipt_jax.core.rejection import Reason
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ class Judge:
         return 1
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
-        feed = Feed(requests)
+        feed = RequestSource(requests)
         while taken := feed.take(700):
             self.most_under_way = max(self.most_under_way, len(taken))
             for request in reversed(taken):
@@ -164,7 +164,7 @@ class Judge:
 
 def judged(
     folder: Path, judge: Judge, records: list[Record], config: JudgeConfig | None = None
-) -> tuple[list[Rejection | None], dict[str, Any]]:
+) -> tuple[list[Reason | None], dict[str, Any]]:
     with Ledger(folder) as ledger:
         gate = JudgeGate(config or JudgeConfig(), judge, ledger)
         try:

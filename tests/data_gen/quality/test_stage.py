@@ -18,13 +18,14 @@ import yaml
 from data_gen.engines import Completion, Request
 from data_gen.quality.decontaminate import DecontaminateConfig
 from data_gen.quality.evaluations import EvaluationFile
-from data_gen.quality.gate import Gate, Rejection
+from data_gen.quality.gate import Gate
 from data_gen.quality.moderation import DEFAULT_RULES, ModerationConfig
 from data_gen.quality.rules import RulesConfig
 from data_gen.quality.stage import GATES, FilterConfig, Given, check_records, run_filter
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.rejection import Reason
 from ipt_jax.core.run_folder import FolderRefused
 
 QUESTION = "Which of the nine planets known to the ancients was named for the god of war?"
@@ -294,7 +295,7 @@ def test_counts_that_do_not_add_up_stop_the_run(
     class Forgetful(Gate):
         name = "rules"
 
-        def check(self, records: Sequence[Record]) -> list[Rejection | None]:
+        def check(self, records: Sequence[Record]) -> list[Reason | None]:
             return [None] * (len(records) - 1)
 
     monkeypatch.setitem(GATES, "rules", lambda *_: Forgetful())

@@ -11,12 +11,12 @@ from ipt_jax.attention.backends import (
     BACKENDS,
     KINDS,
     ORDER,
-    Call,
+    CallShape,
     attention,
-    automatic_table,
     choose_backend,
+    default_backends,
     generation,
-    refusal,
+    unsupported_reason,
 )
 from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.chips.target import Target, compiling_for, target
@@ -52,7 +52,7 @@ SPECS = {
 
 
 def chosen(of: Target, kind: str, dtype: str = "bfloat16", width: int = 128, length: int = 256):
-    return choose_backend("auto", SPECS[kind], Call(of, dtype, length, width))
+    return choose_backend("auto", SPECS[kind], CallShape(of, dtype, length, width))
 
 
 @pytest.mark.parametrize("of", [H200, A100, B200, V5P, CPU], ids=lambda of: of.kind)
@@ -61,7 +61,7 @@ def test_auto_takes_the_first_of_its_order_that_can_do_it(of, kind):
     assert SPECS[kind].kind == kind
     first = (*ORDER[generation(of)].get(kind, ()), "reference")[0]
     assert chosen(of, kind).name == first
-    assert refusal(first, SPECS[kind], Call(of, "bfloat16", 256, 128)) is None
+    assert unsupported_reason(first, SPECS[kind], CallShape(of, "bfloat16", 256, 128)) is None
 
 
 def test_packed_rows_are_fast_by_default_on_every_chip():
@@ -87,7 +87,7 @@ def test_auto_passes_over_what_cannot_do_it_and_says_why():
 def test_a_row_split_over_devices_is_no_row_for_splash():
     mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), ("data", "fsdp", "tensor", "context"))
     split = Target("tpu", "TPU v5", mesh=mesh)  # type: ignore[arg-type]
-    choice = choose_backend("auto", SPECS["segments"], Call(split, "bfloat16", 256, 128))
+    choice = choose_backend("auto", SPECS["segments"], CallShape(split, "bfloat16", 256, 128))
     assert choice.name == "reference" and "mesh.context is 2" in str(choice)
 
 
@@ -101,7 +101,7 @@ def test_the_target_is_what_the_innermost_block_says():
 
 
 def test_the_order_as_text():
-    lines = automatic_table().splitlines()
+    lines = default_backends().splitlines()
     assert len(lines) == len(ORDER) * len(KINDS)
     assert "hopper    segments  pallas_hopper, cudnn_packed, pallas, reference" in lines
 
@@ -125,12 +125,15 @@ def test_a_backend_that_cannot_do_it_says_why(backend, spec, dtype, width, reaso
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32) if spec.segments else None
     with pytest.raises(ValueError, match=reason) as caught:
         jax.eval_shape(lambda x, ids: attention(x, x, x, spec, ids, backend), x, ids)
-    assert automatic_table() in str(caught.value)
+    assert default_backends() in str(caught.value)
 
 
 def test_limits_that_no_cpu_meets():
     def why(backend, of=H200, dtype="bfloat16", length=256, width=128, **spec):
-        return refusal(backend, AttentionSpec(**spec), Call(of, dtype, length, width)) or ""
+        return (
+            unsupported_reason(backend, AttentionSpec(**spec), CallShape(of, dtype, length, width))
+            or ""
+        )
 
     assert why("cudnn") == ""
     assert "float32" in why("cudnn", dtype="float32")

@@ -115,9 +115,9 @@ def test_a_window_or_short_segments_visit_a_small_share_of_the_tiles() -> None:
 @pytest.mark.parametrize(("work", "blocks"), [(1, 4), (4, 4), (7, 3), (64, 5), (132 * 3 + 1, 132)])
 def test_every_item_is_done_once_by_one_block(work: int, blocks: int) -> None:
     done = [
-        int(schedule.item_of(turn, blocks, block))
+        int(schedule.item_index(turn, blocks, block))
         for block in range(blocks)
-        for turn in range(int(schedule.turns(work, blocks, block)))
+        for turn in range(int(schedule.items_per_block(work, blocks, block)))
     ]
     assert sorted(done) == list(range(work))
 
@@ -128,7 +128,7 @@ def test_going_forth_and_back_shares_causal_work_evenly() -> None:
     table = np.asarray(schedule.work_table(*edges, 64, 2, 128))
     visits, blocks = table[:, schedule.LAST] - table[:, schedule.FIRST], 8
     loads = [
-        sum(visits[int(schedule.item_of(turn, blocks, block))] for turn in range(4))
+        sum(visits[int(schedule.item_index(turn, blocks, block))] for turn in range(4))
         for block in range(blocks)
     ]
     assert max(loads) == min(loads) == sum(visits) // blocks

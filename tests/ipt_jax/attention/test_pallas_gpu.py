@@ -255,7 +255,7 @@ def lowered(kind: str, dtype: str, width: int, softcap: float | None) -> str:
         (pallas_gpu.d_query, sizes.d_query, back),
         (pallas_gpu.d_key_value, sizes.d_key_value, back),
     ):
-        function = functools.partial(kernel, pallas_gpu.How(0.1, softcap, tile))
+        function = functools.partial(kernel, pallas_gpu.KernelConfig(0.1, softcap, tile))
         with (
             use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)),
             warnings.catch_warnings(),

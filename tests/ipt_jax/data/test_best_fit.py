@@ -12,7 +12,7 @@ from ipt_jax.data import best_fit as module
 from ipt_jax.data.best_fit import BestFitRows, Packed
 from ipt_jax.data.lengths import Lengths
 from ipt_jax.data.packing import best_fit
-from ipt_jax.data.plan import Plan, TaskOrder, permutation
+from ipt_jax.data.schedule import MixtureSchedule, TaskSampler, permutation
 
 T = 256
 
@@ -46,7 +46,7 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(folder: Path, by: Any = "tokens", seed: int = 0, **changes: Any) -> BestFitRows:
     natural = changes.get("natural", False)
     orders = [
-        TaskOrder(f"task-{i}", Made(values), extra_tokens=2, seed=seed, by=by)
+        TaskSampler(f"task-{i}", Made(values), extra_tokens=2, seed=seed, by=by)
         for i, values in enumerate(SIZES)
     ]
     tokens = [order.epoch_tokens for order in orders]
@@ -61,7 +61,9 @@ def make(folder: Path, by: Any = "tokens", seed: int = 0, **changes: Any) -> Bes
         folder=folder,
         identity=f"{by} {seed}",
     )
-    return BestFitRows(Plan(orders, rates, changes.get("whole", False)), **{**settings, **changes})
+    return BestFitRows(
+        MixtureSchedule(orders, rates, changes.get("whole", False)), **{**settings, **changes}
+    )
 
 
 def tokens_of(packed: Packed, task: int) -> int:
@@ -148,7 +150,7 @@ def test_kinds_of_rows_are_spread_and_documents_stay_together() -> None:
     generator = np.random.default_rng(0)
     task = generator.choice(3, 400, p=[0.7, 0.2, 0.1])
     ones = np.ones(400, np.int64)
-    pieces = module.Pieces(np.arange(400), 0 * ones, (T - 1) * ones, np.arange(400), 400)
+    pieces = module.PackedSegments(np.arange(400), 0 * ones, (T - 1) * ones, np.arange(400), 400)
     rank = module._spread(pieces, task, 3, T, np.random.default_rng(1))
     assert sorted(rank.tolist()) == list(range(400))
     ordered = np.empty(400, np.int64)
@@ -195,7 +197,7 @@ def test_rates_change_at_their_row(tmp_path: Path) -> None:
 
 def test_a_window_ends_at_a_cap(tmp_path: Path) -> None:
     """So rows before it have the task's first examples and no others."""
-    order = TaskOrder("task-2", Made(SIZES[2]), extra_tokens=2, seed=0, by="tokens")
+    order = TaskSampler("task-2", Made(SIZES[2]), extra_tokens=2, seed=0, by="tokens")
     share = order.share_of(2 * len(SIZES[2]))
     rows = make(tmp_path, caps=[(2, share)])
     until = rows.rows_until(2, share, 10_000)

@@ -10,10 +10,10 @@ import yaml
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.core.tokenizer_export import allow_control_text
+from ipt_jax.core.tokenizer_export import enable_special_tokens
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.data.config import DataConfig, load_mixture
-from ipt_jax.data.examples import read_examples
+from ipt_jax.data.encode import read_examples
 from ipt_jax.data.lengths import index_lengths
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.data.sources import open_source
@@ -60,7 +60,7 @@ def test_the_exported_tokenizer_reads_a_prompt_as_it_was_trained(
     mistral.save_pretrained(tmp_path)
     for allowed in (False, True):
         if allowed:
-            allow_control_text(tmp_path)
+            enable_special_tokens(tmp_path)
         read = transformers.AutoTokenizer.from_pretrained(tmp_path)
         ids = read("".join(parts), add_special_tokens=False)["input_ids"]
         assert (ids == trained) is allowed

@@ -6,10 +6,10 @@ from hypothesis import given
 
 from ipt_jax.data.packing import (
     Tokenised,
+    assemble_rows,
     best_fit,
-    cut,
+    concat_and_split,
     flatten,
-    lay,
     realised_rates,
     source_tokens,
 )
@@ -36,7 +36,7 @@ def test_every_token_once_and_its_fields(examples: list[Example], row_tokens: in
             stream.append((100 + len(stream), weight, number, place, source))
     flat = flatten(made, list(range(len(made))), [source for _, source in examples])
     rows = -(-len(stream) // row_tokens)
-    packed = cut(*flat, row_tokens, rows)
+    packed = concat_and_split(*flat, row_tokens, rows)
 
     assert {array.shape for array in packed.values()} == {(rows, row_tokens)}
     assert packed["tokens"].ravel()[: len(stream)].tolist() == [entry[0] for entry in stream]
@@ -64,7 +64,7 @@ def test_a_row_by_hand() -> None:
         Tokenised(np.asarray([1, 10, 11, 2]), None),
         Tokenised(np.asarray([1, 20, 21, 22, 2]), np.asarray([0, 0, 1, 1, 1], np.float32)),
     ]
-    packed = cut(*flatten(made, [0, 1], [0, 1]), row_tokens=4, rows=2)
+    packed = concat_and_split(*flatten(made, [0, 1], [0, 1]), row_tokens=4, rows=2)
     expected = {
         "tokens": [[1, 10, 11, 2], [1, 20, 21, 22]],
         "targets": [[10, 11, 2, 1], [20, 21, 22, 2]],
@@ -81,7 +81,7 @@ def test_a_row_by_hand() -> None:
 
 def test_a_gap_in_the_stream_is_padding() -> None:
     made = [Tokenised(np.asarray(ids), None) for ids in ([1, 2], [0, 0, 0], [3, 4, 5])]
-    packed = cut(*flatten(made, [0, -1, 1], [2, -1, 2]), row_tokens=7, rows=1)
+    packed = concat_and_split(*flatten(made, [0, -1, 1], [2, -1, 2]), row_tokens=7, rows=1)
     expected = {
         "tokens": [1, 2, 0, 0, 0, 3, 4],
         "targets": [2, 0, 0, 0, 3, 4, 5],
@@ -147,7 +147,7 @@ def test_laid_rows_against_a_loop(
         examples.append(Tokenised(ids, weights, damaged=kind == "damaged"))
         token += len(loss)
     pieces = best_fit(np.asarray([len(e.tokens) for e in examples]), row_tokens)
-    rows = lay(pieces, examples, [source for _, source, _ in drawn], row_tokens)
+    rows = assemble_rows(pieces, examples, [source for _, source, _ in drawn], row_tokens)
     padding = dict(tokens=0, targets=0, loss_weights=0, segment_ids=0, positions=0, source_ids=-1)
     expected = [[dict(padding) for _ in range(row_tokens)] for _ in range(pieces.rows)]
     column, segment = [0] * pieces.rows, [0] * pieces.rows
@@ -184,7 +184,7 @@ def test_laid_rows_against_a_loop(
     assert set(kinds.values()) == {np.dtype(np.int32)}
     for row in range(pieces.rows):  # a row is the same whatever is made beside it
         part = pieces.within(row, row + 1)
-        alone = lay(part, examples, [source for _, source, _ in drawn], row_tokens)
+        alone = assemble_rows(part, examples, [source for _, source, _ in drawn], row_tokens)
         assert all((alone[name][0] == rows[name][row]).all() for name in rows)
 
 
@@ -204,7 +204,7 @@ def test_laid_rows_by_hand() -> None:
         "positions": [[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]],
         "source_ids": [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]],
     }
-    assert {n: a.tolist() for n, a in lay(pieces, made, [0, 1], 5).items()} == expected
+    assert {n: a.tolist() for n, a in assemble_rows(pieces, made, [0, 1], 5).items()} == expected
 
 
 def test_counting_sources() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.data.config import PACKINGS
-from ipt_jax.data.opened import OpenMixture
+from ipt_jax.data.mixture import OpenMixture
 from ipt_jax.data.pipeline import batches, open_mixture, realised_rates, source_tokens
 from ipt_jax.data.tasks import Mixture, Task
 

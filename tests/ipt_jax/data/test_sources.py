@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.example_proto import example_class
-from ipt_jax.data.damage import read_records
+from ipt_jax.data.bad_records import read_records
 from ipt_jax.data.formats import jsonl, parquet
 from ipt_jax.data.formats.files import CACHE
 from ipt_jax.data.formats.jsonl import JsonlRows

@@ -13,7 +13,7 @@ from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
-from ipt_jax.data.examples import extra_tokens, read_examples
+from ipt_jax.data.encode import extra_tokens, read_examples
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import (
     Mixture,

@@ -26,7 +26,7 @@ from ipt_jax.core.run_folder import FolderRefused, RunFolder
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data import token_run
 from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
-from ipt_jax.data.examples import read_examples
+from ipt_jax.data.encode import read_examples
 from ipt_jax.data.packing import Tokenised
 from ipt_jax.data.pipeline import MixtureRows, batches, open_mixture
 from ipt_jax.data.sources import open_source

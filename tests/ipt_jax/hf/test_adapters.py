@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.hf.adapters import merged, peft_tensors, read_peft, write_peft
+from ipt_jax.hf.adapters import merge_lora, peft_tensors, read_peft, write_peft
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import load_hugging_face, read_config, stream_hugging_face
 from ipt_jax.hf.verify import logit_difference
@@ -120,9 +120,9 @@ def test_logits_and_gradients_are_pefts(theirs):
             taken.append(name)
             yield name, tensor
 
-    stream = merged(theirs.decoder, lora, adapters, counted())
+    stream = merge_lora(theirs.decoder, lora, adapters, counted())
     assert next(stream)[0] == taken[-1] and len(taken) == 1  # no tensor is read ahead
-    whole = dict(merged(theirs.decoder, lora, adapters, counted()))
+    whole = dict(merge_lora(theirs.decoder, lora, adapters, counted()))
     alone = from_hugging_face(theirs.decoder, whole.__getitem__)
     plain = jax.jit(lambda params: weighed_logits(theirs.decoder, params)[1])
     logits = plain(alone)

@@ -229,7 +229,13 @@ def compare_meshes() -> None:
     """In a process with eight devices: sharded logits and gradients against whole ones."""
     from jax.sharding import NamedSharding
 
-    from ipt_jax.models.sharding import BATCH, MeshConfig, make_mesh, place_on, shardings
+    from ipt_jax.models.sharding import (
+        BATCH,
+        MeshConfig,
+        constrain_activations,
+        make_mesh,
+        shardings,
+    )
 
     base = random_tree(jax.eval_shape(lambda: new_params(TINY, jax.random.key(0))), 0.3)
     adapters = random_adapters()
@@ -252,7 +258,7 @@ def compare_meshes() -> None:
     whole = {name: leaf.shape for name, leaf in adapters["blocks"].items()}
     assert all(math.prod(split[name]) * 2 == math.prod(whole[name]) for name in whole), split
     rows = jax.device_put((tokens, positions), NamedSharding(mesh, BATCH))
-    found = jax.jit(functools.partial(run, place=place_on(mesh)))(*placed, *rows)
+    found = jax.jit(functools.partial(run, place=constrain_activations(mesh)))(*placed, *rows)
     assert_near(found, expected)
     print("equal")
 

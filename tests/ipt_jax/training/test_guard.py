@@ -7,7 +7,7 @@ import pytest
 
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.training.guard import GuardConfig, judge, new_guard, restarted
+from ipt_jax.training.guard import GuardConfig, accept_update, new_guard, restarted
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.state import init_state
 from ipt_jax.training.step import make_train_step
@@ -18,7 +18,7 @@ CONFIG = GuardConfig(spike_deviations=6.0, window_steps=8, stop_after=3)
 def run(losses, norms=None, config=CONFIG):
     """What the guard says of each loss, and its state at the end."""
     guard, said = new_guard(config), []
-    decide = jax.jit(lambda g, loss, norm: judge(config, g, loss, norm))
+    decide = jax.jit(lambda g, loss, norm: accept_update(config, g, loss, norm))
     for loss, norm in zip(losses, norms or [1.0] * len(losses), strict=True):
         accepted, guard = decide(guard, jnp.float32(loss), jnp.float32(norm))
         said.append(bool(accepted))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ipt_jax.training.host_memory import keep_freed_memory
+from ipt_jax.training.host_memory import configure_malloc
 
 ROOT = Path(__file__).parents[3]
 CODE = """
 import resource, sys
 import numpy as np
-from ipt_jax.training.host_memory import keep_freed_memory
-kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+from ipt_jax.training.host_memory import configure_malloc
+kept = configure_malloc() if sys.argv[1] == "keep" else None
 np.ones(4 << 20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
@@ -32,7 +32,7 @@ def faults(what: str) -> tuple[str, int]:
 
 def test_beside_an_accelerator_nothing_is_changed(tmp_path):
     (tmp_path / "nvidia0").touch()
-    assert keep_freed_memory(tmp_path) is False
+    assert configure_malloc(tmp_path) is False
 
 
 def test_freed_memory_is_kept():

@@ -17,9 +17,9 @@ from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training import run_folder
 from ipt_jax.training.checkpoints import LIST_NAME
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.jsonl_log import drop_later_lines
 from ipt_jax.training.optimizer import ExtensionConfig
 from ipt_jax.training.run_folder import open_run_folder
-from ipt_jax.training.step_lines import drop_later_lines
 from tests.run_folders import content
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from data_gen.instruction_pretrain.collection import Example
-from data_gen.instruction_pretrain.format import Pair
+from data_gen.instruction_pretrain.formats import Pair
 
 FREE_FORM, MULTIPLE_CHOICE, WITHOUT_RATIONALE = "free_form", "multiple_choice", "without_rationale"
 MOST_OPTIONS = 4

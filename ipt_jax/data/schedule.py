@@ -39,7 +39,7 @@ def permutation(seed: int, task: str, epoch: int, records: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ExampleRange:
     """A run of examples of the stream, in order."""
 
     task: np.ndarray
@@ -50,7 +50,7 @@ class Stretch:
     """int64 [n + 1], place in the stream of each example's first token, and of the end."""
 
 
-class TaskOrder:
+class TaskSampler:
     """The endless order of one task's examples, and sums over it. Picklable without its tables."""
 
     def __init__(
@@ -134,14 +134,14 @@ class TaskOrder:
         return records, lengths, 2 * ends - lengths
 
 
-class Plan:
+class MixtureSchedule:
     """The stream of a mixture's examples at random access. Threads may share it.
 
     ``rates`` add up to 1; they may be 0 only where ``change`` gives others. With ``whole`` the
     stream is one epoch of each task, then ends; the rates must then be the tasks' own sizes.
     """
 
-    def __init__(self, orders: Sequence[TaskOrder], rates: Sequence[float], whole: bool) -> None:
+    def __init__(self, orders: Sequence[TaskSampler], rates: Sequence[float], whole: bool) -> None:
         self.orders, self._whole = list(orders), whole
         self.by_tokens = orders[0].by == "tokens"
         self._width = WINDOW_TOKENS if self.by_tokens else WINDOW_EXAMPLES
@@ -155,7 +155,7 @@ class Plan:
         self._reset()
 
     def _reset(self) -> None:
-        self._windows: OrderedDict[int, Stretch] = OrderedDict()
+        self._windows: OrderedDict[int, ExampleRange] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class Plan:
         """When a task's tokens (or examples) are that many; infinite if never."""
         return float(self._doubled_times(task, np.asarray([2 * share]))[0]) / 2
 
-    def between(self, first: int, last: int) -> Stretch:
+    def between(self, first: int, last: int) -> ExampleRange:
         """The examples of times ``first``..``last`` - 1; ``starts`` count from the first."""
         pairs = zip(self.orders, self._counts(first), self._counts(last), strict=True)
         parts = [order.examples(a, b) for order, a, b in pairs]
@@ -243,13 +243,13 @@ class Plan:
         # Equal times go to the task listed first, and a task's own order stays.
         order = np.lexsort((task, np.concatenate(times)))
         lengths = np.concatenate([part[1] for part in parts])[order]
-        return Stretch(
+        return ExampleRange(
             task=task[order],
             record=np.concatenate([part[0] for part in parts])[order],
             starts=np.concatenate([[0], np.cumsum(lengths)]),
         )
 
-    def _window(self, number: int) -> Stretch:
+    def _window(self, number: int) -> ExampleRange:
         if number in self._windows:
             self._windows.move_to_end(number)
             return self._windows[number]
@@ -261,7 +261,7 @@ class Plan:
             self._windows.popitem(last=False)
         return window
 
-    def stretch(self, first: int, last: int) -> Stretch:
+    def stretch(self, first: int, last: int) -> ExampleRange:
         """The examples that hold the stream's tokens first..last-1."""
         with self._lock:
             number = self._window_of(first)
@@ -272,7 +272,7 @@ class Plan:
         starts = np.concatenate([w.starts[:-1] for w in windows] + [windows[-1].starts[-1:]])
         low = int(np.searchsorted(starts, first, side="right")) - 1
         high = int(np.searchsorted(starts, last, side="left"))
-        return Stretch(
+        return ExampleRange(
             task=np.concatenate([w.task for w in windows])[low:high],
             record=np.concatenate([w.record for w in windows])[low:high],
             starts=starts[low : high + 1],

@@ -7,9 +7,9 @@ from typing import Any
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.run_folder import prints_of
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
+from ipt_jax.data.bad_records import DamageLog, read_records
 from ipt_jax.data.config import DataConfig, load_mixture
-from ipt_jax.data.damage import DamageLog, read_records
-from ipt_jax.data.examples import extra_tokens
+from ipt_jax.data.encode import extra_tokens
 from ipt_jax.data.lengths import Lengths, index_lengths
 from ipt_jax.data.sources import Source, open_source
 from ipt_jax.data.tasks import NATURAL, Mixture

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_gen.engines.base import Sampling
+from data_gen.engines.base import SamplingParams
 from ipt_jax.core.errors import UserError
 
 
@@ -37,7 +37,7 @@ class Constraints:
         return matcher
 
 
-def forbid(logits: torch.Tensor, matchers: list[Any | None]) -> None:
+def apply_grammar_mask(logits: torch.Tensor, matchers: list[Any | None]) -> None:
     """Set the logits [row, vocabulary] of tokens that a row's matcher does not allow to -inf."""
     constrained = [row for row, matcher in enumerate(matchers) if matcher is not None]
     if not constrained:
@@ -54,8 +54,8 @@ def forbid(logits: torch.Tensor, matchers: list[Any | None]) -> None:
         logits[constrained] = logits[constrained].masked_fill(banned, -torch.inf)
 
 
-def draw(
-    logits: torch.Tensor, sampling: list[Sampling], generators: list[np.random.Generator]
+def sample_tokens(
+    logits: torch.Tensor, sampling: list[SamplingParams], generators: list[np.random.Generator]
 ) -> list[int]:
     """One token id for each row of float32 `logits` [row, vocabulary].
 

@@ -21,7 +21,7 @@ FIELD_OF: dict[str, str] = {
 }
 
 
-def divided(config: TrainConfig, mesh: Mesh) -> TrainConfig:
+def with_accumulation(config: TrainConfig, mesh: Mesh) -> TrainConfig:
     """The config with the `accumulation_steps` that `rows_per_device` asks for on this mesh.
 
     They are the fewest equal pieces with no more rows a device.

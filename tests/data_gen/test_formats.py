@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_gen.instruction_pretrain.format import (
+from data_gen.instruction_pretrain.formats import (
     Pair,
     Shot,
     pairs_regex,

@@ -13,7 +13,7 @@ from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.config import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import OpenMixture, batches, open_mixture
-from ipt_jax.data.survey import QUANTILES, survey
+from ipt_jax.data.statistics import QUANTILES, survey
 from tests.damaged_shards import damage
 
 

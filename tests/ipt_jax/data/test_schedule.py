@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from ipt_jax.data import plan as plan_module
+from ipt_jax.data import schedule as plan_module
 from ipt_jax.data.lengths import Lengths
-from ipt_jax.data.plan import Plan, TaskOrder, permutation
+from ipt_jax.data.schedule import MixtureSchedule, TaskSampler, permutation
 
 
 class Made(Lengths):
@@ -31,12 +31,12 @@ def make(
     by: Literal["tokens", "examples"] = "tokens",
     seed: int = 0,
     whole: bool = False,
-) -> Plan:
+) -> MixtureSchedule:
     orders = [
-        TaskOrder(f"task-{i}", Made(values), extra_tokens=2, seed=seed, by=by)
+        TaskSampler(f"task-{i}", Made(values), extra_tokens=2, seed=seed, by=by)
         for i, values in enumerate(sizes)
     ]
-    return Plan(orders, rates, whole)
+    return MixtureSchedule(orders, rates, whole)
 
 
 def sizes_like_real(count: int, seed: int) -> list[int]:
@@ -142,7 +142,9 @@ def test_a_whole_pass_has_every_record_once() -> None:
 STAGES = ((0, [0.8, 0.2, 0.0]), (300_000, [0.3, 0.2, 0.5]), (900_000, [0.0, 0.9, 0.1]))
 
 
-def in_stages(sizes: list[list[int]], by: Literal["tokens", "examples"], seed: int = 0) -> Plan:
+def in_stages(
+    sizes: list[list[int]], by: Literal["tokens", "examples"], seed: int = 0
+) -> MixtureSchedule:
     plan = make(sizes, STAGES[0][1], by, seed)
     for token, rates in STAGES[1:]:
         plan.change_at_token(token, rates)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_gen.instruction_pretrain.collection import DATASETS, Example, gather
-from data_gen.instruction_pretrain.format import Pair, render_pairs
-from data_gen.instruction_pretrain.patterns import (
+from data_gen.instruction_pretrain.formats import Pair, render_pairs
+from data_gen.instruction_pretrain.other_formats import (
     FREE_FORM,
     MULTIPLE_CHOICE,
     WITHOUT_RATIONALE,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ipt_jax.core.files import append_lines
-from ipt_jax.data.damage import DamageLog
-from ipt_jax.training.step_lines import drop_later_lines, read_lines
+from ipt_jax.data.bad_records import DamageLog
+from ipt_jax.training.jsonl_log import drop_later_lines, read_lines
 
 
 class DamageFile:

@@ -20,11 +20,11 @@ from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
 from ipt_jax.data.config import load_mixture, load_mixture_config
 from ipt_jax.models.sharding import MESH_AXES, make_mesh
-from ipt_jax.training import plan as planning
+from ipt_jax.training import dry_run as planning
+from ipt_jax.training.accumulation import check_division, with_accumulation
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.division import check_division, divided
+from ipt_jax.training.dry_run import estimate_memory
 from ipt_jax.training.optimizer import warmup_steps
-from ipt_jax.training.plan import make_plan
 from ipt_jax.training.step import build
 
 ROOT = Path(__file__).parents[3]
@@ -326,9 +326,9 @@ def test_what_cannot_fit_is_refused_with_what_to_change(nowhere):
     assert "set rows_per_device (from 1; it is 262144 now)" in done.stderr
     assert "model.overrides.remat: full" in done.stderr
     with pytest.raises(UserError, match="'a100_8' is not known. The nearest is 'a100_80'"):
-        make_plan(read("quickstart", "--dry_run_device", "a100_8"))
+        estimate_memory(read("quickstart", "--dry_run_device", "a100_8"))
     with pytest.raises(UserError, match="dry_run_mfu=40"):
-        make_plan(read("quickstart", "--dry_run_mfu", "40"))
+        estimate_memory(read("quickstart", "--dry_run_mfu", "40"))
 
 
 def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
@@ -359,11 +359,13 @@ def test_uneven_shares_are_refused_with_what_would_do(options, mesh, said):
 def test_accumulation_follows_from_the_mesh():
     config = read("llama3_8b_biomedicine")  # 64 rows, 2 a device at a time
     for devices, pieces in ((1, 32), (8, 4), (32, 1), (64, 1)):
-        assert divided(config, mesh_of(fsdp=devices)).pieces == pieces
+        assert with_accumulation(config, mesh_of(fsdp=devices)).pieces == pieces
     odd = read("llama3_8b_biomedicine", "--rows_per_device", "3")
-    assert divided(odd, mesh_of(fsdp=8)).pieces == 4  # 8 rows a device: 2 at a time, 3 leave one
+    assert (
+        with_accumulation(odd, mesh_of(fsdp=8)).pieces == 4
+    )  # 8 rows a device: 2 at a time, 3 leave one
     given = read("llama3_8b_biomedicine", "--accumulation_steps", "8")
-    assert divided(given, mesh_of(fsdp=8)).pieces == 8
+    assert with_accumulation(given, mesh_of(fsdp=8)).pieces == 8
     with pytest.raises(UserError, match="rows_per_device=0: must be"):
         read("llama3_8b_biomedicine", "--rows_per_device", "0").check()
 
@@ -382,7 +384,7 @@ def test_the_parts_are_the_arguments_of_the_compiled_step(adapter, monkeypatch):
         options += ["--adapter.rank", "4", "--adapter.base_dtype", "bfloat16"]
         options += ["--init_from", "models/none"]
     config = read("quickstart", *options)
-    plan = make_plan(config)  # on this process's one device
+    plan = estimate_memory(config)  # on this process's one device
     built = build(config, make_mesh(config.mesh), source_count=1)
     batch = planning._abstract_batch(config, built.mesh)
     memory = built.step_function.lower(built.abstract, batch).compile().memory_analysis()

@@ -11,7 +11,7 @@ from typing import Any
 from ipt_jax.core.errors import RunStopped
 from ipt_jax.core.files import append_lines
 from ipt_jax.data.pipeline import MixtureRows
-from ipt_jax.training.step_lines import drop_later_lines
+from ipt_jax.training.jsonl_log import drop_later_lines
 
 EXIT_CODE = 3
 NOTHING_LEARNT = "no token to learn"
@@ -41,7 +41,7 @@ class SkipLog:
         if write:
             drop_later_lines(self._path, first_position)
 
-    def take_in(self, position: int, metrics: Mapping[str, Any]) -> None:
+    def record(self, position: int, metrics: Mapping[str, Any]) -> None:
         """Note batch number `position`, from 1, if its metrics (host values) say it was skipped."""
         if not metrics["skipped"]:
             self._in_a_row.clear()

@@ -24,12 +24,12 @@ from jaxlib import version as jaxlib_version
 
 from ipt_jax.chips.devices import DEVICES, Device
 from ipt_jax.chips.topology import compiled_for, described_devices, why_not
-from ipt_jax.core.errors import UserError, nearest
+from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.data.config import load_mixture
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
+from ipt_jax.training.accumulation import with_accumulation
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.division import divided
 from ipt_jax.training.step import Built, build
 from ipt_jax.training.xla_flags import compiler_options
 
@@ -55,7 +55,7 @@ VIRTUAL = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryEstimate:
     """What a training run will need. Bytes are those of one device."""
 
     parameters: int
@@ -149,7 +149,7 @@ def compile_ahead(config: TrainConfig) -> Ahead:
     if device is None:
         raise UserError(
             f"dry_run_device={config.dry_run_device!r} is not known. "
-            f"{nearest(config.dry_run_device, DEVICES)}"
+            f"{did_you_mean(config.dry_run_device, DEVICES)}"
         )
     absent = why_not(device)
     if absent is None:
@@ -162,7 +162,7 @@ def compile_ahead(config: TrainConfig) -> Ahead:
         config, mesh = _for_virtual(config, device), make_mesh(config.mesh)
         options = COMPILER_OPTIONS if _TUNED else None
         compiler = f"XLA for a virtual CPU device ({absent})"
-    config = divided(config, mesh)
+    config = with_accumulation(config, mesh)
     built = build(config, mesh, len(load_mixture(config.data).tasks))
     arguments = (built.abstract, _abstract_batch(config, mesh))
     with _captured_warnings() as findings:
@@ -170,7 +170,7 @@ def compile_ahead(config: TrainConfig) -> Ahead:
     return Ahead(config, device, mesh, built, compiled, compiler, tuple(findings))
 
 
-def make_plan(config: TrainConfig) -> Plan:
+def estimate_memory(config: TrainConfig) -> MemoryEstimate:
     """What the configured run will need, from its compiled step.
 
     Raises:
@@ -185,7 +185,7 @@ def make_plan(config: TrainConfig) -> Plan:
     flops = built.flops_per_token[0]
     speed = device.peak_flops * config.dry_run_mfu * mesh.size
     decoder, lora = built.decoder, config.adapter
-    plan = Plan(
+    plan = MemoryEstimate(
         parameters=decoder.parameter_count(),
         trained=decoder.parameter_count() if lora is None else adapter_count(decoder, lora),
         mesh=dict(mesh.shape),
@@ -213,7 +213,7 @@ def make_plan(config: TrainConfig) -> Plan:
     return plan
 
 
-def describe(plan: Plan, config: TrainConfig) -> str:
+def describe(plan: MemoryEstimate, config: TrainConfig) -> str:
     """The plan in lines for a person."""
     device = DEVICES[config.dry_run_device]
     model = f"model {config.model.preset}, {plan.parameters:,} parameters"
@@ -243,7 +243,7 @@ def describe(plan: Plan, config: TrainConfig) -> str:
     return "\n".join([*lines, *(f"finding: {finding}" for finding in plan.findings)])
 
 
-def describe_memory(plan: Plan) -> str:
+def describe_memory(plan: MemoryEstimate) -> str:
     """The parts of a device's memory in GB."""
     parts = {
         "parameters" if not plan.frozen_bytes else "adapters": plan.parameter_bytes,
@@ -257,7 +257,7 @@ def describe_memory(plan: Plan) -> str:
     return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
 
 
-def _advice(plan: Plan, config: TrainConfig) -> str:
+def _advice(plan: MemoryEstimate, config: TrainConfig) -> str:
     """What to change, the cheapest first, and only what can still be changed."""
     ways = []
     if plan.rows_per_device > 1:
