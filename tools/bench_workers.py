@@ -39,8 +39,7 @@ def ours(size: str) -> tuple[Run, int]:
     from ipt_jax.training.metrics import MetricsConfig, MetricsLog
     from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
     from ipt_jax.training.phases import Phases
-    from ipt_jax.training.state import abstract_state, init_state
-    from ipt_jax.training.step import jit_train_step, make_train_step
+    from ipt_jax.training.step import TrainSetup
 
     configure_malloc()  # as launch/train.py does
     width, mlp_width, heads, head_width, vocabulary, B, T = SIZES[size]
@@ -57,10 +56,8 @@ def ours(size: str) -> tuple[Run, int]:
     )
     mesh, settings = make_mesh(MeshConfig()), OptimizerConfig(peak_learning_rate=LEARNING_RATE)
     optimizer, schedule = make_optimizer(settings, 10_000), make_schedule(settings, 10_000)
-    abstract = abstract_state(decoder, optimizer, mesh)
-    made = make_train_step(decoder, optimizer, schedule, source_count=1, mesh=mesh)
-    step = jit_train_step(made, mesh, abstract)
-    state = init_state(decoder, optimizer, mesh, 0)
+    setup = TrainSetup(decoder, mesh, optimizer, schedule, 1)
+    step, state = setup.step_function, setup.init_state(0)
     place = jax.sharding.NamedSharding(mesh, BATCH)
     ones = np.ones((B, T), np.int32)
     batches = [

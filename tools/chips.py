@@ -172,7 +172,7 @@ def step_rows(only: str, hlo: Path | None) -> Iterator[dict[str, Any]]:
 
             row = {"step": step.name, **_timed(compiled)}
             if found:
-                row |= {"attention": found[0].built.attention.name, "findings": found[0].findings}
+                row |= {"attention": found[0].setup.attention.name, "findings": found[0].findings}
                 if hlo is not None:
                     file = hlo / f"{re.sub(r'[^a-z0-9]+', '_', step.name)}.hlo"
                     file.write_text(found[0].compiled.as_text(), encoding="utf-8")

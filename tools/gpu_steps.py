@@ -19,13 +19,13 @@ import gpu_training
 import jax
 
 from ipt_jax.attention import cudnn_packed
+from ipt_jax.attention.backends import Choice
 from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, SAVEABLE, DecoderConfig
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training import loss
 from ipt_jax.training.optimizer import OptimizerConfig, make_schedule
-from ipt_jax.training.state import abstract_state, init_state
-from ipt_jax.training.step import jit_train_step, make_train_step
+from ipt_jax.training.step import TrainSetup
 
 # Of `ipt_jax.training.xla_flags`, those that change what one device does.
 FLAGS = {
@@ -120,22 +120,20 @@ def measure(
             continue
         decoder = variant.decoder(training.preset)
         batch = gpu_training.batch_of(dataclasses.replace(training, rows=variant.rows), True)
-        abstract = abstract_state(decoder, optimizer, mesh)
-        step = make_train_step(
-            decoder, optimizer, schedule, source_count=1, backend=variant.backend, mesh=mesh
-        )
+        attention = Choice(variant.backend)
+        setup = TrainSetup(decoder, mesh, optimizer, schedule, 1, attention=attention)
         begin = time.perf_counter()
         try:
             with (
                 mock.patch.object(loss, "CHUNK_TOKENS", variant.chunk_tokens),
                 mock.patch.object(cudnn_packed, "SLOTS_PER_ROW", variant.slots),
             ):
-                lowered = jit_train_step(step, mesh, abstract).lower(abstract, batch)
+                lowered = setup.step_function.lower(setup.abstract, batch)
             options: Any = FLAGS if variant.flags else None
             compiled = lowered.compile(compiler_options=options)
             compiled_seconds = time.perf_counter() - begin
             if state is None:
-                state = init_state(decoder, optimizer, mesh, 0)
+                state = setup.init_state(0)
             contestant = gpu_training.Contestant(compiled, state)
             first = contestant.run(batch, 1)
             second = contestant.run(batch, 2)

@@ -23,13 +23,13 @@ import optax
 from flax import linen
 from gpu_attention import segment_ids  # beside this file
 
+from ipt_jax.attention.backends import Choice
 from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.layers import rotary, rotate
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from ipt_jax.training.state import abstract_state, init_state
-from ipt_jax.training.step import jit_train_step, make_train_step
+from ipt_jax.training.step import TrainSetup
 
 Emit = Callable[..., None]
 STEPS = 1000  # of the schedule; few of them are run
@@ -110,11 +110,9 @@ def ours(training: Training, backend: str, batch: Any) -> tuple[Contestant, Any]
     """The step of launch/train.py, compiled, and what the compiler says of its memory."""
     decoder, mesh, optimizer = training.decoder(), make_mesh(MeshConfig()), optimizer_of(training)
     schedule = make_schedule(OptimizerConfig(), STEPS)
-    step = make_train_step(decoder, optimizer, schedule, source_count=1, backend=backend, mesh=mesh)
-    abstract = abstract_state(decoder, optimizer, mesh)
-    compiled = jit_train_step(step, mesh, abstract).lower(abstract, batch).compile()
-    state = init_state(decoder, optimizer, mesh, 0)
-    return Contestant(compiled, state), compiled.memory_analysis()
+    setup = TrainSetup(decoder, mesh, optimizer, schedule, 1, attention=Choice(backend))
+    compiled = setup.step_function.lower(setup.abstract, batch).compile()
+    return Contestant(compiled, setup.init_state(0)), compiled.memory_analysis()
 
 
 class PlainBlock(linen.Module):

@@ -30,7 +30,7 @@ from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
 from ipt_jax.training.accumulation import with_accumulation
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.step import Built, build
+from ipt_jax.training.step import TrainSetup, make_setup
 from ipt_jax.training.xla_flags import compiler_options
 
 USABLE = 0.9  # of a device's memory: the rest goes to the runtime and to fragments
@@ -128,7 +128,7 @@ class Ahead:
     """The chip that was named."""
     mesh: Mesh
     """Of described or virtual devices."""
-    built: Built
+    setup: TrainSetup
     """The run."""
     compiled: jax.stages.Compiled
     """The step."""
@@ -163,11 +163,11 @@ def compile_ahead(config: TrainConfig) -> Ahead:
         options = COMPILER_OPTIONS if _TUNED else None
         compiler = f"XLA for a virtual CPU device ({absent})"
     config = with_accumulation(config, mesh)
-    built = build(config, mesh, len(load_mixture(config.data).tasks))
-    arguments = (built.abstract, _abstract_batch(config, mesh))
+    setup = make_setup(config, mesh, len(load_mixture(config.data).tasks))
+    arguments = (setup.abstract, _abstract_batch(config, mesh))
     with _captured_warnings() as findings:
-        compiled = compiled_for(mesh, built.step_function, *arguments, options=options)
-    return Ahead(config, device, mesh, built, compiled, compiler, tuple(findings))
+        compiled = compiled_for(mesh, setup.step_function, *arguments, options=options)
+    return Ahead(config, device, mesh, setup, compiled, compiler, tuple(findings))
 
 
 def estimate_memory(config: TrainConfig) -> MemoryEstimate:
@@ -179,12 +179,12 @@ def estimate_memory(config: TrainConfig) -> MemoryEstimate:
     if not 0 < config.dry_run_mfu <= 1:
         raise UserError(f"dry_run_mfu={config.dry_run_mfu}: must be above 0 and at most 1 (0.4).")
     ahead = compile_ahead(config)
-    config, device, mesh, built = ahead.config, ahead.device, ahead.mesh, ahead.built
+    config, device, mesh, setup = ahead.config, ahead.device, ahead.mesh, ahead.setup
     memory = ahead.compiled.memory_analysis()
     assert memory is not None  # XLA's compilers always make one
-    flops = built.flops_per_token[0]
+    flops = setup.flops_per_token(config.data.row_tokens)[0]
     speed = device.peak_flops * config.dry_run_mfu * mesh.size
-    decoder, lora = built.decoder, config.adapter
+    decoder, lora = setup.decoder, config.adapter
     plan = MemoryEstimate(
         parameters=decoder.parameter_count(),
         trained=decoder.parameter_count() if lora is None else adapter_count(decoder, lora),
@@ -193,14 +193,14 @@ def estimate_memory(config: TrainConfig) -> MemoryEstimate:
         rows_per_device=config.batch_rows // (config.pieces * batch_shards(mesh)),
         flops_per_token=flops,
         hours=config.steps * config.batch_tokens * flops / speed / 3600,
-        parameter_bytes=_bytes_on_a_device(built.abstract.params),
-        frozen_bytes=_bytes_on_a_device(built.abstract.frozen),
-        optimizer_bytes=_bytes_on_a_device(built.abstract.optimizer_state),
+        parameter_bytes=_bytes_on_a_device(setup.abstract.params),
+        frozen_bytes=_bytes_on_a_device(setup.abstract.frozen),
+        optimizer_bytes=_bytes_on_a_device(setup.abstract.optimizer_state),
         # Results that do not take the place of an argument lie beside it.
         temporary_bytes=memory.temp_size_in_bytes
         + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         batch_bytes=_bytes_on_a_device(_abstract_batch(config, mesh)),
-        attention=str(built.attention),
+        attention=str(setup.attention),
         compiler=ahead.compiler,
         findings=ahead.findings,
     )

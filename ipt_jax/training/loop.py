@@ -43,8 +43,8 @@ from ipt_jax.training.profile import Profiler
 from ipt_jax.training.run_folder import open_run_folder, shared_values
 from ipt_jax.training.skipped_batches import SkipLog
 from ipt_jax.training.starting_weights import load_initial_params
-from ipt_jax.training.state import TrainState, init_state, not_finite, place_params, weights
-from ipt_jax.training.step import Built, build
+from ipt_jax.training.state import TrainState, not_finite, place_params, weights
+from ipt_jax.training.step import TrainSetup, make_setup
 from ipt_jax.training.stopping import Stopping
 from ipt_jax.training.summary import describe, summarise
 from ipt_jax.training.watchdog import Watchdog
@@ -70,11 +70,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     mixture = open_mixture(config.data)
     config = config.for_epochs(mixture)
     config = with_accumulation(config, mesh)
-    built = build(config, mesh, len(mixture.task_names))
+    setup = make_setup(config, mesh, len(mixture.task_names))
     placement = GlobalBatches(mesh, config.batch_rows, config.data.row_tokens)
-    _check_tokenizer(config, built, mixture.tokenizer.vocab_size)
+    _check_tokenizer(config, setup, mixture.tokenizer.vocab_size)
     with open_run_folder(config, mesh, mixture) as folder:
-        return _train(config, folder, phases, mesh, mixture, built, placement)
+        return _train(config, folder, phases, mesh, mixture, setup, placement)
 
 
 def _train(
@@ -83,7 +83,7 @@ def _train(
     phases: Phases,
     mesh: Mesh,
     mixture: OpenMixture,
-    built: Built,
+    setup: TrainSetup,
     placement: GlobalBatches,
 ) -> dict[str, Any]:
     """`train` in the folder that it holds."""
@@ -99,10 +99,10 @@ def _train(
         Checkpoints(folder / "checkpoints", config.checkpoints) as checkpoints,
         Stopping(watchdog.stop_requested) as stop,
     ):
-        state, progress = _first_state(config, built, checkpoints)
+        state, progress = _first_state(config, setup, checkpoints)
         position = first = watchdog.position = int(state.position)
         if first_process:
-            print(describe(config, built, mixture, mesh.shape, first), flush=True)
+            print(describe(config, setup, mixture, mesh.shape, first), flush=True)
         skips = SkipLog(
             folder,
             functools.partial(_rows, config, mixture),
@@ -126,7 +126,7 @@ def _train(
             config=config.metrics,
             progress=progress,
             phases=phases,
-            flops=built.flops_per_token,
+            flops=setup.flops_per_token(config.data.row_tokens),
             devices=mesh.size,
             device=device_of(mesh.devices.flat[0]),
             write=first_process,
@@ -139,8 +139,8 @@ def _train(
         def save(position: int, state: TrainState) -> None:
             # Several processes save together: one that fails cannot let the others go on.
             with stop.noting() if jax.process_count() == 1 else nullcontext():
-                kept = dataclasses.replace(state, frozen={})
-                checkpoints.save(position, kept, _progress(log, progress), log.mean_since_save())
+                kept = _progress(log, progress)
+                checkpoints.save(position, state.saved, kept, log.mean_since_save())
                 if stop.error is not None:
                     checkpoints.wait()
 
@@ -157,7 +157,7 @@ def _train(
                         damage.note(position + 1, stream.damaged)
                 phase = "compiling" if position == first else "step"
                 with phases(phase), profiler.step(position + 1, pending):
-                    state, metrics = built.step_function(state, batch)
+                    state, metrics = setup.step_function(state, batch)
                     position += 1
                     stop.note(stream.error)
                     code = agreement.reached_sync_point(stop.code)
@@ -186,20 +186,20 @@ def _train(
     if stop.error is not None or position < config.steps:
         raise stop.ended(position, code, checkpoints.has(position))
     damaged = damage.counts(mixture.task_names)
-    summary = summarise(config, built, mixture, log, int(state.step), damaged)
+    summary = summarise(config, setup, mixture, log, int(state.step), damaged)
     if first_process:
         atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
 def _first_state(
-    config: TrainConfig, built: Built, checkpoints: Checkpoints
+    config: TrainConfig, setup: TrainSetup, checkpoints: Checkpoints
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state that training goes on from, and its progress."""
-    abstract, decoder = built.abstract, built.decoder
-    checkpoints.check_room(dataclasses.replace(abstract, frozen={}))
+    abstract = setup.abstract
+    checkpoints.check_room(abstract.saved)
     wanted = int(config.resume) if config.resume.isdecimal() else None
-    found = checkpoints.restore_newest(dataclasses.replace(abstract, frozen={}), wanted)
+    found = checkpoints.restore_newest(abstract.saved, wanted)
     if found is None and config.resume == "required":
         raise UserError(
             f"resume=required: {checkpoints.folder} holds no good checkpoint; start with "
@@ -213,17 +213,9 @@ def _first_state(
     base = None
     if config.init_from is not None and (found is None or config.adapter is not None):
         dtype = "float32" if config.adapter is None else config.adapter.base_dtype
-        base = load_initial_params(config.init_from, decoder, dtype)
+        base = load_initial_params(config.init_from, setup.decoder, dtype)
     if found is None:
-        state = init_state(
-            decoder,
-            built.optimizer,
-            built.mesh,
-            config.seed,
-            base,
-            config.adapter,
-            config.guard,
-        )
+        state = setup.init_state(config.seed, base)
         if base is not None and (wrong := not_finite(weights(state))):
             raise UserError(
                 f"init_from={config.init_from}: {wrong} hold NaN or infinity, from "
@@ -275,11 +267,11 @@ def _stream(
     )
 
 
-def _check_tokenizer(config: TrainConfig, built: Built, vocabulary: int) -> None:
-    if vocabulary > built.decoder.vocabulary_size:
+def _check_tokenizer(config: TrainConfig, setup: TrainSetup, vocabulary: int) -> None:
+    if vocabulary > setup.decoder.vocabulary_size:
         raise UserError(
             f"data.tokenizer={config.data.tokenizer!r} has {vocabulary} tokens, but "
-            f"model.preset={config.model.preset!r} embeds {built.decoder.vocabulary_size}; choose "
+            f"model.preset={config.model.preset!r} embeds {setup.decoder.vocabulary_size}; choose "
             "the tokenizer that belongs to the model, or override model.overrides.vocabulary_size."
         )
 

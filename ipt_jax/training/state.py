@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ PART_BYTES = 128 * 2**20  # of a weight on its way from host to device
 )
 @dataclass(frozen=True)
 class TrainState:
-    """A checkpoint holds exactly this, but for `frozen`, which never changes."""
+    """Everything that a step changes, and `frozen`, which never changes."""
 
     step: jax.Array
     """int32: updates applied."""
@@ -46,6 +46,11 @@ class TrainState:
     """Root random key; a step folds its number in."""
     guard: GuardState
     """Recent losses and counts of skipped batches."""
+
+    @property
+    def saved(self) -> TrainState:
+        """What a checkpoint holds of it."""
+        return replace(self, frozen={})
 
 
 def abstract_state(

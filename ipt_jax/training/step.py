@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -23,7 +24,7 @@ from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.guard import GuardConfig, accept_update
 from ipt_jax.training.loss import summed_cross_entropy
 from ipt_jax.training.optimizer import make_optimizer, make_schedule
-from ipt_jax.training.state import TrainState, abstract_state
+from ipt_jax.training.state import TrainState, abstract_state, init_state
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -31,25 +32,64 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclass(frozen=True)
-class Built:
-    """What a config's run consists of; the dry run compiles what the loop runs."""
+class TrainSetup:
+    """What a training consists of; the dry run compiles what the loop runs."""
 
     decoder: DecoderConfig
     mesh: Mesh
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    abstract: TrainState
-    """Shapes, dtypes and shardings of the state."""
-    step_function: jax.stages.Wrapped
-    """The jitted step; `lower` it with `abstract` and an abstract batch to compile ahead."""
-    flops_per_token: tuple[float, float]
-    """Training FLOPs a token, attention counted for causality, and in full."""
-    attention: Choice
+    source_count: int
+    """Tasks whose tokens are counted."""
+    accumulation_steps: int = 1
+    """Micro-batches of a batch."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser in the loss."""
+    attention: Choice = Choice("auto")  # noqa: RUF009 - frozen
     """The backend of the blocks' attention."""
+    adapter: LoraConfig | None = None
+    """What is trained where the decoder's weights are frozen; None: they are trained."""
+    guard: GuardConfig = GuardConfig()  # noqa: RUF009 - frozen
+    """When a batch changes nothing."""
+
+    @functools.cached_property
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        return abstract_state(self.decoder, self.optimizer, self.mesh, self.adapter, self.guard)
+
+    @functools.cached_property
+    def step_function(self) -> jax.stages.Wrapped:
+        """The jitted step; `lower` it with `abstract` and an abstract batch to compile ahead.
+
+        The state keeps its shardings, and its buffers are reused.
+        """
+        state = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        return jax.jit(
+            make_train_step(self),
+            in_shardings=(state, NamedSharding(self.mesh, BATCH)),
+            out_shardings=(state, NamedSharding(self.mesh, PartitionSpec())),
+            donate_argnums=0,
+        )
+
+    def init_state(self, seed: int, params: Params | None = None) -> TrainState:
+        """A state before the first step; host arrays `params` replace the decoder's random ones."""
+        return init_state(
+            self.decoder, self.optimizer, self.mesh, seed, params, self.adapter, self.guard
+        )
+
+    def flops_per_token(self, row_tokens: int) -> tuple[float, float]:
+        """Training FLOPs a token, attention counted for causality, and in full."""
+        lora = self.adapter
+        added = 0 if lora is None else 6 * adapter_count(self.decoder, lora)
+        causal, full = (
+            self.decoder.flops_per_token(row_tokens, causal=causal, frozen=lora is not None)
+            for causal in (True, False)
+        )
+        return causal + added, full + added
 
 
-def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
-    """Put the run of `config` together for a mesh; nothing is allocated.
+def make_setup(config: TrainConfig, mesh: Mesh, source_count: int) -> TrainSetup:
+    """Put the training of `config` together for a mesh; nothing is allocated.
 
     Raises:
       UserError: rows, tokens or weights that do not divide among the mesh's devices, or an
@@ -61,67 +101,44 @@ def build(config: TrainConfig, mesh: Mesh, source_count: int) -> Built:
     call = CallShape(
         Target.of(mesh), decoder.compute_dtype, config.data.row_tokens, decoder.head_width
     )
-    spec = attention_spec(decoder, segments=True)
     try:
-        choice = choose_backend(config.attention_backend, spec, call)
+        attention = choose_backend(
+            config.attention_backend, attention_spec(decoder, segments=True), call
+        )
     except ValueError as error:
         raise UserError(f"attention_backend: {error}") from error
-    optimizer = make_optimizer(config.optimizer, config.base_steps, extensions)
-    schedule = make_schedule(config.optimizer, config.base_steps, extensions)
-    abstract = abstract_state(decoder, optimizer, mesh, config.adapter, config.guard)
-    step = make_train_step(
-        decoder,
-        optimizer,
-        schedule,
-        source_count=source_count,
-        accumulation_steps=config.pieces,
-        z_loss=config.optimizer.z_loss,
-        backend=choice.name,
-        mesh=mesh,
-        adapter=config.adapter,
-        guard=config.guard,
-    )
-    lora, T = config.adapter, config.data.row_tokens
-    causal, full = (
-        decoder.flops_per_token(T, causal=causal, frozen=lora is not None)
-        + (0 if lora is None else 6 * adapter_count(decoder, lora))
-        for causal in (True, False)
-    )
-    step_function = jit_train_step(step, mesh, abstract)
-    return Built(
+    return TrainSetup(
         decoder,
         mesh,
-        optimizer,
-        schedule,
-        abstract,
-        step_function,
-        (causal, full),
-        choice,
+        make_optimizer(config.optimizer, config.base_steps, extensions),
+        make_schedule(config.optimizer, config.base_steps, extensions),
+        source_count,
+        accumulation_steps=config.pieces,
+        z_loss=config.optimizer.z_loss,
+        attention=attention,
+        adapter=config.adapter,
+        guard=config.guard,
     )
 
 
 def summed_loss(
-    config: DecoderConfig,
-    params: Params,
+    setup: TrainSetup,
+    trained: Params,
+    frozen: Params,
     batch: Batch,
-    *,
     dropout_key: jax.Array | None = None,
-    z_loss: float = 0.0,
-    backend: str = "auto",
-    mesh: Mesh,
-    adapters: Params | None = None,
-    lora: LoraConfig | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The summed loss over the batch's weighted tokens and, beside it, the cross-entropy alone."""
-    model = module_of(config, params)
+    lora, mesh = setup.adapter, setup.mesh
+    model = module_of(setup.decoder, trained if lora is None else frozen)
     hidden_BTD = model(
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
         dropout_key=dropout_key,
-        backend=backend,
+        backend=setup.attention.name,
         place=constrain_activations(mesh),
-        adapters=adapters,
+        adapters=None if lora is None else trained,
         lora=lora,
     )
     return summed_cross_entropy(
@@ -129,24 +146,12 @@ def summed_loss(
         model.unembedding(),
         batch["targets"],
         batch["loss_weights"],
-        z_loss,
+        setup.z_loss,
         batch_shards(mesh),
     )
 
 
-def make_train_step(
-    config: DecoderConfig,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    source_count: int,
-    accumulation_steps: int = 1,
-    z_loss: float = 0.0,
-    backend: str = "auto",
-    mesh: Mesh,
-    adapter: LoraConfig | None = None,
-    guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
-) -> StepFunction:
+def make_train_step(setup: TrainSetup) -> StepFunction:
     """Build the step for batches of int32/float32 arrays [B, T].
 
     Gradients are those of the token-weighted mean over the whole batch, also when it is worked
@@ -159,26 +164,17 @@ def make_train_step(
     `learnt_tokens`, whose loss weight is not 0, `skipped` (bool), `skipped_total` and
     `skipped_in_a_row` int32, and with the backend cudnn_packed `crowded_lists`.
     """
-    use_dropout = config.dropout > 0 or (adapter is not None and adapter.dropout > 0)
+    decoder, lora, accumulation_steps = setup.decoder, setup.adapter, setup.accumulation_steps
+    use_dropout = decoder.dropout > 0 or (lora is not None and lora.dropout > 0)
+    chip = Target.of(setup.mesh)
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Params]:
         def loss(trained: Params) -> tuple[jax.Array, jax.Array]:
-            return summed_loss(
-                config,
-                trained if adapter is None else state.frozen,
-                batch,
-                dropout_key=key if use_dropout else None,
-                z_loss=z_loss,
-                backend=backend,
-                mesh=mesh,
-                adapters=None if adapter is None else trained,
-                lora=adapter,
-            )
+            dropout_key = key if use_dropout else None
+            return summed_loss(setup, trained, state.frozen, batch, dropout_key)
 
         (_, entropy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return entropy, gradient
-
-    chip = Target.of(mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with compiling_for(chip):
@@ -199,7 +195,7 @@ def make_train_step(
             def add(total: tuple, piece: tuple) -> tuple[tuple, None]:
                 # XLA unrolls this loop for several GPUs: the next piece would begin beside this
                 # one, and what both store would be there at once.
-                if chip.platform == "gpu" and mesh.size > 1:
+                if chip.platform == "gpu" and setup.mesh.size > 1:
                     total, piece = jax.lax.optimization_barrier((total, piece))
                 return jax.tree.map(jnp.add, total, gradients(state, *piece)), None
 
@@ -212,10 +208,10 @@ def make_train_step(
         # A mean over no token is no number: the guard lets such a batch change nothing.
         loss = jnp.where(learnt.any(), entropy * scale, jnp.nan)
         norm = optax.global_norm(gradient)
-        accepted, guarded = accept_update(guard, state.guard, loss, norm)
+        accepted, guarded = accept_update(setup.guard, state.guard, loss, norm)
 
         def update(before: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
-            updates, optimizer_state = optimizer.update(gradient, before[1], before[0])
+            updates, optimizer_state = setup.optimizer.update(gradient, before[1], before[0])
             return cast(Params, optax.apply_updates(before[0], updates)), optimizer_state
 
         # A branch and no selection between old and new: both would be in memory at once.
@@ -230,17 +226,17 @@ def make_train_step(
             key=state.key,
             guard=guarded,
         )
-        sources = batch["source_ids"][None] == jnp.arange(source_count)[:, None, None]
+        sources = batch["source_ids"][None] == jnp.arange(setup.source_count)[:, None, None]
         crowded = {}
-        if backend == "cudnn_packed":
+        if setup.attention.name == "cudnn_packed":
             from ipt_jax.attention.cudnn_packed import crowded_lists
 
-            ids, shards = batch["segment_ids"], batch_shards(mesh)
+            ids, shards = batch["segment_ids"], batch_shards(setup.mesh)
             crowded["crowded_lists"] = crowded_lists(ids, shards, accumulation_steps)
         return new_state, crowded | {
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": jnp.asarray(schedule(state.step)),
+            "learning_rate": jnp.asarray(setup.schedule(state.step)),
             "weight": weight,
             "source_tokens": jnp.sum(sources, (1, 2), dtype=jnp.int32),
             "learnt_tokens": jnp.sum(sources & learnt, (1, 2), dtype=jnp.int32),
@@ -250,15 +246,3 @@ def make_train_step(
         }
 
     return train_step
-
-
-def jit_train_step(step: StepFunction, mesh: Mesh, abstract: TrainState) -> jax.stages.Wrapped:
-    """Compile for the mesh: the state keeps its shardings and its buffers are reused."""
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        step,
-        in_shardings=(state_shardings, NamedSharding(mesh, BATCH)),
-        out_shardings=(state_shardings, whole),
-        donate_argnums=0,
-    )

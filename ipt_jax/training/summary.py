@@ -10,14 +10,14 @@ from ipt_jax.data.pipeline import OpenMixture
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.metrics import MetricsLog
-from ipt_jax.training.step import Built
+from ipt_jax.training.step import TrainSetup
 
 
 def describe(
-    config: TrainConfig, built: Built, mixture: OpenMixture, mesh_shape: Any, first: int
+    config: TrainConfig, setup: TrainSetup, mixture: OpenMixture, mesh_shape: Any, first: int
 ) -> str:
     """A run that begins at position `first`, in lines for a person."""
-    decoder = built.decoder
+    decoder = setup.decoder
     shape = " × ".join(f"{name} {size}" for name, size in mesh_shape.items())
     stages = [
         (f"from step {step:,}: " if step else "")
@@ -33,7 +33,7 @@ def describe(
     return (
         f"{model}, {decoder.compute_dtype}\n"
         f"mesh {shape}, {jax.process_count()} process(es); "
-        f"attention {built.attention}\n"
+        f"attention {setup.attention}\n"
         f"batch {config.batch_tokens:,} tokens = {config.batch_rows} rows × "
         f"{config.data.row_tokens} tokens, {pieces} piece(s) of {rows:g} rows a device\n"
         f"steps {first:,} → {config.steps:,}, {config.steps * config.batch_tokens:,} tokens in "
@@ -58,7 +58,7 @@ def _extensions(config: TrainConfig) -> str:
 
 def summarise(
     config: TrainConfig,
-    built: Built,
+    setup: TrainSetup,
     mixture: OpenMixture,
     log: MetricsLog,
     updates: int,
@@ -67,7 +67,7 @@ def summarise(
     """The content of summary.json."""
     return {
         "model": config.model.preset,
-        "parameters": built.decoder.parameter_count(),
+        "parameters": setup.decoder.parameter_count(),
         "tokens": log.tokens,
         "learnt_tokens": dict(log.learnt_tokens),
         "steps": config.steps,

@@ -21,8 +21,8 @@ from ipt_jax.models.config import PRESETS
 from ipt_jax.models.sharding import BATCH, MeshConfig, make_mesh
 from ipt_jax.training.checkpoints import CheckpointConfig, Checkpoints
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from ipt_jax.training.state import TrainState, abstract_state, init_state
-from ipt_jax.training.step import jit_train_step, make_train_step, summed_loss
+from ipt_jax.training.state import TrainState
+from ipt_jax.training.step import TrainSetup, summed_loss
 
 TINY = PRESETS["tiny"]
 ALL = CheckpointConfig(every_steps=1, keep=100)
@@ -36,19 +36,17 @@ class Training:
     def __init__(self, **mesh: int):
         self.mesh = make_mesh(MeshConfig(**mesh))
         settings = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
-        self.optimizer = make_optimizer(settings, 100)
-        self.abstract = abstract_state(TINY, self.optimizer, self.mesh)
-        schedule = make_schedule(settings, 100)
-        step = make_train_step(TINY, self.optimizer, schedule, source_count=1, mesh=self.mesh)
-        self._step = jit_train_step(step, self.mesh, self.abstract)
-        self._loss = jax.jit(lambda params, batch: summed_loss(TINY, params, batch, mesh=self.mesh))
+        optimizer, schedule = make_optimizer(settings, 100), make_schedule(settings, 100)
+        self._setup = setup = TrainSetup(TINY, self.mesh, optimizer, schedule, 1)
+        self.abstract = setup.abstract
+        self._loss = jax.jit(lambda params, batch: summed_loss(setup, params, {}, batch))
 
     def start(self) -> TrainState:
-        return init_state(TINY, self.optimizer, self.mesh, 0)
+        return self._setup.init_state(0)
 
     def step(self, state: TrainState, position: int) -> tuple[TrainState, float]:
         """Take the batch that leads to `position`: the state there, and the loss."""
-        state, metrics = self._step(state, self._batch(position))
+        state, metrics = self._setup.step_function(state, self._batch(position))
         return state, float(metrics["loss"])
 
     def loss(self, state: TrainState, position: int) -> float:

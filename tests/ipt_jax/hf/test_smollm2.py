@@ -21,8 +21,7 @@ from ipt_jax.models.lora import LoraConfig, adapter_count
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training.loop import train
 from ipt_jax.training.optimizer import OptimizerConfig
-from ipt_jax.training.state import init_state
-from ipt_jax.training.step import build
+from ipt_jax.training.step import make_setup
 from tests.training_runs import CORPUS, figures, make_config
 
 FLOAT32 = {"compute_dtype": "float32"}
@@ -83,13 +82,11 @@ def test_it_goes_on_training_with_a_falling_loss(smollm2, config):
     settings = OptimizerConfig(peak_learning_rate=1e-4, warmup_steps=1, schedule="constant")
     config = dataclasses.replace(config, optimizer=settings)
     mixture = open_mixture(config.data)
-    built = build(config, make_mesh(MeshConfig()), 1)
-    state = init_state(
-        built.decoder, built.optimizer, built.mesh, 0, load_hugging_face(smollm2, built.decoder)
-    )
+    setup = make_setup(config, make_mesh(MeshConfig()), 1)
+    state = setup.init_state(0, load_hugging_face(smollm2, setup.decoder))
     losses = []
     for batch in batches(mixture, rows_per_batch=4, total_batches=8):
-        state, metrics = built.step_function(state, dict(batch))
+        state, metrics = setup.step_function(state, dict(batch))
         losses.append(float(metrics["loss"]))
     assert losses[0] < 5  # from scratch it would be log(49152) = 10.8
     assert np.mean(losses[-2:]) < np.mean(losses[:2]) - 0.5

@@ -25,7 +25,7 @@ from ipt_jax.training.accumulation import check_division, with_accumulation
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.dry_run import estimate_memory
 from ipt_jax.training.optimizer import warmup_steps
-from ipt_jax.training.step import build
+from ipt_jax.training.step import make_setup
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "configs" / "train"
@@ -385,9 +385,9 @@ def test_the_parts_are_the_arguments_of_the_compiled_step(adapter, monkeypatch):
         options += ["--init_from", "models/none"]
     config = read("quickstart", *options)
     plan = estimate_memory(config)  # on this process's one device
-    built = build(config, make_mesh(config.mesh), source_count=1)
-    batch = planning._abstract_batch(config, built.mesh)
-    memory = built.step_function.lower(built.abstract, batch).compile().memory_analysis()
+    setup = make_setup(config, make_mesh(config.mesh), source_count=1)
+    batch = planning._abstract_batch(config, setup.mesh)
+    memory = setup.step_function.lower(setup.abstract, batch).compile().memory_analysis()
     assert memory is not None
     counted = plan.fixed_bytes + plan.batch_bytes
     # Beside them only the counters, the key and the guard's recent losses.

@@ -9,8 +9,7 @@ from ipt_jax.models.config import PRESETS
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training.guard import GuardConfig, accept_update, new_guard, restarted
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from ipt_jax.training.state import init_state
-from ipt_jax.training.step import make_train_step
+from ipt_jax.training.step import TrainSetup, make_train_step
 
 CONFIG = GuardConfig(spike_deviations=6.0, window_steps=8, stop_after=3)
 
@@ -79,17 +78,10 @@ def test_a_skipped_batch_leaves_the_state_untouched(accumulation, weight):
     """Not finite, or without a token to learn, which would be an update by momentum alone."""
     mesh, settings = make_mesh(MeshConfig()), OptimizerConfig(peak_learning_rate=1e-2)
     optimizer = make_optimizer(settings, 10)
-    step = jax.jit(
-        make_train_step(
-            TINY,
-            optimizer,
-            make_schedule(settings, 10),
-            source_count=1,
-            accumulation_steps=accumulation,
-            mesh=mesh,
-        )
-    )
-    state, metrics = step(init_state(TINY, optimizer, mesh, 0), batch(1.0))
+    schedule = make_schedule(settings, 10)
+    setup = TrainSetup(TINY, mesh, optimizer, schedule, 1, accumulation_steps=accumulation)
+    step = jax.jit(make_train_step(setup))  # keeps the state before
+    state, metrics = step(setup.init_state(0), batch(1.0))
     assert metrics["learnt_tokens"].tolist() == metrics["source_tokens"].tolist() == [64]
     after, metrics = step(state, batch(weight))
     assert metrics["learnt_tokens"].tolist() == [0 if weight == 0 else 64]

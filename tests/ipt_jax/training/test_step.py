@@ -19,7 +19,7 @@ from ipt_jax.models.sharding import MESH_AXES, MeshConfig, make_mesh
 from ipt_jax.training import state as state_module
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.state import abstract_state, init_state
-from ipt_jax.training.step import jit_train_step, make_train_step
+from ipt_jax.training.step import TrainSetup
 
 TINY = PRESETS["tiny"]
 STEPS = 3
@@ -59,20 +59,12 @@ def run(
     mesh = make_mesh(mesh_config)
     settings = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
     optimizer = make_optimizer(settings, STEPS)
-    step = make_train_step(
-        decoder,
-        optimizer,
-        make_schedule(settings, STEPS),
-        source_count=2,
-        accumulation_steps=accumulation,
-        mesh=mesh,
-    )
-    abstract = abstract_state(decoder, optimizer, mesh)
-    state = init_state(decoder, optimizer, mesh, 0)
-    compiled = jit_train_step(step, mesh, abstract)
+    schedule = make_schedule(settings, STEPS)
+    setup = TrainSetup(decoder, mesh, optimizer, schedule, 2, accumulation_steps=accumulation)
+    state = setup.init_state(0)
     found = []
     for _ in range(STEPS):
-        state, metrics = compiled(state, make_batch())
+        state, metrics = setup.step_function(state, make_batch())
         found.append({name: np.asarray(value).tolist() for name, value in metrics.items()})
         if gradients and len(found) == 1:
             # Adam's first moment after one step is (1 - beta1) times the clipped gradient.
