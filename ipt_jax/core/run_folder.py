@@ -46,6 +46,10 @@ class FolderRefused(UserError):
         super().__init__(f"{path}: {why}")
         self.path, self.reason, self.differs = path, reason, tuple(differs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        why = str(self).removeprefix(f"{self.path}: ")
+        return FolderRefused, (self.path, self.reason, why, self.differs)
+
 
 @dataclass(frozen=True)
 class _Marker:

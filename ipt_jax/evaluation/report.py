@@ -157,7 +157,7 @@ def token_facts(runs: Sequence[TrainingRun]) -> list[tuple[str, str]]:
 
 def synthesis_section(summary: File) -> Section:
     """Where each document went, why pieces were turned away, and what the method counted."""
-    found, parts, shown = summary.values, list[Part](), {"seconds", "seed"}
+    found, parts, shown = summary.values, list[Part](), {"seconds", "seed", "rounds"}
     if "model" in found:
         parts += _asked(summary)
         shown |= {"completions", "prompt_tokens", "completion_tokens", "requests_failed"}
@@ -228,14 +228,15 @@ def samples_section(path: Path) -> Section:
     samples = []
     try:
         for number, sample in enumerate(_json(path, _text(path))):
+            # Baselines of earlier versions wrote the text alone.
             documents = [
                 (d["text"], [(pair["instruction"], pair["response"]) for pair in d["pairs"]])
-                for d in sample["documents"]
+                for d in sample.get("documents") or [{"text": sample["text"], "pairs": []}]
             ]
             pairs = sum(len(pairs) for _, pairs in documents)
             many = f"{len(documents)} documents, " if len(documents) > 1 else ""
             counted = f" ({many}{pairs} pairs)" if pairs else ""
-            title = f"{sample['source']} · {sample['id']}{counted}"
+            title = " · ".join([*filter(None, [sample.get("source")]), sample["id"]]) + counted
             samples.append(Sample(title, documents, opened=number == 0))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of samples ({error!r}); {_AGAIN}") from error

@@ -53,7 +53,8 @@ def synthesis_report(folder: Path) -> Path:
             f"{summary['model']}, revision {str(summary['model_revision'])[:12]}, engine "
             f"{summary['engine']} {summary['engine_version']}"
         )
-    sections.append(samples_section(folder / "samples.json"))
+    if (samples := folder / "samples.json").exists():  # not of every method's earlier versions
+        sections.append(samples_section(samples))
     title = f"Synthesis: {summary['method'].replace('_', ' ')}"
     html = page(title, about, [Facts(facts)] if facts else [], sections)
     return write_page(folder / REPORT_NAME, html)

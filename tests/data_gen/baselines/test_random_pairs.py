@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from data_gen.instruction_pretrain.formats import parse_pairs
 from data_gen.methods import synthesize
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
+from ipt_jax.evaluation.synthesis_page import synthesis_report
 from tests.data_gen.fakes import FakeEngine
 
 
@@ -61,6 +63,22 @@ def test_the_same_seed_gives_the_same_shards_and_another_others(
         return [record.text for record in records(tmp_path / name)]
 
     assert made("a", 1) == made("b", 1) != made("c", 2)
+
+
+def test_a_folder_of_an_earlier_version_is_finished(synthesis: Path, tmp_path: Path) -> None:
+    """It had no ledger, no samples and no method in its fingerprint."""
+    config = RandomPairsConfig(synthesis=str(synthesis), output=str(tmp_path / "out"))
+    summary = synthesize(config)
+    marker = json.loads((tmp_path / "out" / "run.json").read_text())
+    del marker["fingerprint"]["method"]
+    marker["owns"] = [name for name in marker["owns"] if "ledger" not in name]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(marker))
+    for name in ("ledger.sqlite", "samples.json", "card.md"):
+        (tmp_path / "out" / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrayrecord")}
+    assert synthesize(config) == summary
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "What was made" in synthesis_report(tmp_path / "out").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.errors import RunStopped, UserError
 from ipt_jax.core.jobs import Job, job_seconds, run_jobs
+from ipt_jax.core.run_folder import FolderRefused
 
 
 def inputs(value: Any = 1) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
@@ -83,6 +84,24 @@ def test_jobs_that_do_not_wait_for_each_other_run_side_by_side(tmp_path):
     found = run_jobs(tmp_path, jobs, workers=2)
     assert len({*found.values(), os.getpid()}) == 3
     assert run_jobs(tmp_path, jobs) == found
+
+
+def refuse(results: Mapping[str, Any]) -> None:
+    raise FolderRefused(Path("runs/x"), "differs", "made otherwise", ["seed"])
+
+
+def stop(results: Mapping[str, Any]) -> None:
+    raise RunStopped("the guard stopped it", 3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_job_raises_is_raised_whole(tmp_path, workers):
+    with pytest.raises(FolderRefused, match="runs/x: made otherwise") as refused:
+        run_jobs(tmp_path, [Job("a", refuse, inputs())], workers=workers)
+    assert (refused.value.reason, refused.value.differs) == ("differs", ("seed",))
+    with pytest.raises(RunStopped, match="the guard stopped it") as stopped:
+        run_jobs(tmp_path, [Job("a", stop, inputs())], workers=workers)
+    assert stopped.value.code == 3
 
 
 def test_a_job_that_writes_nothing_is_an_error(tmp_path):

@@ -59,3 +59,10 @@ def test_speed_is_over_the_time_in_which_a_process_ran(folder: Path) -> None:
 def test_a_missing_summary_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"summary\.json"):
         synthesis_report(tmp_path)
+
+
+def test_a_baselines_samples_of_an_earlier_version_are_shown(folder: Path) -> None:
+    old = [{"id": "reading_comprehension/d1", "text": "A text & tasks.", "tasks": {"nli": 1}}]
+    (folder / "samples.json").write_text(json.dumps(old))
+    page = synthesis_report(folder).read_text()
+    assert "A text &amp; tasks." in page and "<summary>reading_comprehension/d1</summary>" in page
