@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_gen.corpus import MAX_CHARACTERS, corpus_sha256, find_files, read_corpus
+from data_gen.corpus import corpus_sha256, find_files
 from data_gen.corpus.pairs import PairLayout
+from data_gen.stages.config import CorpusConfig
 from data_gen.stages.ingest import write_documents
 from data_gen.stages.outputs import OutputFolder
 from ipt_jax.core.errors import UserError
@@ -22,30 +23,14 @@ _OWNS = (
 )
 
 
-@dataclass(frozen=True)
-class IngestConfig:
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(CorpusConfig):
     """A corpus, or data sets of pairs, in; record shards out."""
 
-    input: list[str] = field(default_factory=list)
-    """Files (.jsonl, .json, .txt, also .gz and .zst; .parquet, .array_record, .warc and .wet),
-    folders of record shards, saved Hugging Face data sets, hf://NAME, patterns, and any address
-    that fsspec reads."""
     output: str = "runs/corpus"
     """Folder: shards/, rejected/ and summary.json are written there."""
     pairs: list[PairLayout] = field(default_factory=list)
     """Layouts of pairs, of which a record has the first that fits; none: records are texts."""
-    text_field: str = "text"
-    """Field of a record that holds the text; text files, archives and shards need none."""
-    id_field: str = "id"
-    """Field of a record that holds the id."""
-    max_characters: int = MAX_CHARACTERS
-    """Longer documents are rejected."""
-    limit: int | None = None
-    """Read only so many records."""
-    records_per_shard: int = 4096
-    """Records in one shard."""
-    fresh: bool = False
-    """Start over: delete what an earlier run left in `output`."""
 
 
 def ingest(
@@ -61,7 +46,7 @@ def ingest(
       UserError: as `read_corpus` does; no record can be used; the folder is of something else.
     """
     settings = asdict(config)
-    del settings["output"], settings["fresh"], settings["input"]
+    del settings["output"], settings["fresh"]
     settings["input"] = corpus_sha256(find_files(config.input))
     with RunFolder.open(
         config.output, KIND, prints_of(settings), owns=_OWNS, fresh=config.fresh
@@ -73,16 +58,11 @@ def ingest(
         if on_start is not None:
             on_start(run.path)
         output.begin()
-        documents = read_corpus(
-            config.input,
-            text_field=config.text_field,
-            id_field=config.id_field,
-            max_characters=config.max_characters,
-            limit=config.limit,
-            pairs=config.pairs,
-        )
         found = write_documents(
-            documents, output, run.path / "shards", records_per_shard=config.records_per_shard
+            config.documents(config.pairs),
+            output,
+            run.path / "shards",
+            records_per_shard=config.records_per_shard,
         )
         records, rejected = found.sources.total(), dict(found.rejected.most_common())
         if not records:

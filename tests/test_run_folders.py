@@ -85,7 +85,10 @@ def synthesis(inputs: Path, folder: Path, fresh: bool = False, other: bool = Fal
 
 def ingested(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
     config = IngestConfig(
-        [str(inputs / "corpus.jsonl")], str(folder), limit=9 if other else None, fresh=fresh
+        input=[str(inputs / "corpus.jsonl")],
+        output=str(folder),
+        limit=9 if other else None,
+        fresh=fresh,
     )
     ingest(config, on_start=partial(write_run_files, config=config))
 

@@ -9,7 +9,7 @@ from ipt_jax.core.errors import UserError, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingComprehensionConfig(CorpusConfig):
+class ReadingComprehensionConfig(CorpusConfig, StageConfig):
     """Raw corpus in, record shards of raw, plain and augmented texts out."""
 
     method: str = "reading_comprehension"

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from data_gen.corpus import MAX_CHARACTERS
+from data_gen.corpus import MAX_CHARACTERS, Document, read_corpus
+from data_gen.corpus.pairs import PairLayout
 from data_gen.engines import EngineConfig
 from data_gen.stages.estimate import SAMPLE_DOCUMENTS
 from ipt_jax.core.errors import require
+from ipt_jax.core.rejection import Rejection
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """Of every stage."""
+class FolderConfig:
+    """Of what writes a folder of records."""
 
-    method: str = ""
-    """What makes the records: a key of METHODS in data_gen/methods.py."""
     output: str = "runs/synthesis"
     """Folder of the run; made where missing."""
-    seed: int = 0
-    """All draws derive from it."""
     records_per_shard: int = 4096
     """Records in one shard."""
     fresh: bool = False
@@ -31,8 +30,18 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusConfig(StageConfig):
-    """Of a stage that reads a corpus."""
+class StageConfig(FolderConfig):
+    """Of every stage."""
+
+    method: str = ""
+    """What makes the records: a key of METHODS in data_gen/methods.py."""
+    seed: int = 0
+    """All draws derive from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig(FolderConfig):
+    """Of what reads a corpus."""
 
     input: list[str] = field(default_factory=list)
     """Files (.jsonl, .json, .txt, also .gz and .zst; .parquet, .array_record, .warc and .wet),
@@ -52,6 +61,17 @@ class CorpusConfig(StageConfig):
         right = self.limit is None or self.limit >= 1
         require("limit", self.limit, right, "at least 1, or null")
         require("max_characters", self.max_characters, self.max_characters >= 1, "at least 1")
+
+    def documents(self, pairs: Sequence[PairLayout] = ()) -> Iterator[Document | Rejection]:
+        """The corpus, record by record; with layouts of `pairs` its records are those."""
+        return read_corpus(
+            self.input,
+            text_field=self.text_field,
+            id_field=self.id_field,
+            max_characters=self.max_characters,
+            limit=self.limit,
+            pairs=pairs,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_gen.corpus import Document, corpus_sha256, find_files, read_corpus
+from data_gen.corpus import Document, corpus_sha256, find_files
 from data_gen.engines import (
     Completion,
     Engine,
@@ -229,7 +229,7 @@ def estimate_stage(
       UserError: as run_stage.
     """
     config = stage.config
-    documents, count = sample_corpus(_documents(config), config.dry_run_documents, config.seed)
+    documents, count = sample_corpus(config.documents(), config.dry_run_documents, config.seed)
     if not documents:
         raise UserError("the corpus holds no document that can be read: see `input`.")
     with tempfile.TemporaryDirectory(prefix="estimate-") as name:
@@ -258,7 +258,7 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
     ingested, raw = Ingested(Counter(), Counter()), None
     if _reads(config):
         ingested = ingest_corpus(
-            _documents(config),
+            config.documents(),
             output,
             run.ledger,
             check=stage.check,
@@ -343,16 +343,6 @@ def _identity(asked: EngineConfig | None, engine: Engine | None) -> EngineIdenti
 
 def _reads(config: StageConfig) -> bool:
     return isinstance(config, CorpusConfig)
-
-
-def _documents(config: CorpusConfig) -> Iterator[Document | Rejection]:
-    return read_corpus(
-        config.input,
-        text_field=config.text_field,
-        id_field=config.id_field,
-        max_characters=config.max_characters,
-        limit=config.limit,
-    )
 
 
 class _NoEngine:
