@@ -15,7 +15,7 @@ LOCK := locks/cpu.txt
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 QUICKSTART_ARGUMENTS ?=
 
-.PHONY: help env quickstart test chips lint types lock clean
+.PHONY: help env quickstart test check chips lint types lock clean
 
 help:
 	@sed -n 's/^# \?//p' Makefile | sed -n '1,4p'
@@ -48,6 +48,10 @@ quickstart: env
 
 test: env lint types
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chips"
+
+# What takes seconds, for work in between; tests/budget.json says which files those are.
+check: env lint
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not chips" --light
 
 chips: env .chips/cuda/.made-from-lock .chips/tpu/.made-from-lock
 	$(PYTHON) -m pytest -n 2 --maxschedchunk 1 -m chips tests/chips

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_gen.engines.smollm2 import ensure_smollm2
+from tests import budget
 
 ROOT = Path(__file__).parent.parent
 _WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -70,9 +71,28 @@ def _has_gpu() -> bool:
 _LONGEST = ("test_readme.py", "test_smollm2.py", "test_dry_run.py", "test_processes.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--light", action="store_true", help="only files that take seconds")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONGEST)
+    if config.getoption("--light"):
+        known = budget.budgets()
+        seconds = {item: known.get(item.nodeid.partition("::")[0], 0) for item in items}
+        heavy = [item for item in items if seconds[item] > budget.LIGHT_SECONDS]
+        config.hook.pytest_deselected(items=heavy)
+        items[:] = [item for item in items if item not in {*heavy}]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_gpu():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a GPU, and this machine has none"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    took = budget.spent(terminalreporter.stats)
+    if os.environ.get("IPT_BUDGET") == "write":
+        budget.write(took)
+        return
+    for line in budget.over_budget(took, budget.budgets()):
+        terminalreporter.write_line(f"over its budget: {line}")
