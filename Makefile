@@ -1,5 +1,6 @@
 # make quickstart   raw text -> instruction data -> two small models -> a report, on this machine
 # make test         everything a change must pass
+# make check        of that what takes seconds
 # make chips        attention and steps compiled by the compilers of GPUs and TPUs, without one
 # All make .venv first (`make env`), from locks/cpu.txt.
 
@@ -18,7 +19,7 @@ QUICKSTART_ARGUMENTS ?=
 .PHONY: help env quickstart test check chips lint types lock clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | sed -n '1,4p'
+	@sed -n 's/^# \?//p' Makefile | sed -n '1,5p'
 	@echo "make lint | types | lock | clean"
 
 env: $(STAMP)
