@@ -24,7 +24,7 @@ def fails(*command: str | Path, prefix: tuple[str, ...] = ()) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 2, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     said = done.stderr.strip().splitlines()[-1]

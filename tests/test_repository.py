@@ -120,6 +120,6 @@ def test_every_launch_script_answers_help() -> None:
         for path in LAUNCH
     }
     for name, process in started.items():
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, f"{name}: {said}"
         assert "usage" in said.lower(), name

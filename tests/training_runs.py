@@ -114,7 +114,7 @@ def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[tupl
 
 def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen) -> None:
     """Return when the run has written so many lines of metrics."""
-    metrics, patience = folder / "metrics.jsonl", time.monotonic() + 120
+    metrics, patience = folder / "metrics.jsonl", time.monotonic() + 900
     while not metrics.exists() or metrics.read_text().count("\n") < steps:
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < patience

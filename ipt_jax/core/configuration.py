@@ -113,7 +113,8 @@ def choice_of(key: str, valid: Collection[str], *, default: str) -> str:
         elif argument.startswith(f"--{key}="):
             found = argument.partition("=")[2]
     if found not in valid:
-        raise UserError(f"`{key}` is {found!r}, which is none. {did_you_mean(str(found), valid)}")
+        said = f"`{key}` is {found!r}, which is none. {did_you_mean(str(found), valid)}"
+        raise UserError(said, key=key)
     return found
 
 
@@ -131,7 +132,8 @@ def check_keys(
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in valid:
-            raise UserError(f"{where}: unknown key '{name}'. {_nearest(name, root)}")
+            said = f"{where}: unknown key '{name}'. {_nearest(name, root)}"
+            raise UserError(said, key=name, path=where)
         nested = _dataclass_in(valid[key])
         if nested and isinstance(value, dict):
             check_keys(nested, value, where=where, prefix=f"{name}.", root=root)
@@ -149,7 +151,8 @@ def _check_options(cls: type, arguments: Sequence[str]) -> None:
         for part in parts:
             fields = _field_types(current)
             if part not in fields:
-                raise UserError(f"unknown option '{name}'. {_nearest(name[2:], cls)}")
+                said = f"unknown option '{name}'. {_nearest(name[2:], cls)}"
+                raise UserError(said, key=name[2:])
             nested = _dataclass_in(fields[part])
             if nested is None:
                 break  # what follows the dot is a key of a plain mapping

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from os import PathLike
 from typing import Any
 
 
@@ -9,8 +10,21 @@ class UserError(Exception):
     """Bad input, a wrong setting or a full disk: something the user can mend.
 
     The message is one paragraph that names the file, record or key, says what was wrong there
-    and what to do. Launch scripts print it and exit with code 2.
+    and what to do. Launch scripts print it and exit with code 2. Where one of the fields is given,
+    the message names it too; tests assert fields and not prose.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str | None = None,
+        path: str | PathLike[str] | None = None,
+        record: str | None = None,
+        advice: str | None = None,
+    ):
+        super().__init__(message)
+        self.key, self.path, self.record, self.advice = key, path, record, advice
 
 
 class DamagedRecord(UserError):
@@ -38,7 +52,7 @@ class RunStopped(Exception):
 def require(key: str, value: object, right: bool, allowed: str) -> None:
     """Raise UserError unless `right`: the key, its value, and what is `allowed`."""
     if not right:
-        raise UserError(f"`{key}` is {value}: it must be {allowed}.")
+        raise UserError(f"`{key}` is {value}: it must be {allowed}.", key=key)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ def browse(chromium: str, page: Path, profile: Path, *options: str) -> tuple[str
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     return done.stdout, done.stderr

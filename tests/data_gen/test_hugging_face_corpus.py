@@ -157,7 +157,7 @@ def test_data_sets_on_a_hub_are_streamed_at_their_commit(
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])

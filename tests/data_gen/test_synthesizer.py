@@ -82,7 +82,7 @@ def test_the_papers_config_runs_on_real_pages_and_its_shards_train(
         *("--output", made, "--limit", "30", "--engine.name", "transformers"),
         *("--engine.model", "smollm2-135m-instruct", "--engine.adapter", NAME),
         *("--engine.cache_folder", smollm2.parent, "--engine.max_tokens", "160"),
-        timeout=500,
+        timeout=600,
     )
     assert synthesis.returncode == 0, synthesis.stderr
     summary = json.loads((made / "summary.json").read_text())

@@ -48,7 +48,7 @@ def start(action: str, folder: Path, *arguments: object, devices: int = 1) -> su
 
 def finish(process: subprocess.Popen) -> list:
     """What the process reported."""
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-3000:]
     return [json.loads(line[6:]) for line in said.splitlines() if line.startswith("found ")]
 
@@ -159,7 +159,7 @@ def test_kill_9_during_an_asynchronous_save(training, uninterrupted, tmp_path, c
         copy = shutil.copytree(source, tmp_path / f"source_{moment.__name__}")
         folder = tmp_path / moment.__name__
         waiting[moment] = folder, start("save_until_killed", folder, str(copy))
-    patience = time.monotonic() + 90
+    patience = time.monotonic() + 900
     while waiting:
         for moment, (folder, process) in list(waiting.items()):
             if moment(folder):

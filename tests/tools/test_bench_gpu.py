@@ -344,7 +344,7 @@ def test_wheels_that_the_step_imports_are_listed_without_jax() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     names = {line.split("==")[0] for line in done.stdout.split()}
     assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,7 @@ def test_contenders_take_turns_and_ratios_are_of_pairs(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())

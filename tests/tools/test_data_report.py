@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     command += ["--data.mixture", str(write_mixture(folder)), "--data.skip_damaged", "true"]
     command += ["--batches", "30", "--rows", "8", "--data.row_tokens", "256"]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=200, cwd=ROOT, check=True
+        command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=True
     )
     return done.stdout, (folder / "out" / "report.html").read_text(encoding="utf-8")
 

@@ -243,7 +243,7 @@ def test_the_command(folder: Path) -> None:
             [*command, *options],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             cwd=ROOT,
             env=environment,
         )

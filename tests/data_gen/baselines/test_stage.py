@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_to_the_same_shards(
     command = [sys.executable, "-m", "tests.data_gen.baselines.killed_run"]
     process = subprocess.Popen([*command, str(corpus), str(out), str(model)], cwd=REPOSITORY)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while finished_blocks(out) < 2:  # a shard whose block is not on record is written again
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)

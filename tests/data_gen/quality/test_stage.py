@@ -325,7 +325,7 @@ def test_the_launch_script(tmp_path: Path, first: Path, root: Path) -> None:
     config = root / "configs" / "quality" / "genqa.yaml"
     command = [sys.executable, "launch/filter.py", "--config", str(config)]
     command += ["--input", json.dumps([str(first)]), "--output", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "300 in = 296 out + 4 rejected" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

@@ -12,6 +12,7 @@ import pytest
 
 from ipt_jax.core.configuration import (
     as_yaml,
+    choice_of,
     parse_config,
     run_main,
     write_run_files,
@@ -85,10 +86,28 @@ def test_bad_files_are_named_with_the_key(tmp_path, text, message):
 
 
 def test_bad_options_are_named():
-    with pytest.raises(UserError, match=r"'--inner\.lerning_rate'.*'inner\.learning_rate'"):
+    with pytest.raises(UserError, match=r"'--inner\.lerning_rate'.*'inner\.learning_rate'") as bad:
         parse("--inner.lerning_rate", "1")
+    assert bad.value.key == "inner.lerning_rate"
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
         parse("--config", "nowhere.yaml")
+
+
+def test_a_key_that_decides_which_settings_there_are(tmp_path, monkeypatch):
+    file = tmp_path / "x.yaml"
+    file.write_text("kind: b\nother: 1\n")
+    for argv, found in (
+        ([], "a"),
+        (["--config", str(file)], "b"),
+        ([f"--config={file}", "--kind", "c"], "c"),
+        (["--kind=c", "--config", str(file)], "c"),
+    ):
+        monkeypatch.setattr("sys.argv", ["x", *argv])
+        assert choice_of("kind", "abc", default="a") == found
+    monkeypatch.setattr("sys.argv", ["x", "--kind=bb"])
+    with pytest.raises(UserError, match="The nearest is 'b'") as bad:
+        choice_of("kind", ("a", "b"), default="a")
+    assert bad.value.key == "kind"
 
 
 def ends_with(capsys, error: BaseException) -> tuple[int, str]:
@@ -122,7 +141,7 @@ def test_a_reader_that_is_gone_ends_it_without_a_word(printed):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=600)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -155,7 +174,7 @@ configuration.run_main(main)
 def test_a_thread_that_a_library_left_behind_does_not_keep_the_process():
     """As Orbax's after a save that failed for want of inodes."""
     command = [sys.executable, "-c", LEFT_BEHIND]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert "error: the disk is full" in done.stderr and "longer: left behind" in done.stderr
     assert done.stdout == "12 of 20 were written\n"  # though it is held back in a pipe

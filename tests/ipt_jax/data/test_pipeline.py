@@ -128,7 +128,7 @@ def test_worker_processes_do_not_outlive_a_killed_run(corpus: Path, tmp_path: Pa
     assert process.stdout is not None and process.stdout.readline() == "reading\n"
     process.kill()
     # The workers hold the pipe too: it ends when the last of them has.
-    assert process.communicate(timeout=60)[0] == ""
+    assert process.communicate(timeout=600)[0] == ""
 
 
 _RESUME = """
@@ -150,7 +150,7 @@ def test_a_fresh_process_goes_on_exactly(mixture: Mixture, whole: list[Batch]) -
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parents[3],
     )
     assert ran.stdout.strip() == digest(whole[7:])

@@ -75,7 +75,7 @@ def test_a_fresh_process_goes_on_in_any_stage(staged: Mixture) -> None:
         [sys.executable, "-c", _RESUME, argument],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parents[3],
     )
     assert ran.returncode == 0, ran.stderr

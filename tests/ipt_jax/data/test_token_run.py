@@ -82,7 +82,7 @@ def made(folder: Path, content: dict[str, Any]) -> Path:
     output = folder / "tokens"
     (folder / "m.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     ran = launch(folder / "m.yaml", output, "--data.worker_count", "2")
-    said, _ = ran.communicate(timeout=200)
+    said, _ = ran.communicate(timeout=600)
     assert ran.returncode == 0, said
     assert "raw: 4/4 shards" in said
     assert "talk: 60 records, 0 of them damaged" in said
@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on(folder: Path, made: Path, tmp_path: Path) -> None:
     output, at = tmp_path / "out", tmp_path / "out" / "raw"
     # So slow that it is killed long before its end.
     run = launch(folder / "m.yaml", output, "--tasks", "[raw]", "--records_per_shard", "1")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while len(list(at.glob("part-*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)

@@ -370,7 +370,7 @@ def test_conversion_needs_memory_for_a_part_and_not_for_the_model(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     exported, converted = json.loads(done.stdout.splitlines()[-1])

@@ -39,7 +39,7 @@ def start(folder: Path) -> tuple[list[str], str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split(), done.stderr

@@ -325,7 +325,7 @@ def test_eight_billion_on_256_devices_keeps_activations_on_their_devices(nowhere
         cwd=nowhere,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "256 devices h100, mesh data 1 × fsdp 64 × tensor 4" in done.stdout

@@ -249,7 +249,7 @@ def test_a_terminal_gets_a_bar_and_nothing_heavy_is_loaded(tmp_path):
             break
         said += piece
     os.close(ours)
-    assert process.wait(timeout=60) == 0, process.stderr and process.stderr.read()
+    assert process.wait(timeout=600) == 0, process.stderr and process.stderr.read()
     text = said.decode()
     assert "\x1b[" in text and "5/5" in text and "tokens/s" in text
     assert "step 1 of 5" not in text
@@ -361,7 +361,7 @@ def test_wandb_offline_is_one_run_for_all_starts(tmp_path):
         log.add(3, step(3))
     (name,) = {path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")}
     assert name == f"run-{(tmp_path / 'wandb_run_id.txt').read_text().strip()}.wandb"
-    patience = time.monotonic() + 20  # wandb's own process may still be writing
+    patience = time.monotonic() + 200  # wandb's own process may still be writing
     while len(wandb_steps(tmp_path)[-1]) < 2 and time.monotonic() < patience:
         time.sleep(0.1)
     assert wandb_steps(tmp_path) == [{1: 10, 2: 5}, {2: 5, 3: pytest.approx(10 / 3)}]

@@ -190,7 +190,7 @@ def test_eight_devices_give_the_numbers_of_one():
     expected = run(gradients=True, **WIDE)
     found_of = {}
     for half, process in enumerate(halves):
-        out, errors = process.communicate(timeout=400)
+        out, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-2000:]
         found = json.loads(out.splitlines()[-1])
         found_of |= dict(zip(range(half, len(MESHES), 2), found, strict=True))
