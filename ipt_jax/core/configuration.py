@@ -107,9 +107,9 @@ def choice_of(key: str, valid: Collection[str], *, default: str) -> str:
     for path in _config_files(arguments):
         values = _read_yaml(path)
         found = (values.get(key) if isinstance(values, dict) else None) or found
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for number, argument in enumerate(arguments):
         if argument == f"--{key}":
-            found = following
+            found = "".join(arguments[number + 1 : number + 2])
         elif argument.startswith(f"--{key}="):
             found = argument.partition("=")[2]
     if found not in valid:
@@ -162,8 +162,9 @@ def _check_options(cls: type, arguments: Sequence[str]) -> None:
 def _with_flags_set(cls: type, arguments: Sequence[str]) -> list[str]:
     """Let `--fresh` alone mean `--fresh true`, for every key that is true or false."""
     completed = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for number, argument in enumerate(arguments):
         completed.append(argument)
+        following = "".join(arguments[number + 1 : number + 2]) or "--"
         if not argument.startswith("--") or not following.startswith("--"):
             continue
         current: Any = cls

@@ -85,6 +85,10 @@ def test_bad_files_are_named_with_the_key(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_command_may_have_no_options():
+    assert parse() == Config()
+
+
 def test_bad_options_are_named():
     with pytest.raises(UserError, match=r"'--inner\.lerning_rate'.*'inner\.learning_rate'") as bad:
         parse("--inner.lerning_rate", "1")
