@@ -11,8 +11,11 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ipt_jax.core.configuration import run_main
-from ipt_jax.core.files import atomic_write
+from ipt_jax.core.interrupts import importing
+
+with importing():
+    from ipt_jax.core.configuration import run_main
+    from ipt_jax.core.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ipt_jax", "data_gen")

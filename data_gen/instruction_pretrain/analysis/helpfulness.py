@@ -17,7 +17,7 @@ from ipt_jax.core.seeds import generator_of
 
 WITHOUT, RANDOM, BASE, TUNED = "without", "random", "base", "tuned"
 CONDITIONS = (WITHOUT, RANDOM, BASE, TUNED)
-_QUESTION, _ANSWER = "Query:", "Answer:"
+_QUESTION, _ANSWER = "Question:", "Answer:"
 
 
 @dataclass(frozen=True)
