@@ -58,6 +58,7 @@ class RandomPairs(Stage[RandomPairsConfig, Exchange]):
         shards_of = Path(config.synthesis).expanduser() / "shards"
         self._source = RecordSource(shards_of / AUGMENTED)
         self._raw = RecordSource(shards_of / "raw")
+        self._exchanges = _Exchanges(config, self._source)
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -68,7 +69,7 @@ class RandomPairs(Stage[RandomPairsConfig, Exchange]):
 
     def units(self, raw: RecordSource | None) -> Sequence[Exchange]:
         self._row_of = {record.id: row for row, record in enumerate(RecordUnits(self._raw))}
-        return _Exchanges(self.config, self._source)
+        return self._exchanges
 
     def work(self, unit: Exchange) -> Generator[Request, Completion, UnitOutput]:
         yield from ()  # nothing is asked

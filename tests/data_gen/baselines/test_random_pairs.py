@@ -96,3 +96,4 @@ def test_a_folder_that_will_not_do_is_named(
             shards.write(Record("x", "t", "test", provenance=provenance))
     with pytest.raises(UserError, match=said):
         synthesize(RandomPairsConfig(synthesis=str(tmp_path), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
