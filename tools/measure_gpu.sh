@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is to be measured on one GPU, in 15 minutes: tools/measure_gpu.sh OUT [TEXT [TOKENIZER]]
 #
-# OUT gets rows.jsonl (each row when it is measured), what the parts printed, and of 60 real training
+# OUT gets rows.jsonl (each row when it is measured), profiler traces, what the parts printed, and of 60 real training
 # steps metrics and summary. TEXT is JSON lines with a key `text` (the packaged sample corpus without
 # it), TOKENIZER as in a training config. Needs what launch/train.py needs: pip install
 # 'ipt-jax[cuda,tokenizers]', or its wheels on PYTHONPATH with their metadata.
@@ -19,7 +19,7 @@ python=${PYTHON:-python}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-dry=() model=(--config configs/train/ipt_500m_instruct.yaml --train_tokens 31457280)
+dry=() model=(--config configs/train/ipt_500m_instruct.yaml --rows_per_device 32 --train_tokens 31457280)
 if [ -n "${IPT_DRY:-}" ]; then
   dry=(--dry_run)
   model=(--config configs/train/quickstart.yaml --train_tokens 8192 --batch_tokens 4096)
@@ -37,7 +37,7 @@ YAML
 bench() { # seconds, parts…
   local seconds=$1
   shift
-  $python tools/bench_gpu.py --rows "$out/rows.jsonl" --seconds "$seconds" "${dry[@]}" --parts "$@" \
+  $python tools/bench_gpu.py --rows "$out/rows.jsonl" --trace "$out/trace" --seconds "$seconds" "${dry[@]}" --parts "$@" \
     2>&1 | tee -a "$out/bench.txt"
 }
 
@@ -46,16 +46,16 @@ if [ -n "${IPT_DRY:-}" ]; then
 else
   nvidia-smi | tee "$out/nvidia-smi.txt"
   # Right or wrong first, each kernel in a watched process; then in turns; then the whole step.
-  bench 390 probe:cudnn_packed probe:pallas_hopper probe:pallas \
+  bench 310 probe:cudnn_packed probe:pallas_hopper probe:pallas \
     case:packed:2048:64 case:packed:4096:128 case:causal:4096:128 steps:ipt_500m
 fi
 
 # What it has at the end of its time it says in its metrics.
-timeout --signal=INT --kill-after=15 240 $python launch/train.py "${model[@]}" --run_folder "$work/run" \
+timeout --signal=INT --kill-after=15 310 $python launch/train.py "${model[@]}" --run_folder "$work/run" \
   --data.root "$work" --data.mixture "$work/mixture.yaml" --data.tokenizer "$tokenizer" --metrics.every_steps 5 \
   --compilation_cache "$work/cache" 2>&1 | tee "$out/train.txt"
 trained=$?
 cp "$work"/run/{metrics.jsonl,summary.json,config.yaml} "$out/" 2>/dev/null
 
-[ -n "${IPT_DRY:-}" ] || bench 170 steps:ipt_1_3b steps:llama3_8b
+[ -n "${IPT_DRY:-}" ] || bench 150 steps:ipt_1_3b steps:llama3_8b
 exit "$trained"
