@@ -1,6 +1,6 @@
 """The train step in its variants, on one GPU; run by tools/bench_gpu.py.
 
-Attention backend, rematerialisation, rows, XLA flags and dropout vary; every variant trains the
+Attention backend, rematerialisation, rows and dropout vary; every variant trains the
 same state on packed rows, and they take turns.
 """
 
@@ -27,11 +27,6 @@ from ipt_jax.training import loss
 from ipt_jax.training.optimizer import OptimizerConfig, make_schedule
 from ipt_jax.training.step import TrainSetup
 
-# Of `ipt_jax.training.xla_flags`, those that change what one device does.
-FLAGS = {
-    "xla_gpu_enable_latency_hiding_scheduler": True,
-    "xla_gpu_enable_while_loop_double_buffering": True,
-}
 ALL_NAMES = tuple(SAVEABLE)
 WITHOUT_GATE_UP = tuple(name for name in SAVEABLE if name != "gate_up")
 
@@ -46,8 +41,6 @@ class Variant:
     """What a block keeps; None: everything (no rematerialisation); empty: nothing."""
     rows: int = 16
     """Rows a step."""
-    flags: bool = False
-    """With the XLA flags meant for several devices."""
     chunk_tokens: int = 1024
     """Tokens whose logits exist at a time."""
     slots: int = 8
@@ -70,7 +63,6 @@ class Variant:
         kept = kept or " + ".join(self.save or ())
         extra = [f"chunks of {self.chunk_tokens}"] if self.chunk_tokens != 1024 else []
         extra += [f"dropout {self.dropout}"] if self.dropout else []
-        extra += ["flags"] if self.flags else []
         extra += [f"{self.slots} slots a row"] if self.backend == "cudnn_packed" else []
         return ", ".join([self.backend, f"remat {kept}", *extra])
 
@@ -79,11 +71,8 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     "ipt_500m": (
         Variant("pallas_hopper", rows=32),
         Variant(rows=32),
-        Variant(rows=32, slots=16),
-        Variant("pallas", rows=32),
-        Variant("pallas_hopper", save=None),
         Variant("pallas_hopper", rows=32, dropout=0.1),
-        Variant("pallas_hopper", rows=32, flags=True),
+        Variant("pallas", rows=32),
     ),
     "ipt_1_3b": (Variant("pallas_hopper"), Variant()),
     "llama3_8b": (
@@ -129,8 +118,7 @@ def measure(
                 mock.patch.object(cudnn_packed, "SLOTS_PER_ROW", variant.slots),
             ):
                 lowered = setup.step_function.lower(setup.abstract, batch)
-            options: Any = FLAGS if variant.flags else None
-            compiled = lowered.compile(compiler_options=options)
+            compiled = lowered.compile()
             compiled_seconds = time.perf_counter() - begin
             if state is None:
                 state = setup.init_state(0)

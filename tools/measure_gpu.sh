@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything that is to be measured on one GPU, in 15 minutes: tools/measure_gpu.sh OUT [TEXT [TOKENIZER]]
-#
-# OUT gets rows.jsonl (each row when it is measured), profiler traces, what the parts printed, and of 60 real training
-# steps metrics and summary. TEXT is JSON lines with a key `text` (the packaged sample corpus without
-# it), TOKENIZER as in a training config. Needs what launch/train.py needs: pip install
-# 'ipt-jax[cuda,tokenizers]', or its wheels on PYTHONPATH with their metadata.
+# Everything that is to be measured on one GPU, in 15 minutes:
+#     tools/measure_gpu.sh OUT [TEXT [TOKENIZER]]
+# OUT gets rows.jsonl (each row when it is measured), profiler traces, what the parts printed, and
+# of 60 real training steps metrics and summary. TEXT is JSON lines with a key `text` (the packaged
+# sample corpus without it), TOKENIZER as in a training config. Needs what launch/train.py needs:
+# pip install 'ipt-jax[cuda,tokenizers]', or its wheels on PYTHONPATH with their metadata.
 # IPT_DRY=1 goes through the same on a CPU with tiny shapes; its figures mean nothing.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-[ $# -ge 1 ] || { sed -n 2,9p "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n 2,8p "$0"; exit 2; }
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 text=$(realpath "${2:-$root/data_gen/sample_corpus/documents.jsonl}")
@@ -45,9 +45,9 @@ if [ -n "${IPT_DRY:-}" ]; then
   bench 600 probe:pallas steps:ipt_500m
 else
   nvidia-smi | tee "$out/nvidia-smi.txt"
-  # Right or wrong first, each kernel in a watched process; then in turns; then the whole step.
-  bench 310 probe:cudnn_packed probe:pallas_hopper probe:pallas \
-    case:packed:2048:64 case:packed:4096:128 case:causal:4096:128 steps:ipt_500m
+  # Right or wrong first, each kernel in a watched process; then the whole step; attention alone,
+  # which decides least, comes last.
+  bench 255 probe:cudnn_packed probe:pallas_hopper probe:pallas steps:ipt_500m
 fi
 
 # What it has at the end of its time it says in its metrics.
@@ -57,5 +57,5 @@ timeout --signal=INT --kill-after=15 310 $python launch/train.py "${model[@]}" -
 trained=$?
 cp "$work"/run/{metrics.jsonl,summary.json,config.yaml} "$out/" 2>/dev/null
 
-[ -n "${IPT_DRY:-}" ] || bench 150 steps:ipt_1_3b steps:llama3_8b
+[ -n "${IPT_DRY:-}" ] || bench 240 steps:ipt_1_3b steps:llama3_8b case:packed:4096:128 case:packed:2048:64
 exit "$trained"

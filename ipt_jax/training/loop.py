@@ -158,6 +158,8 @@ def _train(
                 phase = "compiling" if position == first else "step"
                 with phases(phase), profiler.step(position + 1, pending):
                     state, metrics = setup.step_function(state, batch)
+                    # Asked for now, the copy does not wait behind the kernels of the next step.
+                    jax.copy_to_host_async(metrics)
                     position += 1
                     stop.note(stream.error)
                     code = agreement.reached_sync_point(stop.code)

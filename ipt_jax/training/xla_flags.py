@@ -83,6 +83,8 @@ _VARIABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("XLA_PYTHON_CLIENT_MEM_FRACTION",),
     ),
 }
+# With one GPU it would only make copies to the host wait for kernels launched after them.
+_FOR_SEVERAL = ("CUDA_DEVICE_MAX_CONNECTIONS",)
 
 
 def gpu_flags(version: str) -> tuple[str, ...]:
@@ -148,6 +150,7 @@ def _additions(
         name: value
         for name, (value, _, aliases) in _VARIABLES.items()
         if not any(alias in environment for alias in (name, *aliases))
+        and (several or name not in _FOR_SEVERAL)
     }
     variables = " ".join(f"{name}={value}" for name, value in added.items())
     if not several:

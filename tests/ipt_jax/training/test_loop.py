@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import shutil
 import signal
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
@@ -19,6 +21,7 @@ from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.loop import train
 from ipt_jax.training.metrics import MetricsLog
 from ipt_jax.training.optimizer import ExtensionConfig
+from ipt_jax.training.step import TrainSetup
 from tests.run_folders import unlisted
 from tests.training_runs import (
     figures,
@@ -95,6 +98,30 @@ def test_stopped_and_run_again_gives_the_same_figures(shards, finished, tmp_path
     assert again.returncode == 0, again.stderr
     assert "steps 0 →" not in again.stdout  # it went on from a checkpoint
     assert figures(folder) == figures(finished)
+
+
+def test_a_steps_figures_are_fetched_before_the_next_step_is_launched(
+    shards, tmp_path, monkeypatch
+):
+    # On a GPU the copy waits behind what was launched before it: else a step's figures come a
+    # whole step late, and the next step is launched when the device has run dry.
+    seen = []
+    step_function, copy, add = (
+        TrainSetup.step_function.func,
+        jax.copy_to_host_async,
+        MetricsLog.add,
+    )
+
+    def launching(setup):
+        step = step_function(setup)
+        return lambda *given: (seen.append("launch"), step(*given))[1]
+
+    monkeypatch.setattr(TrainSetup, "step_function", functools.cached_property(launching))
+    TrainSetup.__dict__["step_function"].__set_name__(TrainSetup, "step_function")
+    monkeypatch.setattr(jax, "copy_to_host_async", lambda x: (seen.append("copy"), copy(x))[1])
+    monkeypatch.setattr(MetricsLog, "add", lambda *given: (seen.append("read"), add(*given))[1])
+    train(dataclasses.replace(make_config(shards, tmp_path / "run"), train_tokens=3 * 512))
+    assert seen == ["launch", "copy", "launch", "copy", "read", "launch", "copy", "read", "read"]
 
 
 def test_export_of_a_run_is_verified_against_transformers(finished):
