@@ -71,14 +71,6 @@ class Case:
         )
 
 
-def cases(head_width: int) -> list[Case]:
-    """The cases of one head width, the most telling first."""
-    masks = ("causal", "packed", "windowed")
-    found = [Case(mask, length, head_width) for mask in masks for length in (4096, 2048)]
-    # JAX's own kernel has no backward pass under a mask.
-    return [*found, Case("full", 4096, head_width)]
-
-
 def segment_ids(rows: int, length: int, mean_tokens: int = 512) -> np.ndarray:
     """int32 [B, T]: documents of log-normal length, cut where a row ends; no padding."""
     generator = np.random.default_rng(0)
@@ -156,6 +148,7 @@ def contestants(case: Case, dry_run: bool, leave_out: list[str]) -> dict[str, Ca
 
         # First: the honest peer, and what the others' speeds are ratios to.
         ids = jnp.asarray(segment_ids(*case.shape[:2]))
+
         def packed(q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any) -> jax.Array:
             return cudnn_packed_attention(q, k, v, spec, ids)
 
