@@ -21,7 +21,7 @@ from ipt_jax.core.errors import UserError
 
 FAILURES_IN_A_ROW = 20  # units that may fail one after another
 STALL_SECONDS = 3600.0  # without an answer, while an engine asks for more work
-RETRIES = 2  # times that a passing error of the engine is asked again before it counts
+RETRIES = 2  # times that a transient error of the engine is asked again before it counts
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def run_units[U: Unit, R](
     so that it finds the prompt it continues still in the engine's cache.
 
     Completions with finish reason `error` are handed on and not stored: a later run asks again. A
-    passing one is asked up to RETRIES times again before. Requests on which the engine itself
+    transient one is asked up to RETRIES times again before. Requests on which the engine itself
     raises are found and count as errors (see `with_isolation`). Where a unit's work raises, its
     outcome is a Failure.
 
@@ -262,7 +262,7 @@ class _Run[U: Unit, R]:
         self._answered = time.monotonic()
         flight, request = self._asked.pop(completion.request_id)
         if completion.finish_reason == "error":
-            if completion.error_kind == "passing" and flight.retries < RETRIES:
+            if completion.error_kind == "transient" and flight.retries < RETRIES:
                 flight.retries += 1
                 self._ready.append((flight, request))
                 return

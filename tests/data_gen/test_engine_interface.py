@@ -105,7 +105,7 @@ def test_a_chat_that_the_template_refuses_hurts_no_other(
         Request("good", (Message("user", "One two"),), SHORT),
     ]
     found = {c.request_id: c for c in engine.generate(requests)}
-    assert found["bad"].finish_reason == "error" and found["bad"].error_kind == "terminal"
+    assert found["bad"].finish_reason == "error" and found["bad"].error_kind == "permanent"
     assert "first the user" in found["bad"].text
     assert found["good"].finish_reason == "length" and found["good"].prompt_tokens == 2
     monkeypatch.setattr(engine.tokenizer, "chat_template", None)

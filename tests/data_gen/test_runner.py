@@ -87,7 +87,7 @@ def test_what_was_answered_is_never_asked_again(
 def test_an_error_of_the_engine_is_handed_on_and_asked_again_next_time(tmp_path: Path) -> None:
     class Failing(FakeEngine):
         def answer(self, request: Request) -> Completion:
-            return Completion(request.id, "no room", "error", 1, 0, "terminal")
+            return Completion(request.id, "no room", "error", 1, 0, "permanent")
 
     assert outcomes(Failing(), tmp_path)[1] == ("u1", ["no room"])
     engine = FakeEngine()
@@ -158,7 +158,7 @@ def test_a_passing_error_is_asked_again_and_a_terminal_one_is_not(tmp_path: Path
             return Completion(request.id, "busy", "error", 0, 0, self.kind)  # type: ignore[arg-type]
 
     for number, (kind, times, tries, text) in enumerate(
-        [("passing", 2, 3, None), ("passing", 9, 3, "busy"), ("terminal", 1, 1, "busy")]
+        [("transient", 2, 3, None), ("transient", 9, 3, "busy"), ("permanent", 1, 1, "busy")]
     ):
         engine = Tired(kind, times)
         found = dict(outcomes(engine, tmp_path / str(number)))

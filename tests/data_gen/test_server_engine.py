@@ -53,7 +53,7 @@ MENDED = {
     "error200 ok": 2,
     "half cut 500 ok": 4,
 }
-TERMINAL = {
+PERMANENT = {
     "400": "http_400",
     "401": "http_401",
     "403": "http_403",
@@ -69,7 +69,7 @@ EXHAUSTED = {"500": "http_500", "hang": "timeout", "cut": "connection_cut", "hal
 
 def test_every_request_gets_its_one_completion(server: MisbehavingServer) -> None:
     """All misbehaviours at once among good requests, in a drawn order, within a bounded time."""
-    scripts = [*MENDED, *TERMINAL, *EXHAUSTED]
+    scripts = [*MENDED, *PERMANENT, *EXHAUSTED]
     prompts = [f"{script} | {number}" for number, script in enumerate(scripts * 3)]
     prompts += [f"ok | good {number}" for number in range(200)]
     random.Random(1).shuffle(prompts)
@@ -89,13 +89,13 @@ def test_every_request_gets_its_one_completion(server: MisbehavingServer) -> Non
             assert completion.error_kind is None
             continue
         assert completion.finish_reason == "error"
-        kind, attempts = ("terminal", 1) if script in TERMINAL else ("passing", 4)
-        reason = {**TERMINAL, **EXHAUSTED}[script]
+        kind, attempts = ("permanent", 1) if script in PERMANENT else ("transient", 4)
+        reason = {**PERMANENT, **EXHAUSTED}[script]
         assert completion.text.startswith(f"{reason}: "), completion
         assert completion.text.endswith(f"(attempts: {attempts})")
         assert (completion.error_kind, completion.attempts) == (kind, attempts), prompt
         assert server.attempts[prompt] == attempts
-    errors = Counter({reason: 3 for reason in (*TERMINAL.values(), *EXHAUSTED.values())})
+    errors = Counter({reason: 3 for reason in (*PERMANENT.values(), *EXHAUSTED.values())})
     assert engine.stats.errors == errors
     assert engine.stats.completions == 3 * len(MENDED) + 200
     assert engine.stats.without_usage == 3
@@ -209,7 +209,7 @@ def test_what_is_waited_for_is_said(
     begun = time.monotonic()
     (completion,) = ask(engine, f"{script} | a").values()
     engine.close()
-    assert time.monotonic() - begun < 5 and completion.error_kind == "passing"
+    assert time.monotonic() - begun < 5 and completion.error_kind == "transient"
     said = caplog.messages[-1]
     assert f"the server at {server.url} has completed nothing for" in said
     assert "the last time for " in said and "after 3 attempts" in said

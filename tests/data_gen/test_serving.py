@@ -195,7 +195,7 @@ def test_vllm_itself_serves_a_real_model(smollm2: Path, tmp_path: Path) -> None:
         assert found["bound"].text.startswith("<QUE> ") and found["bound"].text.endswith("</END>")
         long = next(iter(engine.generate([Request("long", "word " * 900, SamplingParams())])))
         print(long)
-        assert (long.finish_reason, long.error_kind, long.attempts) == ("error", "terminal", 1)
+        assert (long.finish_reason, long.error_kind, long.attempts) == ("error", "permanent", 1)
         assert long.text.startswith("context_too_long: ")
         engine.close()
         assert len(members(server.process.pid)) > 1  # vLLM's engine is a process of its own
