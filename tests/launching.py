@@ -6,10 +6,12 @@ import contextlib
 import io
 import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from ipt_jax.core import configuration
 from ipt_jax.core.configuration import run_main
 from ipt_jax.core.errors import UserError
 from ipt_jax.training import host_memory
@@ -45,24 +47,29 @@ def launch(script: str, *arguments: str | Path) -> Ended:
     to a training.
     """
     errors: list[UserError] = []
-    out, err = io.StringIO(), io.StringIO()
+    out, err, code = io.StringIO(), io.StringIO(), 0
 
-    def main() -> None:
-        try:
-            runpy.run_path(script, run_name="launched")["main"]()
-        except UserError as error:
-            errors.append(error)
-            raise
+    def noting(main: Callable[[], int | None]) -> None:
+        def run() -> int | None:
+            try:
+                return main()
+            except UserError as error:
+                errors.append(error)
+                raise
+
+        run_main(run)
 
     with (
         contextlib.chdir(ROOT),
         mock.patch.object(sys, "argv", [script, *map(str, arguments)]),
+        mock.patch.object(sys, "path", [str(ROOT / Path(script).parent), *sys.path]),
+        mock.patch.object(configuration, "run_main", noting),
         mock.patch.object(host_memory, "configure_malloc"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         try:
-            run_main(main)
+            runpy.run_path(script, run_name="__main__")
         except SystemExit as ended:
             code = int(ended.code or 0)
     return Ended(code, out.getvalue(), err.getvalue(), errors[0] if errors else None)
