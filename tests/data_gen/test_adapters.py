@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tests.data_gen.tiny_model import END_ID, TEXTS, write_base
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
 B = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,6 @@ def made(folder: Path, dtype: torch.dtype, shard_size: str) -> Tuned:
         model=str(folder / "base"), adapter=str(adapter), cache_folder=str(folder / "cache")
     )
     return Tuned(folder / "base", adapter, config)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small batches on a busy machine: threads that wait for each other cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

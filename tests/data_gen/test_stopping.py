@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from data_gen.engines import Request, SamplingParams
@@ -17,6 +16,7 @@ from data_gen.engines.stopping import cut_at_stop
 from ipt_jax.core.tokenizers import load_tokenizer
 from tests.data_gen.tiny_model import END_ID, byte_level, write_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = (
     "Bees dance.\n\nQuestion: why?</CON>\n\nAnswer: to tell where flowers are. </END> More.",
     "Größe 7 — “naïve” café\n日本語のテキスト🪿🪿\nEnd of it </s> and on",
@@ -43,15 +43,6 @@ def whole_text_cut(decode: Callable[..., str], ids: list[int], stops: Sequence[s
     text = decode(ids)
     cuts = [text.find(stop) for stop in stops if stop in text]
     return text[: min(cuts)] if cuts else None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small batches on a busy machine: threads that wait for each other cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["mistral", "byte level"])
