@@ -18,6 +18,7 @@ from tests.launching import ROOT, launch
 NAME = "smollm2-135m-synthesizer"
 FOLDER = PACKAGED[NAME].folder
 PERMISSIVE = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY 3.0"}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
