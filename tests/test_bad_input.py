@@ -44,8 +44,10 @@ def as_nobody_special() -> Iterator[None]:
     mine = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, and once more
     assert libc.capget(header, mine) == 0
     assert libc.capset(header, (ctypes.c_uint32 * 6)(0, mine[1], 0, 0, mine[4], 0)) == 0
-    yield
-    assert libc.capset(header, mine) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, mine) == 0
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x80\x81\xfe\xff" * 50])
