@@ -84,7 +84,7 @@ def test_a_silent_process_is_named_and_a_killed_one_takes_the_others_with_it(sha
     silent, killed = tmp_path / "silent", tmp_path / "killed"
     # Batches enough that the runs cannot end before something happens to them.
     longer = ("--train_tokens", str(512 * 5000))
-    watched = (*longer, "--watchdog.timeout_seconds", "30")
+    watched = (*longer, "--watchdog.timeout_seconds", "45")
     config = write_config(make_config(shards, silent), tmp_path / "silent.yaml")
     waiting = start_several(config, 2, *watched)
     try:
