@@ -51,12 +51,13 @@ def shorter(cache: Path) -> dict[str, list[str]]:
     with contextlib.chdir(ROOT):
         arguments = ["--config", "configs/quickstart.yaml", "--minutes", str(MINUTES)]
         sizes = scaled(parse_config(QuickstartConfig, arguments, prog="", description=""))
-    quickstart = ["--minutes", str(MINUTES), "--evaluation.limit", "8"]
-    folder = "engine.cache_folder"
+    minutes = ["--minutes", str(MINUTES), "--evaluation.limit", "8"]
+    engine = {"engine.cache_folder": str(cache), "engine.max_tokens": "128"}
     return {
-        "launch/quickstart.py": [*quickstart, f"--synthesis.{folder}", str(cache)],
+        "launch/quickstart.py": [*minutes, *(f"--synthesis.{k}={v}" for k, v in engine.items())],
         "launch/synthesize.py": [
-            *("--fraction", str(sizes.synthesis.fraction), f"--{folder}", str(cache))
+            f"--fraction={sizes.synthesis.fraction}",
+            *(f"--{k}={v}" for k, v in engine.items()),
         ],
         "launch/train.py": ["--train_tokens", str(sizes.training.train_tokens)],
         "launch/evaluate.py": ["--limit", "8"],

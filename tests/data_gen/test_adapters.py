@@ -35,7 +35,6 @@ from tests.data_gen.tiny_model import END_ID, TEXTS, write_base
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
 B = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)

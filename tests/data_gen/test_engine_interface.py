@@ -31,9 +31,6 @@ from ipt_jax.core.errors import UserError
 SHORT = SamplingParams(max_tokens=2)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def engine(bfloat16_engine: TransformersEngine) -> TransformersEngine:
     return bfloat16_engine

@@ -28,9 +28,6 @@ TEXTS = (
 )
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def engine(bfloat16_engine: TransformersEngine) -> TransformersEngine:
     return bfloat16_engine

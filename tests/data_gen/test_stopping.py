@@ -16,7 +16,6 @@ from data_gen.engines.stopping import cut_at_stop
 from ipt_jax.core.tokenizers import load_tokenizer
 from tests.data_gen.tiny_model import END_ID, byte_level, write_base
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = (
     "Bees dance.\n\nQuestion: why?</CON>\n\nAnswer: to tell where flowers are. </END> More.",
     "Größe 7 — “naïve” café\n日本語のテキスト🪿🪿\nEnd of it </s> and on",

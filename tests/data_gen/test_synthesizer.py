@@ -18,7 +18,6 @@ from tests.launching import ROOT, launch
 NAME = "smollm2-135m-synthesizer"
 FOLDER = PACKAGED[NAME].folder
 PERMISSIVE = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY 3.0"}
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -63,7 +62,7 @@ def test_it_writes_pairs_by_the_papers_config_and_its_shards_train(
         *("launch/synthesize.py", "--config", "configs/synthesize/ipt_general.yaml"),
         *("--input", f"[{corpus}]", "--output", made, "--engine.name", "transformers"),
         *("--engine.model", "smollm2-135m-instruct", "--engine.adapter", NAME),
-        *("--engine.cache_folder", smollm2.parent, "--engine.max_tokens", "160"),
+        *("--engine.cache_folder", smollm2.parent, "--engine.max_tokens", "128"),
     )
     assert synthesis.code == 0, synthesis.err
     summary = json.loads((made / "summary.json").read_text())

@@ -21,7 +21,6 @@ from tests.launching import ROOT, launch
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
 OVERRIDES = {"vocabulary_size": 32000, "max_positions": 512}
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
