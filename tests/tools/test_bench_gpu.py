@@ -3,9 +3,10 @@
 import argparse
 import json
 import math
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,18 @@ def test_a_wrong_contestant_and_one_that_breaks_get_no_speed_but_a_reason(
     assert rows[2]["reason"] == "RuntimeError: no such instruction"
 
 
-def test_turns_alternate_and_the_first_round_warms_up() -> None:
+def test_turns_alternate_and_the_first_round_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on only while something is called: a takes 2 s, b takes 4 s."""
     import gpu_attention
 
     calls: list[str] = []
-    work = {n: lambda n=n: (calls.append(n), time.sleep(0.002)) for n in ("a", "b")}
-    found = gpu_attention.alternate(work, rounds=3, round_seconds=0.002)
-    assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
-    assert all(0.002 <= t < 0.2 for times in found.values() for t in times)
-    assert calls[:4] == ["a", "a", "b", "b"]  # compiled, then counted
-    order = [name for name, after in zip(calls[4:], [*calls[5:], ""], strict=True) if name != after]
-    assert order[0] == "a" and {"a", "b"} == set(order)
+    work = {name: partial(calls.append, name) for name in ("a", "b")}
+    clock = SimpleNamespace(perf_counter=lambda: 2.0 * calls.count("a") + 4.0 * calls.count("b"))
+    monkeypatch.setattr(gpu_attention, "time", clock)
+    found = gpu_attention.alternate(work, rounds=3, round_seconds=8.0)
+    assert found == {"a": [2.0] * 3, "b": [4.0] * 3}
+    assert "".join(calls[:4]) == "aabb"  # compiled, then counted
+    assert "".join(calls[4:]) == "aaaabb" + "bbaaaa" + "aaaabb" + "bbaaaa"
 
 
 def test_packed_rows_have_segments_of_the_asked_mean() -> None:
@@ -209,7 +211,7 @@ name = sys.argv[sys.argv.index("--part") + 1]
 print('noise')
 print('ROW {"row": "attention", "contestant": "x"}', flush=True)
 if name == "probe:pallas":
-    time.sleep(60)
+    time.sleep(3600)
 if name == "case:causal:4096:128":
     sys.exit("error: it broke")
 """
@@ -223,10 +225,8 @@ def test_a_part_that_hangs_or_breaks_keeps_its_rows_and_is_named(
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
     monkeypatch.setattr(bench_gpu, "WORKER", worker)
-    begin = time.monotonic()
     kept = tmp_path / "rows.jsonl"
     hung = bench_gpu.run_process("probe:pallas", 2.0, _options(rows=kept), {}, [])
-    assert time.monotonic() - begin < 30
     assert hung == [
         {"row": "attention", "contestant": "x"},
         {"row": "skipped", "what": "the rest of probe:pallas", "why": "stopped after 2 s"},

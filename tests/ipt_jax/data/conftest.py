@@ -1,6 +1,7 @@
 """Real text in record shards, tokenised by the real Mistral tokenizer."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,3 +53,20 @@ def mixture(corpus: Path) -> Mixture:
     names = ("raw", "short", "few")
     tasks = tuple(Task(name, str(corpus / name)) for name in names)
     return Mixture("test", tasks, {"raw": 0.6, "short": 0.3, "few": 0.1})
+
+
+@pytest.fixture(scope="session")
+def docs(documents: list[str]) -> list[dict[str, str]]:
+    """40 real documents with ids, one of them with more than ASCII."""
+    texts = [*documents[:39], documents[39] + " é漢🙂"]
+    return [{"id": f"d/{number}", "text": text} for number, text in enumerate(texts)]
+
+
+@pytest.fixture
+def own_data_set_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets are not written into the home of who tests."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hub"))  # read when it is imported
+    if "datasets" in sys.modules:
+        import datasets.config
+
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
