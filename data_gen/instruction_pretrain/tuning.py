@@ -12,7 +12,7 @@ import numpy as np
 
 from data_gen.instruction_pretrain.analysis.held_out import held_out_line
 from data_gen.instruction_pretrain.collection import DATASETS, Dataset, Example, Gathered, gather
-from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES, Unusable
+from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES
 from data_gen.instruction_pretrain.collection.files import Files
 from data_gen.instruction_pretrain.formats import (
     BOS,
@@ -29,6 +29,7 @@ from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import SHARD_FILES, Record, ShardWriter, atomic_write
+from ipt_jax.core.rejection import Rejection
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 from ipt_jax.core.seeds import generator_of
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
@@ -286,8 +287,8 @@ class _Source:
         first: dict[str, Pair] = {}
         for pair in example.pairs:
             if first.setdefault(pair.instruction.lower(), pair) is not pair:
-                self.gathered.unusable.append(
-                    Unusable("repeated_question", pair.question, example.id)
+                self.gathered.rejected.append(
+                    Rejection(example.id, example.id, "repeated_question", pair.question)
                 )
         return replace(example, pairs=tuple(first.values()))
 
@@ -315,8 +316,9 @@ class _Source:
             kept: Example | None = example
             if pattern is not None:
                 kept, left = in_pattern(example, pattern, answers, generator)
-                self.gathered.unusable += [
-                    Unusable("not_in_that_pattern", pair.question, example.id) for pair in left
+                self.gathered.rejected += [
+                    Rejection(example.id, example.id, "not_in_that_pattern", pair.question)
+                    for pair in left
                 ]
             if kept is not None:
                 groups[pattern].append(kept)
@@ -329,8 +331,8 @@ class _Source:
             if found is not None:
                 fitted.append((found, tokens))
             reason = "pairs_past_the_sequence" if found else "longer_than_a_sequence"
-            self.gathered.unusable += [
-                Unusable(reason, pair.question, example.id)
+            self.gathered.rejected += [
+                Rejection(example.id, example.id, reason, pair.question)
                 for pair in example.pairs[len(example.pairs) - left :]
             ]
         lengths = [tokens for _, tokens in fitted]
@@ -376,7 +378,7 @@ class _Source:
         """Write what was not used, and count everything."""
         found = self.gathered
         path = output / "rejected" / f"{self.dataset.name}.jsonl"
-        lines = [json.dumps(asdict(piece), ensure_ascii=False) for piece in found.unusable]
+        lines = [json.dumps(asdict(piece), ensure_ascii=False) for piece in found.rejected]
         atomic_write(path, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
         counts: dict[str, Any] = {
             "licence": self.dataset.licence,
@@ -391,7 +393,7 @@ class _Source:
             "rejected": dict(found.reasons),
         }
         if not (self._counts["sequences"] or (self._unseen and self._held_out)):
-            first = found.unusable[0] if found.unusable else None
+            first = found.rejected[0] if found.rejected else None
             raise UserError(
                 f"`{self.dataset.name}` gives no example: of {found.records:,} records with "
                 f"{found.questions:,} questions in {self._source.folder} none can be used"

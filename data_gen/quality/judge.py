@@ -29,7 +29,7 @@ from data_gen.engines.replies import after_thoughts, json_objects
 from data_gen.quality.gate import Corpus, Gate
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
-from data_gen.stages.runner import Done, Failure, run_units
+from data_gen.stages.runner import Done, run_units
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
@@ -194,8 +194,8 @@ def _ask(question: _Question) -> Generator[Request, Completion, Completion]:
     return completion
 
 
-def _read(completion: Completion | Failure) -> Verdict:
-    if isinstance(completion, Failure):
+def _read(completion: Completion | Reason) -> Verdict:
+    if isinstance(completion, Reason):
         return Verdict(None, completion.reason, completion.detail)
     if completion.finish_reason == "error":
         return Verdict(None, "engine_error", completion.text)

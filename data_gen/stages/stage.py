@@ -35,10 +35,10 @@ from data_gen.stages.ingest import RAW, Ingested, ingest_corpus
 from data_gen.stages.ledger import ClosedLedger, Ledger
 from data_gen.stages.outputs import OutputFolder
 from data_gen.stages.progress import ProgressLog
-from data_gen.stages.runner import Failure, Progress, Status, Unit, no_progress
+from data_gen.stages.runner import Progress, Status, Unit, no_progress
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Manifest, RecordSource
-from ipt_jax.core.rejection import Rejection
+from ipt_jax.core.rejection import Reason, Rejection
 
 _NOT_IN_RECORDS = ("input", "output", "fresh", "engine", "method")  # or in another form
 _OF_A_RUN = ("gpus", "price_per_gpu_hour", "dry_run", "dry_run_documents")
@@ -105,7 +105,7 @@ class Stage[C: StageConfig, U: Unit](ABC):
     def work(self, unit: U) -> Generator[Request, Completion, UnitOutput]:
         """Ask and make records, as a pure function of unit and completions; may ask nothing."""
 
-    def failed(self, unit: U, failure: Failure) -> UnitOutput:
+    def failed(self, unit: U, failure: Reason) -> UnitOutput:
         """What is left of a unit whose work raised an error."""
         return UnitOutput(rejected=[Rejection(unit.id, unit.id, failure.reason, failure.detail)])
 

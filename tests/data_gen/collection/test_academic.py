@@ -13,9 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather
+from data_gen.instruction_pretrain.collection import DATASETS, gather
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Rejection
 
 
 def _written(folder: Path, name: str, content: Any) -> Path:
@@ -41,7 +42,7 @@ def test_the_sets_of_figure_7() -> None:
 def test_race(shared: Path) -> None:
     folder = shared / "data/hf_datasets_fixtures/race"
     found = gather(DATASETS["race"], folder)
-    assert (found.records, len(found.examples), found.unusable) == (5, 5, [])
+    assert (found.records, len(found.examples), found.rejected) == (5, 5, [])
     assert sum(len(example.pairs) for example in found.examples) == 22
     (drinking,) = [e for e in found.examples if e.text.startswith("Drinking water is good")]
     assert drinking.pairs[2] == Pair(
@@ -55,7 +56,7 @@ def test_race(shared: Path) -> None:
 
 def test_race_1000(shared: Path, tmp_path: Path) -> None:
     found = gather(DATASETS["race"], shared / "data/race_1000", files=("race.jsonl",))
-    assert (found.records, len(found.examples), found.unusable) == (800, 794, [])
+    assert (found.records, len(found.examples), found.rejected) == (800, 794, [])
     assert sum(len(example.pairs) for example in found.examples) == 800
     assert found.examples[0].pairs == (
         Pair(
@@ -100,7 +101,7 @@ def test_race_articles_that_are_damaged(tmp_path: Path, name: str, place: str) -
     options = ("red", "blue")
     assert example.pairs == (Pair("Sky?", "blue", options), Pair("Rose?", "red", options))
     assert (found.records, found.questions) == (5, 4)
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("answer_not_among_options", f"{place}/1.txt"),
         ("no_answer", f"{place}/1.txt"),
         ("malformed_file", f"{place}/2.txt"),
@@ -115,7 +116,7 @@ def test_race_articles_that_are_damaged(tmp_path: Path, name: str, place: str) -
 
 def test_dream(shared: Path) -> None:
     found = gather(DATASETS["dream"], shared / "data/dream")
-    assert (found.records, len(found.examples), found.unusable) == (3_869, 3_862, [])
+    assert (found.records, len(found.examples), found.rejected) == (3_869, 3_862, [])
     assert sum(len(example.pairs) for example in found.examples) == 6_116
     assert found.examples[0].text == (
         "M: I am considering dropping my dancing class. I am not making any progress.\n"
@@ -147,7 +148,7 @@ def test_dream_records_that_are_damaged(tmp_path: Path) -> None:
     records = [[*r, "1-1"] if isinstance(r, list) else r for r in records]
     found = gather(DATASETS["dream"], _written(tmp_path, "train.json", records))
     assert [e.pairs for e in found.examples] == [(Pair("Who?", "you", ("I", "you", "they")),)]
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("answer_not_among_options", "train.json[0]"),
         ("malformed_record", "train.json[0]"),
         ("no_question", "train.json[1]"),
@@ -160,7 +161,7 @@ def test_dream_records_that_are_damaged(tmp_path: Path) -> None:
 
 def test_logiqa(shared: Path) -> None:
     found = gather(DATASETS["logiqa"], shared / "data/logiqa", files=("Eval.txt", "Test.txt"))
-    assert (found.records, found.questions, found.unusable) == (1_302, 1_302, [])
+    assert (found.records, found.questions, found.rejected) == (1_302, 1_302, [])
     assert len(found.examples) == 1_176
     assert sum(len(example.pairs) for example in found.examples) == 1_302
     first = found.examples[0]
@@ -195,7 +196,7 @@ def test_logiqa_of_the_second_edition_in_json_lines(tmp_path: Path) -> None:
         "It is cold.",
         (Pair("So?", "It snows.", ("It rains.", "It snows.")),),
     )
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("answer_not_among_options", "LOGIQA/train.txt:2"),
         ("unlabelled", "LOGIQA/train.txt:3"),
         ("malformed_file", "LOGIQA/train.txt:4"),
@@ -217,7 +218,7 @@ def test_logiqa_blocks_that_are_damaged(tmp_path: Path) -> None:
         (Pair("What is true?", "It is wet.", options),),
     )
     assert found.records == 4
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("answer_not_among_options", "Train.txt:9"),
         ("malformed_file", "Train.txt:17"),
         ("malformed_file", "Train.txt:25"),
@@ -242,7 +243,7 @@ def test_a_file_that_cannot_be_read_is_counted(tmp_path: Path, name: str, file: 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"1 caf\xe9\n")  # neither UTF-8 nor packed
     found = gather(DATASETS[name], tmp_path)
-    (piece,) = found.unusable
+    (piece,) = found.rejected
     where = piece.where.removesuffix(":1")
     assert (piece.reason, where, found.examples) == ("malformed_file", file, [])
     assert piece.detail.startswith("cannot be read: ")
@@ -269,7 +270,7 @@ def test_reclor(tmp_path: Path) -> None:
         "All cups are here.",
         (Pair("What follows?", "No cup is there.", options),),
     )
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("answer_not_among_options", "train.json[1]"),
         ("unlabelled", "train.json[2]"),
         ("unlabelled", "train.json[3]"),
@@ -295,7 +296,7 @@ def test_aqua(shared: Path) -> None:
     found = gather(DATASETS["aqua"], shared / "data/aqua", files=DATASETS["aqua"].held_out)
     assert (found.records, len(found.examples)) == (254, 217)
     assert found.reasons == {"no_context": 37}  # a single sentence is the question itself
-    assert found.unusable[0].where == "dev.json:4"
+    assert found.rejected[0].where == "dev.json:4"
     # No rationale ends by naming an option by its letter, which ours do not have.
     letter = re.compile(r"[\s=]\(?[A-E]\)?[.\s]*$|\b[A-E] is (the )?(correct|answer)[^\n]*$")
     ends = [pair.rationale or "" for example in found.examples for pair in example.pairs]
@@ -333,7 +334,7 @@ def test_aqua_lines_that_are_damaged(tmp_path: Path) -> None:
     found = gather(DATASETS["aqua"], _written(tmp_path, "train.json", "\n".join(lines)))
     (example,) = found.examples
     assert example.pairs == (Pair("What do 3 cost?", "6", ("6", "5"), "3 times 2."),)
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("malformed_file", "train.json:2"),
         ("answer_not_among_options", "train.json:3"),
         ("malformed_record", "train.json:4"),
@@ -345,4 +346,6 @@ def test_aqua_lines_that_are_damaged(tmp_path: Path) -> None:
 def test_options_without_questions_name_their_place(tmp_path: Path) -> None:
     folder = _written(tmp_path, "race.jsonl", json.dumps({"article": "A.", "question": "Q?"}))
     found = gather(DATASETS["race"], folder, files=("race.jsonl",))
-    assert found.unusable == [Unusable("malformed_record", "KeyError: 'options'", "race.jsonl:1")]
+    assert found.rejected == [
+        Rejection(*2 * ("race.jsonl:1",), "malformed_record", "KeyError: 'options'")
+    ]

@@ -64,7 +64,7 @@ def test_squad_of_both_versions_and_what_is_wrong_in_them(tmp_path: Path) -> Non
     found = gather(DATASETS["squad"], tmp_path)
     assert [example.text for example in found.examples] == [text]
     assert pairs(found) == [Pair("Where?", "by the river"), Pair("What?", "The mill")]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("unanswerable", "train-v1.1.json:0.0"),
         ("no_answer", "train-v1.1.json:0.0"),
         ("malformed_record", "train-v1.1.json:0.0"),
@@ -73,14 +73,14 @@ def test_squad_of_both_versions_and_what_is_wrong_in_them(tmp_path: Path) -> Non
         ("malformed_record", "train-v1.1.json:2.1"),
         ("malformed_record", "train-v1.1.json:2.1"),
     ]
-    assert "question 4: KeyError: 'answers'" in found.unusable[2].detail
+    assert "question 4: KeyError: 'answers'" in found.rejected[2].detail
 
 
 @pytest.mark.parametrize("text", ['{"data": [', '{"version": "v1.1"}', "[1]"])
 def test_squad_in_another_layout_is_one_unreadable_file(tmp_path: Path, text: str) -> None:
     write(tmp_path, "train-v1.1.json", text)
     found = gather(DATASETS["squad"], tmp_path)
-    assert [(u.reason, u.where) for u in found.unusable] == [("malformed_file", "train-v1.1.json")]
+    assert [(u.reason, u.where) for u in found.rejected] == [("malformed_file", "train-v1.1.json")]
     assert found.examples == []
 
 
@@ -94,7 +94,7 @@ def test_squad_of_the_hub(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "plain_text/train-00000-of-00001.parquet")
     found = gather(DATASETS["squad"], tmp_path)
     assert pairs(found) == [Pair("What?", "A mill")]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("no_answer", "plain_text/train-00000-of-00001.parquet[1]")
     ]
 
@@ -116,7 +116,7 @@ def test_quac_leaves_out_what_its_teacher_could_not_answer(shared: Path) -> None
         "What else is this place known for?",
         "Is this population still growing?",
     ]
-    assert found.unusable[0].detail == "Were they ever successful in doing this?"
+    assert found.rejected[0].detail == "Were they ever successful in doing this?"
 
 
 def test_quac_of_the_validation_file_takes_the_teachers_own_answer(shared: Path) -> None:
@@ -162,7 +162,7 @@ def test_topiocqa_has_the_turns_on_a_passage_in_their_order(tmp_path: Path, name
     ]
     assert found.reasons == {"unanswerable": 1, "malformed_record": 1}
     place = "[4]" if name.endswith(".json") else ":5"
-    assert found.unusable[-1].where == f"{name}{place}"
+    assert found.rejected[-1].where == f"{name}{place}"
 
 
 # WikiTableQuestions
@@ -205,13 +205,13 @@ def test_tables_that_are_missing_or_broken(tmp_path: Path) -> None:
     assert [example.text for example in found.examples] == ['Name | Says\nA B | "x", y']
     assert pairs(found) == [Pair("what is said?\nwhere?", "a|b, c")]
     name = "data/random-split-1-train.tsv"
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("no_context", f"{name}:3"),
         ("no_context", f"{name}:4"),
         ("malformed_file", f"{name}:5"),
     ]
-    assert "csv/200-csv/1.csv cannot be read" in found.unusable[0].detail
-    assert "csv/200-csv/2.csv is missing" in found.unusable[1].detail
+    assert "csv/200-csv/1.csv cannot be read" in found.rejected[0].detail
+    assert "csv/200-csv/2.csv is missing" in found.rejected[1].detail
 
 
 # QED
@@ -244,7 +244,7 @@ def test_qed_without_an_answer_or_a_key(tmp_path: Path) -> None:
     write(tmp_path, "qed-train.jsonlines", text)
     found = gather(DATASETS["qed"], tmp_path)
     assert pairs(found) == [Pair("which", "One, Two")]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("no_answer", "qed-train.jsonlines:1"),
         ("malformed_record", "qed-train.jsonlines:2"),
         ("malformed_file", "qed-train.jsonlines:4"),
@@ -285,7 +285,7 @@ def test_hotpotqa_of_the_official_file(tmp_path: Path) -> None:
         "Mill: A mill. It turns.\nWeir: A weir."
     ]
     assert pairs(found) == [Pair("Q?", "yes")]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("no_context", "hotpot_train_v1.1.json[1]")
     ]
-    assert "'Fox'" in found.unusable[0].detail
+    assert "'Fox'" in found.rejected[0].detail

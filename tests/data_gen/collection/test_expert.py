@@ -10,8 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather, windows
+from data_gen.instruction_pretrain.collection import DATASETS, gather, windows
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Rejection
 
 
 def _written(folder: Path, name: str, content: Any) -> Path:
@@ -42,7 +43,7 @@ def test_qasper(shared: Path) -> None:
     folder = shared / "data/hf_datasets_fixtures/qasper"
     found = gather(DATASETS["qasper"], folder)
     (paper,) = found.examples
-    assert (found.records, found.questions, found.unusable) == (1, 9, [])
+    assert (found.records, found.questions, found.rejected) == (1, 9, [])
     lines = paper.text.split("\n")
     assert lines[0].startswith("Minimally Supervised Learning of Affective Events Using")
     assert lines[1].startswith("Recognizing affective events that trigger")
@@ -56,7 +57,7 @@ def test_qasper(shared: Path) -> None:
     assert paper.pairs[4].response == "negative, positive"  # two extracted spans
     held_out = gather(DATASETS["qasper"], folder, files=DATASETS["qasper"].held_out)
     # A paper of 2,381 words, too long for a sequence: its questions have windows of their evidence.
-    assert (held_out.in_windows, held_out.questions, held_out.unusable) == (4, 4, [])
+    assert (held_out.in_windows, held_out.questions, held_out.rejected) == (4, 4, [])
     found_in = {pair.instruction: one.text for one in held_out.examples for pair in one.pairs}
     for asked, evidence in (
         ("which multilingual approaches do they compare with?", "Table TABREF19 and TABREF26"),
@@ -107,11 +108,13 @@ def test_qasper_kinds_of_answers(tmp_path: Path) -> None:
     )
     assert [pair.response for pair in example.pairs] == ["No", "Yes", "water, steam"]
     here = "qasper-train-v0.3.json"
-    assert found.unusable == [
-        Unusable("unanswerable", "Q3?", f"{here}:1.2"),
-        Unusable("no_answer", "Q4?", f"{here}:1.2"),
-        Unusable("malformed_record", "question 5: KeyError: 'unanswerable'", f"{here}:1.2"),
-        Unusable("malformed_record", "KeyError: 'abstract'", f"{here}:3.4"),
+    assert found.rejected == [
+        Rejection(*2 * (f"{here}:1.2",), "unanswerable", "Q3?"),
+        Rejection(*2 * (f"{here}:1.2",), "no_answer", "Q4?"),
+        Rejection(
+            f"{here}:1.2", f"{here}:1.2", "malformed_record", "question 5: KeyError: 'unanswerable'"
+        ),
+        Rejection(*2 * (f"{here}:3.4",), "malformed_record", "KeyError: 'abstract'"),
     ]
 
 
@@ -126,7 +129,7 @@ def test_a_damaged_document_is_one_unreadable_record(
     _written(tmp_path, "b/qasper-train-v0.3.json", {"1": _qasper_paper([_said(yes_no=True)])})
     found = gather(DATASETS["qasper"], tmp_path)
     assert len(found.examples) == 1 and found.records == 2
-    (piece,) = found.unusable
+    (piece,) = found.rejected
     assert (piece.reason, piece.where) == ("malformed_file", "a/qasper-train-v0.3.json")
     assert piece.detail.startswith(problem)
 
@@ -155,7 +158,7 @@ def test_a_question_of_a_long_paper_has_the_window_of_its_answer(tmp_path: Path)
     short = {"context": " ".join(said[:100]), "qas": asked[:1]}
     document = {"data": [{"paragraphs": [{"context": text, "qas": asked + more}, short]}]}
     found = gather(DATASETS["covid_qa"], _written(tmp_path, "COVID-QA.json", document))
-    assert (found.unusable, found.in_windows, found.questions) == ([], 9, 11)
+    assert (found.rejected, found.in_windows, found.questions) == ([], 9, 11)
     by_text = {one.text: [pair.instruction for pair in one.pairs] for one in found.examples}
     assert by_text.pop(text.strip()) == ["Nowhere?"]  # as long as it was, and counted in tuning
     assert by_text.pop(" ".join(said[:100])) == ["How long of 0?"]
@@ -192,10 +195,10 @@ def test_covid_qa_in_both_layouts(tmp_path: Path) -> None:
     hub = gather(DATASETS["covid_qa"], _table(tmp_path / "hub", name, [row]))
     (example,) = official.examples
     assert (example.text, example.pairs) == (text, (Pair("How long?", "ten days"),))
-    assert hub.examples == official.examples and hub.unusable == []
-    assert official.unusable == [
-        Unusable("unanswerable", "Why?", "COVID-QA.json:0.0"),
-        Unusable("no_question", "the record holds none", "COVID-QA.json:0.1"),
+    assert hub.examples == official.examples and hub.rejected == []
+    assert official.rejected == [
+        Rejection(*2 * ("COVID-QA.json:0.0",), "unanswerable", "Why?"),
+        Rejection(*2 * ("COVID-QA.json:0.1",), "no_question", "the record holds none"),
     ]
 
 
@@ -208,7 +211,7 @@ def test_convfinqa_copy(shared: Path) -> None:
     )
     assert (found.records, found.questions, len(found.examples)) == (210, 729, 123)
     # Of 12 turns other conversations on the page used the same words, after other turns.
-    assert (sum(len(example.pairs) for example in found.examples), found.unusable) == (729, [])
+    assert (sum(len(example.pairs) for example in found.examples), found.rejected) == (729, [])
     (page,) = [e for e in found.examples if e.text.startswith("federal realty investment trust")]
     assert page.text == (
         "federal realty investment trust schedule iii summary of real estate and accumulated "
@@ -256,7 +259,7 @@ def test_convfinqa_official(tmp_path: Path) -> None:
         Pair("and the rise?", "0.1"),
         Pair("was that a rise?", "yes"),
     )
-    reasons = [(piece.reason, piece.where) for piece in found.unusable]
+    reasons = [(piece.reason, piece.where) for piece in found.rejected]
     assert reasons == [("malformed_record", "train.json:[1]"), ("no_answer", "train.json:[2]")]
 
 
@@ -294,7 +297,7 @@ def test_turns_are_repeated_only_after_the_same_turns_and_keep_what_they_ask_bac
         "times 100?",
     ]
     where = ["train.json:[1]"] * 2 + ["train.json:[4]"] * 2
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("repeated_question", w) for w in where
     ]
 
@@ -304,7 +307,7 @@ def test_turns_are_repeated_only_after_the_same_turns_and_keep_what_they_ask_bac
 
 def test_pubmedqa(shared: Path) -> None:
     found = gather(DATASETS["pubmedqa"], shared / "data/pubmedqa")
-    assert (found.records, len(found.examples), found.unusable) == (500, 500, [])
+    assert (found.records, len(found.examples), found.rejected) == (500, 500, [])
     first = found.examples[0]
     assert first.text.startswith("Telephone counseling and tailored print communications have")
     assert first.text.split("\n")[1] == "Three-year randomized field trial."
@@ -330,7 +333,7 @@ def test_pubmedqa_of_the_hub_and_without_a_decision(tmp_path: Path) -> None:
     found = gather(DATASETS["pubmedqa"], folder)
     pair = Pair("Does tea help?", "maybe", rationale="It helped half of them.")
     assert [(e.text, e.pairs) for e in found.examples] == [("We gave tea.\nWe asked.", (pair,))]
-    assert found.unusable == [Unusable("no_answer", "Does tea help?", "ori_pqal.json:12")]
+    assert found.rejected == [Rejection(*2 * ("ori_pqal.json:12",), "no_answer", "Does tea help?")]
     row = {
         "pubid": 11,
         "question": official["QUESTION"],

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from data_gen.instruction_pretrain.collection import DATASETS, Unusable, gather
+from data_gen.instruction_pretrain.collection import DATASETS, gather
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Rejection
 
 
 def _written(folder: Path, name: str, text: str) -> Path:
@@ -64,11 +65,17 @@ def test_spartqa(tmp_path: Path) -> None:
         Pair("YN ['No']?", "No", ("Yes", "No", "Do not know")),
     )
     first = "human_train.json:0"
-    assert found.unusable == [
-        Unusable("no_answer", "FB []?", first),
-        Unusable("answer_not_among_options", "'Maybe' of ('Yes', 'No', 'Do not know')", first),
-        Unusable("malformed_record", "question 8: IndexError: list index out of range", first),
-        Unusable("no_question", "the record holds none", "human_train.json:1"),
+    assert found.rejected == [
+        Rejection(*2 * (first,), "no_answer", "FB []?"),
+        Rejection(
+            first, first, "answer_not_among_options", "'Maybe' of ('Yes', 'No', 'Do not know')"
+        ),
+        Rejection(
+            first, first, "malformed_record", "question 8: IndexError: list index out of range"
+        ),
+        Rejection(
+            "human_train.json:1", "human_train.json:1", "no_question", "the record holds none"
+        ),
     ]
 
 
@@ -101,7 +108,7 @@ def test_babi_stories_begin_at_line_1(tmp_path: Path) -> None:
         ("A dog ran.", Pair("Who ran?", "dog")),
     ]
     detail = "begins with no line number: 'no number'"
-    assert found.unusable == [Unusable("malformed_file", detail, "qa1_x_train.txt:6")]
+    assert found.rejected == [Rejection(*2 * ("qa1_x_train.txt:6",), "malformed_file", detail)]
 
 
 # ---- QASC ---------------------------------------------------------------------------------------
@@ -110,7 +117,7 @@ def test_babi_stories_begin_at_line_1(tmp_path: Path) -> None:
 def test_qasc(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data/hf_datasets_fixtures/qasc"
     found = gather(DATASETS["qasc"], folder)
-    assert (found.records, len(found.examples), found.unusable) == (2, 2, [])
+    assert (found.records, len(found.examples), found.rejected) == (2, 2, [])
     first = found.examples[0]
     fact = "beads of water are formed by water vapor condensing"
     assert first.text == f"{fact}\nClouds are made of water vapor."
@@ -126,7 +133,7 @@ def test_qasc(shared: Path, tmp_path: Path) -> None:
     # The test file has no answers.
     test = gather(DATASETS["qasc"], folder, files=("test.jsonl",))
     where = "default/QASC_Dataset/test.jsonl:1"
-    assert test.unusable == [Unusable("unlabelled", "it has no `answerKey`", where)]
+    assert test.rejected == [Rejection(*2 * (where,), "unlabelled", "it has no `answerKey`")]
     row = {
         "question": "What type of water formation is formed by clouds?",
         "choices": {"text": list(options), "label": list("ABCDEFGH")},
@@ -141,7 +148,7 @@ def test_qasc(shared: Path, tmp_path: Path) -> None:
     )
     hub = gather(DATASETS["qasc"], tmp_path)
     assert hub.examples == [first]
-    (wrong,) = hub.unusable
+    (wrong,) = hub.rejected
     assert wrong.reason == "answer_not_among_options"
     assert wrong.where == "train-00000-of-00001.parquet[1]"
 
@@ -168,7 +175,7 @@ def test_ecqa(tmp_path: Path) -> None:
     (example,) = found.examples
     assert example.text == "Tea is made in a pot.\nA pot holds water.\nA shoe holds a foot."
     assert example.pairs == (Pair("Where is tea made?", "pot", tuple(options), "Pots do."),)
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("answer_not_among_options", "cqa_data_train.csv:1"),
         ("malformed_record", "cqa_data_train.csv:2"),
         ("no_context", "cqa_data_train.csv:3"),
@@ -180,7 +187,7 @@ def test_ecqa(tmp_path: Path) -> None:
 
 def test_flan_copies(shared: Path) -> None:
     ecqa = gather(DATASETS["ecqa_flan"], shared / "data/flan_cot")
-    assert (ecqa.records, len(ecqa.examples), ecqa.unusable) == (7_112, 7_104, [])
+    assert (ecqa.records, len(ecqa.examples), ecqa.rejected) == (7_112, 7_104, [])
     assert sum(len(example.pairs) for example in ecqa.examples) == 7_112
     assert ecqa.examples[0].text == (
         "Bloody mess is covered or stained with blood. A person might see a bloody mess at the "
@@ -191,7 +198,7 @@ def test_flan_copies(shared: Path) -> None:
     assert ecqa.examples[0].pairs == (Pair(asked, "bloody mess", options),)
 
     qasc = gather(DATASETS["qasc_flan"], shared / "data/flan_cot")
-    assert (qasc.records, len(qasc.examples), qasc.unusable) == (1_084, 1_063, [])
+    assert (qasc.records, len(qasc.examples), qasc.rejected) == (1_084, 1_063, [])
     options = ("DNA", "photosynthesis", "bird", "sex", "subtraction", "gametes", "eggs", "ovum")
     asked = "What is the process by which living things give rise to offspring?"
     assert qasc.examples[0].pairs == (Pair(asked, "sex", options),)
@@ -208,7 +215,7 @@ def test_flan_rows_that_are_none(tmp_path: Path) -> None:
     assert [(e.text, e.pairs) for e in found.examples] == [
         ("You\ndid.", (Pair("Who?", "you", ("I", "you")),))
     ]
-    assert [(piece.reason, piece.where) for piece in found.unusable] == [
+    assert [(piece.reason, piece.where) for piece in found.rejected] == [
         ("answer_not_among_options", "qasc_train.tsv:2"),
         ("malformed_file", "qasc_train.tsv:3"),
         ("malformed_file", "qasc_train.tsv:4"),

@@ -56,12 +56,12 @@ def test_coqa_whose_answers_are_not_those_of_the_questions(tmp_path: Path) -> No
     write(tmp_path, "coqa-train-v1.0.json", {"version": "1.0", "data": data})
     found = gather(DATASETS["coqa"], tmp_path)
     assert pairs(found) == [Pair("Q1?", "A1"), Pair("Q3?", "A3")]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("malformed_record", "coqa-train-v1.0.json:0"),
         ("malformed_record", "coqa-train-v1.0.json:1"),
         ("no_question", "coqa-train-v1.0.json:2"),
     ]
-    assert "question 2 has answer 3" in found.unusable[0].detail
+    assert "question 2 has answer 3" in found.rejected[0].detail
 
 
 # DoQA
@@ -82,7 +82,7 @@ def test_doqa_has_the_answers_as_the_expert_worded_them(shared: Path) -> None:
         "Yes. have you actually tried leaving the batter coarse? Just because the batter is lumpy "
         "does not mean that the cake will have big lumps"
     )
-    (left,) = found.unusable
+    (left,) = found.rejected
     assert left.reason == "unanswerable"
     assert left.detail == "Ok. What can I add to make it more softer and avoid hardening?"
 
@@ -102,7 +102,7 @@ def test_ropes_of_the_official_files(shared: Path) -> None:
     assert first.pairs[0] == Pair(asked, "Group B")
     without = gather(DATASETS["ropes"], folder, files=["test-1.0.json"])
     assert without.reasons == {"malformed_record": 10}  # each question of the test file
-    assert "question 0: KeyError: 'answers'" in without.unusable[0].detail
+    assert "question 0: KeyError: 'answers'" in without.rejected[0].detail
 
 
 def test_ropes_of_the_hub(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_quartz_with_a_letter_that_is_no_option(tmp_path: Path) -> None:
     record = {"para": "P", "answerKey": "C", "question": {"stem": "Q?", "choices": choices}}
     write(tmp_path, "train.jsonl", lines(record, {"para": "P"}) + "{")
     found = gather(DATASETS["quartz"], tmp_path)
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("answer_not_among_options", "train.jsonl:1"),
         ("malformed_record", "train.jsonl:2"),
         ("malformed_file", "train.jsonl:3"),
@@ -175,7 +175,7 @@ def test_multirc_of_the_official_file(tmp_path: Path) -> None:
         *(Pair("One?", "a1", ("a0", "a1")), Pair("Both?", "a0; a1"), Pair("Only?", "a0"))
     ]
     name = "train_456-fixedIds.json"
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("no_answer", f"{name}:0"),
         ("malformed_record", f"{name}:0"),
         ("malformed_record", f"{name}:1"),
@@ -202,7 +202,7 @@ def test_quail_of_the_official_lines_and_of_the_hub(tmp_path: Path) -> None:
     assert [example.pairs for example in found.examples] == [
         (Pair("What?", "a mill", options), Pair("When?", "not enough information", options))
     ]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("malformed_record", "quail_v1.3/json/train.jsonl:3"),
         ("unlabelled", "quail_v1.3/json/train.jsonl:4"),
     ]
@@ -242,7 +242,7 @@ def test_quail_of_the_official_xml(tmp_path: Path) -> None:
     assert example.text == "A mill stands.\nIt turns."
     assert example.pairs == (Pair("What?", "an owl", ("a mill", "an owl")),)
     name = f"{folder}/randomized/quail_1.3_train_randomized.xml:f1.1"
-    assert [(u.reason, u.where) for u in found.unusable] == [("unlabelled", name)]
+    assert [(u.reason, u.where) for u in found.rejected] == [("unlabelled", name)]
     bad = gather(DATASETS["quail"], tmp_path, files=DATASETS["quail"].held_out)
     assert bad.reasons == {"malformed_file": 1}
 

@@ -29,7 +29,7 @@ def test_nlquad_has_squads_layout_and_long_answers(tmp_path: Path) -> None:
     write(tmp_path, "NLQuAD_train.json", {"version": "1.0", "data": [article]})
     found = gather(DATASETS["nlquad"], tmp_path)
     assert pairs(found) == [Pair("What happened?", "Rain fell for days. The dam held.")]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("malformed_record", "NLQuAD_train.json:0.0")
     ]
 
@@ -64,7 +64,7 @@ def test_newsqa_has_the_answer_that_most_agree_on(tmp_path: Path) -> None:
     found = gather(dataset, tmp_path)
     assert [(e.text, e.pairs) for e in found.examples] == [(STORY, (Pair("Q0?", "Nine people"),))]
     first, last = "combined-newsqa-data-v1.json[0]", "combined-newsqa-data-v1.json[2]"
-    assert [(u.reason, u.where, u.detail) for u in found.unusable] == [
+    assert [(u.reason, u.where, u.detail) for u in found.rejected] == [
         ("unanswerable", first, "no answer in it, say most: Q1?"),
         ("unanswerable", first, "a bad question, say most: Q2?"),
         ("malformed_record", first, "question 3: KeyError: 'e'"),
@@ -102,7 +102,7 @@ def test_newsqa_in_another_layout_is_one_unreadable_file(tmp_path: Path, text: s
     write(tmp_path, "combined-newsqa-data-v1.json", text)
     found = gather(DATASETS["newsqa"], tmp_path)
     assert found.reasons == {"malformed_file": 1}
-    assert found.unusable[0].where == "combined-newsqa-data-v1.json"
+    assert found.rejected[0].where == "combined-newsqa-data-v1.json"
 
 
 # TriviaQA
@@ -121,7 +121,7 @@ def test_trivia_of_the_official_files(shared: Path) -> None:
     assert [pair.response for pair in pairs(found)] == [
         *("Sinclair Lewis", "Sinclair Lewis", "York", "York")
     ]
-    places = [(u.reason, u.where.rpartition("qa/")[2]) for u in found.unusable]
+    places = [(u.reason, u.where.rpartition("qa/")[2]) for u in found.rejected]
     assert places == [
         ("no_context", "web-train.json[2]"),
         ("no_context", "wikipedia-train.json[0]"),
@@ -154,7 +154,7 @@ def test_trivia_needs_the_answer_in_the_beginning_of_a_document(tmp_path: Path) 
     ]
     assert len(found.examples[1].text.split()) == TRIVIA_WORDS
     name = "qa/wikipedia-train.json"
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("no_context", f"{name}[2]"),
         ("no_context", f"{name}[3]"),
         ("no_context", f"{name}[4]"),
@@ -179,8 +179,8 @@ def test_tweets_of_the_official_files(shared: Path) -> None:
     assert held_out.examples[0].pairs[0] == Pair("who has the most to lose", "w nj")
     without = gather(dataset, folder, files=["TweetQA_data/test.json"])
     assert without.reasons == {"malformed_record": 5}  # the test file has no answers
-    assert without.unusable[0].where == "default/tweetqa.zip/TweetQA_data/test.json[0]"
-    assert "'Answer'" in without.unusable[0].detail
+    assert without.rejected[0].where == "default/tweetqa.zip/TweetQA_data/test.json[0]"
+    assert "'Answer'" in without.rejected[0].detail
 
 
 def test_tweets_without_an_answer(tmp_path: Path) -> None:

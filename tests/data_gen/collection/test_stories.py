@@ -58,8 +58,8 @@ def test_narrativeqa_keeps_the_split_that_is_asked_for(shared: Path) -> None:
 def test_narrativeqa_without_summaries_or_answers(tmp_path: Path) -> None:
     write(tmp_path, "a/qaps.csv", "document_id,set,question,answer1\n1,train,Who?,We\n")
     found = gather(DATASETS["narrativeqa"], tmp_path)
-    assert [(u.reason, u.where) for u in found.unusable] == [("malformed_file", "a/qaps.csv")]
-    assert "a/third_party/wikipedia/summaries.csv is missing" in found.unusable[0].detail
+    assert [(u.reason, u.where) for u in found.rejected] == [("malformed_file", "a/qaps.csv")]
+    assert "a/third_party/wikipedia/summaries.csv is missing" in found.rejected[0].detail
     summaries = 'document_id,set,summary\n1,train,"We went, and\ncame back."\n'
     write(tmp_path, "a/third_party/wikipedia/summaries.csv", summaries)
     rows = "1,train,Who?,We\n1,train,Where?,\n2,train,Why?,Because\n1,test,How?,So\n1,train\n"
@@ -68,7 +68,7 @@ def test_narrativeqa_without_summaries_or_answers(tmp_path: Path) -> None:
     assert [(e.text, e.pairs) for e in found.examples] == [
         ("We went, and\ncame back.", (Pair("Who?", "We"),))
     ]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("no_answer", "a/qaps.csv[1]"),
         ("no_context", "a/qaps.csv[2]"),
         ("malformed_record", "a/qaps.csv[4]"),
@@ -114,13 +114,13 @@ def test_mctest_with_wrong_letters_and_too_few(tmp_path: Path) -> None:
     assert found.examples[0].text == 'Tale 0\t"'
     assert pairs(found)[0] == Pair("Q0?", "a0", options)
     assert [pair.response for pair in pairs(found)] == ["a0", "c2", "d3"]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         ("malformed_record", f"{name}:1"),  # there is no option E
         ("malformed_record", f"{name}:2"),
         ("malformed_record", f"{name}:3"),
         ("malformed_record", f"{name}:4"),
     ]
-    assert "question 1: ValueError" in found.unusable[0].detail
+    assert "question 1: ValueError" in found.rejected[0].detail
 
 
 @pytest.mark.parametrize("letters", ["A\tB\tC\tD\r\n"])
@@ -135,5 +135,5 @@ def test_mctest_whose_last_questions_are_cut_off(tmp_path: Path, letters: str) -
 def test_mctest_without_its_answers(tmp_path: Path) -> None:
     write(tmp_path, "mc160.train.tsv", story(0))
     found = gather(DATASETS["mctest"], tmp_path)
-    assert [(u.reason, u.where) for u in found.unusable] == [("malformed_file", "mc160.train.tsv")]
-    assert "mc160.train.ans is missing" in found.unusable[0].detail
+    assert [(u.reason, u.where) for u in found.rejected] == [("malformed_file", "mc160.train.tsv")]
+    assert "mc160.train.ans is missing" in found.rejected[0].detail

@@ -26,7 +26,7 @@ def lines(*records: object) -> str:
 
 
 def reasons(found: Gathered) -> list[tuple[str, str]]:
-    return [(u.reason, u.where) for u in found.unusable]
+    return [(u.reason, u.where) for u in found.rejected]
 
 
 # SocialIQA
@@ -226,8 +226,8 @@ def test_fever_shows_its_evidence_before_its_verdict(wiki: Path) -> None:
         *(("no_context", "train.jsonl:5"), ("no_context", "train.jsonl:6")),
         *(("malformed_record", f"train.jsonl:{number}") for number in (7, 8, 9)),
     ]
-    assert found.unusable[1].detail == "it has no evidence: Unknown."
-    assert found.unusable[2].detail == "there is no page Fox: Away."
+    assert found.rejected[1].detail == "it has no evidence: Unknown."
+    assert found.rejected[2].detail == "there is no page Fox: Away."
 
 
 def test_fever_without_its_pages(tmp_path: Path) -> None:
