@@ -288,7 +288,7 @@ class _Source:
         for pair in example.pairs:
             if first.setdefault(pair.instruction.lower(), pair) is not pair:
                 self.gathered.rejected.append(
-                    Rejection(example.id, example.id, "repeated_question", pair.question)
+                    Rejection.at(example.id, "repeated_question", pair.question)
                 )
         return replace(example, pairs=tuple(first.values()))
 
@@ -317,8 +317,7 @@ class _Source:
             if pattern is not None:
                 kept, left = in_pattern(example, pattern, answers, generator)
                 self.gathered.rejected += [
-                    Rejection(example.id, example.id, "not_in_that_pattern", pair.question)
-                    for pair in left
+                    Rejection.at(example.id, "not_in_that_pattern", pair.question) for pair in left
                 ]
             if kept is not None:
                 groups[pattern].append(kept)
@@ -332,7 +331,7 @@ class _Source:
                 fitted.append((found, tokens))
             reason = "pairs_past_the_sequence" if found else "longer_than_a_sequence"
             self.gathered.rejected += [
-                Rejection(example.id, example.id, reason, pair.question)
+                Rejection.at(example.id, reason, pair.question)
                 for pair in example.pairs[len(example.pairs) - left :]
             ]
         lengths = [tokens for _, tokens in fitted]

@@ -107,7 +107,7 @@ class Stage[C: StageConfig, U: Unit](ABC):
 
     def failed(self, unit: U, failure: Reason) -> UnitOutput:
         """What is left of a unit whose work raised an error."""
-        return UnitOutput(rejected=[Rejection(unit.id, unit.id, failure.reason, failure.detail)])
+        return UnitOutput(rejected=[Rejection.at(unit.id, failure.reason, failure.detail)])
 
     def finish(self, totals: BlockTotals) -> Summary:
         """What the summary says beside what it says of every stage; all units have ended.

@@ -43,7 +43,7 @@ def work(unit: Number) -> Generator[Request, Completion, UnitOutput]:
 
 
 def failed(unit: Number, failure: Reason) -> UnitOutput:
-    piece = Rejection(unit.id, unit.id, failure.reason, failure.detail)
+    piece = Rejection.at(unit.id, failure.reason, failure.detail)
     return UnitOutput(rejected=[piece], unused={unit.id: failure.reason})
 
 

@@ -153,7 +153,7 @@ def gather(
                     of_text = texts.setdefault(text.strip(), _Text())
                     found.rejected += of_text.add(piece, record.where)
                 elif problem is not None:
-                    found.rejected.append(Rejection(record.where, record.where, *problem))
+                    found.rejected.append(Rejection.at(record.where, *problem))
     examples = []
     for text, of_text in texts.items():
         found.rejected += of_text.settle()
@@ -192,7 +192,7 @@ class _Text:
         follows = bool(self._waiting) and self._waiting[-1][0] == before
         repeated = [] if follows else self.settle()
         if turns in self._asked:
-            again = Rejection(where, where, "repeated_question", question.pair.instruction)
+            again = Rejection.at(where, "repeated_question", question.pair.instruction)
             self._waiting.append((turns, pair, again))
             return repeated
         if follows and self._last != before:

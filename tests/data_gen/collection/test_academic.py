@@ -347,5 +347,5 @@ def test_options_without_questions_name_their_place(tmp_path: Path) -> None:
     folder = _written(tmp_path, "race.jsonl", json.dumps({"article": "A.", "question": "Q?"}))
     found = gather(DATASETS["race"], folder, files=("race.jsonl",))
     assert found.rejected == [
-        Rejection(*2 * ("race.jsonl:1",), "malformed_record", "KeyError: 'options'")
+        Rejection.at("race.jsonl:1", "malformed_record", "KeyError: 'options'")
     ]

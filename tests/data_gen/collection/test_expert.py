@@ -109,12 +109,12 @@ def test_qasper_kinds_of_answers(tmp_path: Path) -> None:
     assert [pair.response for pair in example.pairs] == ["No", "Yes", "water, steam"]
     here = "qasper-train-v0.3.json"
     assert found.rejected == [
-        Rejection(*2 * (f"{here}:1.2",), "unanswerable", "Q3?"),
-        Rejection(*2 * (f"{here}:1.2",), "no_answer", "Q4?"),
+        Rejection.at(f"{here}:1.2", "unanswerable", "Q3?"),
+        Rejection.at(f"{here}:1.2", "no_answer", "Q4?"),
         Rejection(
             f"{here}:1.2", f"{here}:1.2", "malformed_record", "question 5: KeyError: 'unanswerable'"
         ),
-        Rejection(*2 * (f"{here}:3.4",), "malformed_record", "KeyError: 'abstract'"),
+        Rejection.at(f"{here}:3.4", "malformed_record", "KeyError: 'abstract'"),
     ]
 
 
@@ -197,8 +197,8 @@ def test_covid_qa_in_both_layouts(tmp_path: Path) -> None:
     assert (example.text, example.pairs) == (text, (Pair("How long?", "ten days"),))
     assert hub.examples == official.examples and hub.rejected == []
     assert official.rejected == [
-        Rejection(*2 * ("COVID-QA.json:0.0",), "unanswerable", "Why?"),
-        Rejection(*2 * ("COVID-QA.json:0.1",), "no_question", "the record holds none"),
+        Rejection.at("COVID-QA.json:0.0", "unanswerable", "Why?"),
+        Rejection.at("COVID-QA.json:0.1", "no_question", "the record holds none"),
     ]
 
 
@@ -333,7 +333,7 @@ def test_pubmedqa_of_the_hub_and_without_a_decision(tmp_path: Path) -> None:
     found = gather(DATASETS["pubmedqa"], folder)
     pair = Pair("Does tea help?", "maybe", rationale="It helped half of them.")
     assert [(e.text, e.pairs) for e in found.examples] == [("We gave tea.\nWe asked.", (pair,))]
-    assert found.rejected == [Rejection(*2 * ("ori_pqal.json:12",), "no_answer", "Does tea help?")]
+    assert found.rejected == [Rejection.at("ori_pqal.json:12", "no_answer", "Does tea help?")]
     row = {
         "pubid": 11,
         "question": official["QUESTION"],

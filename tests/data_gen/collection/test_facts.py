@@ -66,7 +66,7 @@ def test_spartqa(tmp_path: Path) -> None:
     )
     first = "human_train.json:0"
     assert found.rejected == [
-        Rejection(*2 * (first,), "no_answer", "FB []?"),
+        Rejection.at(first, "no_answer", "FB []?"),
         Rejection(
             first, first, "answer_not_among_options", "'Maybe' of ('Yes', 'No', 'Do not know')"
         ),
@@ -108,7 +108,7 @@ def test_babi_stories_begin_at_line_1(tmp_path: Path) -> None:
         ("A dog ran.", Pair("Who ran?", "dog")),
     ]
     detail = "begins with no line number: 'no number'"
-    assert found.rejected == [Rejection(*2 * ("qa1_x_train.txt:6",), "malformed_file", detail)]
+    assert found.rejected == [Rejection.at("qa1_x_train.txt:6", "malformed_file", detail)]
 
 
 # ---- QASC ---------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_qasc(shared: Path, tmp_path: Path) -> None:
     # The test file has no answers.
     test = gather(DATASETS["qasc"], folder, files=("test.jsonl",))
     where = "default/QASC_Dataset/test.jsonl:1"
-    assert test.rejected == [Rejection(*2 * (where,), "unlabelled", "it has no `answerKey`")]
+    assert test.rejected == [Rejection.at(where, "unlabelled", "it has no `answerKey`")]
     row = {
         "question": "What type of water formation is formed by clouds?",
         "choices": {"text": list(options), "label": list("ABCDEFGH")},
