@@ -21,7 +21,8 @@ from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
 from data_gen.methods import synthesize
-from data_gen.quality.stage import FilterConfig, run_filter
+from data_gen.quality.stage import Filter, FilterConfig
+from data_gen.stages.stage import run_stage
 from ipt_jax.chains import quickstart
 from ipt_jax.core import run_folder
 from ipt_jax.core.configuration import write_run_files
@@ -104,7 +105,8 @@ def random_pairs(inputs: Path, folder: Path, fresh: bool = False, other: bool = 
 def filtered(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
     gates = ["exact_text", "first_sentences"] if other else ["exact_text"]
     raw = str(inputs / "synthesis" / "shards" / "raw")
-    run_filter(FilterConfig([raw], str(folder), gates, fresh=fresh))
+    config = FilterConfig(input=[raw], output=str(folder), gates=gates, fresh=fresh)
+    run_stage(Filter(config), on_start=partial(write_run_files, config=config))
 
 
 def tokens(inputs: Path, folder: Path) -> None:

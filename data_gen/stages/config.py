@@ -31,7 +31,7 @@ class FolderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(FolderConfig):
-    """Of every stage."""
+    """Of every method."""
 
     method: str = ""
     """What makes the records: a key of METHODS in data_gen/methods.py."""
