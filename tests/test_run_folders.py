@@ -19,7 +19,7 @@ from data_gen.baselines.config import RandomPairsConfig, ReadingComprehensionCon
 from data_gen.ingest import IngestConfig, ingest
 from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
+from data_gen.instruction_pretrain.tuning import Tuning, TuningConfig, TuningSource
 from data_gen.methods import synthesize
 from data_gen.quality.stage import Filter, FilterConfig
 from data_gen.stages.stage import run_stage
@@ -253,11 +253,11 @@ def test_tuning_data_in_the_folder_of_a_synthesis(inputs: Path, shared: Path, tm
     folder = shutil.copytree(inputs / "synthesis", tmp_path / "run")
     (folder / "summary.json").unlink()  # it did not come to its end
     source = TuningSource("babi", "babi", files=["qa6_*.txt"], most_examples=20)
-    config = TuningConfig([source], root=str(shared / "data"), output=str(folder))
-    refused("another_kind", folder, lambda: write_tuning_data(config))
+    config = TuningConfig(sources=[source], root=str(shared / "data"), output=str(folder))
+    refused("another_kind", folder, lambda: run_stage(Tuning(config)))
     (folder / "run.json").unlink()  # as an earlier version left it
     with pytest.raises(FolderRefused):
-        write_tuning_data(config)
+        run_stage(Tuning(config))
     assert (folder / "ledger.sqlite").exists()
 
 

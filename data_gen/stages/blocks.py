@@ -183,7 +183,8 @@ class _Block:
             if part not in self._shards:
                 place = self._folder.shards(part)
                 place.mkdir(parents=True, exist_ok=True)
-                self._shards[part] = ShardFile(place / shard_name(self._number), DEFAULT_OPTIONS)
+                path = place / shard_name(self._number)
+                self._shards[part] = ShardFile(path, DEFAULT_OPTIONS, self._folder.tokenizer)
             self._shards[part].write(serialize(record), record.text)
         for piece in output.rejected:
             self._reasons[piece.reason] += 1

@@ -19,6 +19,7 @@ from ipt_jax.core.json_lines import load_json, parse_json
 from ipt_jax.core.records import SHARD_FILES, RecordSource
 from ipt_jax.core.rejection import Rejection
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.core.shard_file import TokenCounter
 
 _OWNS = (
     *(*RUN_FILES, *LEDGER_FILES, "summary.json", "samples.json", "card.md", "progress.jsonl"),
@@ -39,6 +40,8 @@ class OutputFolder:
         self._places = {part: f"shards/{part}" for part in parts} | dict(places or {})
         self.left_out = Counter[str]()
         """Lines that `rejected` wrote, by file."""
+        self.tokenizer: TokenCounter | None = None
+        """Counts the tokens that the manifests tell of."""
         self._summary = self.folder / "summary.json"
 
     def shards(self, part: str) -> Path:

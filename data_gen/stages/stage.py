@@ -28,7 +28,13 @@ from data_gen.engines import (
 )
 from data_gen.stages.blocks import BlockTotals, UnitOutput, run_blocks
 from data_gen.stages.card import Card, write_card
-from data_gen.stages.config import AskingConfig, CorpusConfig, FolderConfig, StageConfig
+from data_gen.stages.config import (
+    AskingConfig,
+    CorpusConfig,
+    FolderConfig,
+    OutputConfig,
+    StageConfig,
+)
 from data_gen.stages.estimate import Estimate, estimate, sample_corpus, write_sample
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ingest import RAW, Ingested, ingest_corpus
@@ -60,7 +66,7 @@ class StageRun:
     """Which model it is; all words are "none" where nothing is asked."""
 
 
-class Stage[C: FolderConfig, U: Unit](ABC):
+class Stage[C: OutputConfig, U: Unit](ABC):
     """One method: its units, what each asks, and which records come of it.
 
     A subclass names itself, gives `units` and `work`, and what of the rest it needs. It knows
@@ -71,7 +77,7 @@ class Stage[C: FolderConfig, U: Unit](ABC):
     """In METHODS, in every record's provenance and in the folder's marker."""
     version: ClassVar[int]
     """Raised when prompts, parsing or rules change, so that no run mixes two."""
-    Config: ClassVar[type[FolderConfig]]
+    Config: ClassVar[type[OutputConfig]]
     """Its settings."""
     parts: ClassVar[tuple[str, ...]]
     """Shard sets that its units write."""
@@ -140,7 +146,8 @@ class Stage[C: FolderConfig, U: Unit](ABC):
 
     @property
     def units_per_block(self) -> int:
-        return self.config.records_per_shard
+        config = self.config
+        return config.records_per_shard if isinstance(config, FolderConfig) else 1
 
     def turns_expected(self, units: Sequence[U]) -> int | None:
         """Requests at most, where that is known; for the progress bar."""
@@ -358,7 +365,7 @@ def _identity(asked: EngineConfig | None, engine: Engine | None) -> EngineIdenti
     return EngineIdentity(*["none"] * 4) if asked is None else identify_engine(asked)
 
 
-def _reads(config: StageConfig) -> bool:
+def _reads(config: OutputConfig) -> bool:
     return isinstance(config, CorpusConfig)
 
 
