@@ -16,15 +16,15 @@ from data_gen.instruction_pretrain.collection.base import (
     Dataset,
     Gathered,
     Question,
-    Unusable,
     example_id,
 )
 from data_gen.instruction_pretrain.collection.files import Files, documents, rows, unquoted_rows
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Reason
 
 
-def questions(record: Any) -> Iterator[Question | Unusable]:
+def questions(record: Any) -> Iterator[Question | Reason]:
     for asked, answer, *options in record["qas"]:
         yield Question(record["text"], Pair(asked, answer, tuple(options)))
 
@@ -106,8 +106,8 @@ def test_what_cannot_be_used_is_listed_with_its_reason_and_place(
     found = gather(TOY, tmp_path)
     assert held(found) == [("good", ["Q1?"])]
     assert found.reasons == {reason: 1}
-    assert found.unusable[0].where == "train.jsonl:2"
-    assert detail in found.unusable[0].detail
+    assert found.rejected[0].where == "train.jsonl:2"
+    assert detail in found.rejected[0].detail
 
 
 def test_a_question_is_repeated_where_text_and_options_are_the_same(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_a_line_that_is_no_json_is_one_record(tmp_path: Path) -> None:
     found = gather(TOY, tmp_path)
     assert [text for text, _ in held(found)] == ["one", "two"]
     assert found.reasons == {"malformed_file": 1}
-    assert found.unusable[0].where == "train.jsonl:2"
-    assert "is not JSON" in found.unusable[0].detail
+    assert found.rejected[0].where == "train.jsonl:2"
+    assert "is not JSON" in found.rejected[0].detail
     assert found.records == 3
 
 
@@ -138,7 +138,7 @@ def test_files_that_are_no_text_are_one_record(tmp_path: Path) -> None:
     (tmp_path / "bad.tsv").write_bytes(b"\xff\t\xfe")
     found = gather(TOY, tmp_path)
     assert found.reasons == {"malformed_file": 1}
-    assert found.unusable[0].where == "train.jsonl:1"
+    assert found.rejected[0].where == "train.jsonl:1"
     with Files(tmp_path, ["*.jsonl"]) as files:
         assert "cannot be read" in next(documents(files)).error
         assert "cannot be read" in next(unquoted_rows(files.find("bad.tsv")[0])).error

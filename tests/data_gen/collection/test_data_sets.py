@@ -62,7 +62,7 @@ def digest(found: Gathered) -> str:
         [e.text, [[p.instruction, p.response, p.options, p.rationale] for p in e.pairs]]
         for e in found.examples
     ]
-    whole.append([[u.reason, u.where] for u in found.unusable])
+    whole.append([[u.reason, u.where] for u in found.rejected])
     return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
@@ -100,8 +100,8 @@ def test_what_an_adapter_makes_of_a_folder(
         for example in found.examples
     ] == case.get("examples", [])
     unusable = case.get("unusable", [])
-    assert [[u.reason, u.where] for u in found.unusable] == [one[:2] for one in unusable]
-    for one, (*_, detail) in zip(found.unusable, unusable, strict=True):
+    assert [[u.reason, u.where] for u in found.rejected] == [one[:2] for one in unusable]
+    for one, (*_, detail) in zip(found.rejected, unusable, strict=True):
         assert one.detail.startswith(detail)
 
 
@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_read_is_counted(tmp_path: Path, name: str, file: 
     packed = ".gz" if name == "babi" else ""
     write_file(tmp_path / f"{file}{packed}", b"1 caf\xe9\n")  # neither UTF-8 nor packed
     found = gather(DATASETS[name], tmp_path)
-    (piece,) = found.unusable
+    (piece,) = found.rejected
     where = piece.where.removesuffix(":1")
     assert (piece.reason, where, found.examples) == ("malformed_file", file, [])
     assert piece.detail.startswith("cannot be read: ")
@@ -166,7 +166,7 @@ def test_a_question_of_a_long_paper_has_the_window_of_its_answer(tmp_path: Path)
     document = {"data": [{"paragraphs": [{"context": text, "qas": asked + more}, short]}]}
     write_file(tmp_path / "COVID-QA.json", document)
     found = gather(DATASETS["covid_qa"], tmp_path)
-    assert (found.unusable, found.in_windows, found.questions) == ([], 9, 11)
+    assert (found.rejected, found.in_windows, found.questions) == ([], 9, 11)
     by_text = {one.text: [pair.instruction for pair in one.pairs] for one in found.examples}
     assert by_text.pop(text.strip()) == ["Nowhere?"]  # as long as it was, and counted in tuning
     assert by_text.pop(" ".join(said[:100])) == ["How long of 0?"]
@@ -210,7 +210,7 @@ def test_trivia_needs_the_answer_in_the_beginning_of_a_document(tmp_path: Path) 
     ]
     assert len(found.examples[1].text.split()) == TRIVIA_WORDS
     reasons = ["no_context"] * 3 + ["malformed_record"]
-    assert [(u.reason, u.where) for u in found.unusable] == [
+    assert [(u.reason, u.where) for u in found.rejected] == [
         (reason, f"{name}[{place}]") for place, reason in enumerate(reasons, 2)
     ]
     write_file(tmp_path / name, {"data": []})
