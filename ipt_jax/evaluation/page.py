@@ -38,6 +38,6 @@ def evaluation_section(results: Sequence[Result]) -> Section:
             for r in results
             if (r.task, r.metric) == (task, metric)
         ]
-        chance = CHANCE.get((task, metric))
-        parts.append(Intervals(f"{task}: {metric}", dots, chance, "chance"))
+        marks = [(CHANCE[task, metric], "chance")] if (task, metric) in CHANCE else []
+        parts.append(Intervals(f"{task}: {metric}", dots, marks))
     return Section("Evaluation", parts)

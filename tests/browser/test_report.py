@@ -37,7 +37,7 @@ def test_hostile_labels_are_drawn_letter_by_letter(chromium: str, tmp_path: Path
     figures = [
         Lines("lines", [Series(h, [1, 2], [1, 2])], h, h, marks=[(1, h)]),
         Bars("bars", [h, "b"], [(h[:20], (1, 2))]),
-        Intervals("intervals", [(h[:20], 1, 0, 2)], 1, h),
+        Intervals("intervals", [(h[:20], 1, 0, 2)], [(1, h)]),
         Histogram("histogram", [1, 2, 3], [1, 2], h, h, [(1, h)]),
         Sunburst("sunburst", [(h, [(h, 1)])], h),
     ]

@@ -33,7 +33,11 @@ def test_every_plot_and_table_is_there(made: tuple[str, str]) -> None:
     ]
     # Realised and asked of two tasks, before and after the stage, and the fill.
     lines = page.figures["Realised rates, batch by batch; asked dashed"]
-    assert [one["mode"] for one in lines["data"]] == ["markers", "lines"] * 2 + ["lines"] * 2
+    assert [one["mode"] for one in lines["data"]] == [
+        *["markers", "lines", "lines"] * 2,
+        "lines",
+        "lines",
+    ]
     assert [one for one in lines["data"] if "dash" in one.get("line", {})] == lines["data"][-2:]
     (mark,) = lines["layout"]["shapes"]
     assert mark["x0"] == 10 and made[1].count("stage from step 10") == 1
