@@ -13,11 +13,10 @@ with importing():
 
     from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis, SynthesizerAnalysis
     from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
-    from data_gen.instruction_pretrain.analysis.report import hold_analysis
+    from data_gen.instruction_pretrain.analysis.report import PAGE_NAME, TABLES_NAME, hold_analysis
     from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
     from data_gen.stages.progress import terminal_progress
     from ipt_jax.core.configuration import parse_config, run_main, write_run_files
-    from ipt_jax.evaluation.analysis_page import analysis_report
 
 KINDS = {
     "synthesizer": (SynthesizerAnalysis, analyse_synthesizer),
@@ -46,7 +45,7 @@ def main() -> None:
         run.finish()
         print(report.markdown())
         folder = run.path.resolve()
-        print(f"written to {folder}, with tables.md and {analysis_report(folder).name}")
+        print(f"written to {folder}, with {TABLES_NAME} and {PAGE_NAME}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ with importing():
     from data_gen.stages.config import AskingConfig
     from data_gen.stages.estimate import print_estimate
     from data_gen.stages.failed_requests import FailedRequests
+    from data_gen.stages.page import synthesis_report
     from data_gen.stages.progress import terminal_progress
     from data_gen.stages.stage import estimate_stage, run_stage
     from ipt_jax.core.configuration import choice_of, parse_config, run_main, write_run_files
-    from ipt_jax.evaluation.synthesis_page import synthesis_report
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.evaluation.report import quickstart_report
+from ipt_jax.chains.quickstart_page import quickstart_report
 from ipt_jax.evaluation.results import Result
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror="alert(1)"> & "quotes"'

@@ -13,10 +13,11 @@ from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedTexts
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.jobs import job_seconds
 from ipt_jax.core.manifest import Manifest
+from ipt_jax.core.report.source import read_source
 from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.core.weight_files import weight_files
-from ipt_jax.evaluation import harness, report, results
+from ipt_jax.evaluation import harness, results
 from ipt_jax.hf import load
 from ipt_jax.training.integrity import find_damage
 
@@ -47,7 +48,7 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("stages.json", lambda path: job_seconds(path.parent)),
     ("results.json", results.read_results),
     ("results_1.json", lambda path: results.read_lm_eval(path.parent, "model")),
-    ("environment.json", lambda path: report._json(path, report._text(path))),
+    ("environment.json", read_source),
     ("summary.json", lambda path: SynthesizedTexts(path.parent)),
 ]
 

@@ -17,7 +17,7 @@ import pytest
 
 from data_gen.baselines.config import RandomPairsConfig, ReadingComprehensionConfig
 from data_gen.ingest import IngestConfig, ingest
-from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
+from data_gen.instruction_pretrain.analysis.report import Measurement, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.tuning import Tuning, TuningConfig, TuningSource
 from data_gen.methods import synthesize
@@ -141,7 +141,7 @@ def evaluation(inputs: Path, folder: Path) -> None:
 
 def analysis(inputs: Path, folder: Path) -> None:
     with hold_analysis(folder, "corpus_analysis") as run:
-        Report("title", "subtitle").write(run.path, [{}])
+        Measurement("title", "subtitle").write(run.path, [{}])
 
 
 def job(inputs: Path, folder: Path, fresh: bool = False) -> None:

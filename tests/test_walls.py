@@ -122,7 +122,11 @@ def test_imports_are_read_as_python_reads_them() -> None:
         ),
         ("ipt_jax.core.files, ipt_jax.core.run_folder", {"jax", "torch", "numpy"}),
         ("data_gen", {"jax", "tensorflow"}),
-        ("ipt_jax.evaluation.harness, ipt_jax.evaluation.report", {"jax", "torch", "tensorflow"}),
+        ("ipt_jax.evaluation.harness, ipt_jax.evaluation.page", {"jax", "torch", "tensorflow"}),
+        (
+            "ipt_jax.core.report.page, ipt_jax.core.report.markdown",
+            {"jax", "torch", "numpy", "jinja2", "plotly"},
+        ),
         (
             "ipt_jax.training.loop, ipt_jax.hf.export",
             {"torch", "transformers", "tensorflow", "seqio", "datasets", "pyarrow"},

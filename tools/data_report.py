@@ -10,7 +10,7 @@ its rows a batch and its number of batches they are those of the run. Checksums 
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,22 +21,23 @@ with importing():
 
     from ipt_jax.core.configuration import parse_config, run_main
     from ipt_jax.core.errors import UserError
-    from ipt_jax.core.terminal import visible
-    from ipt_jax.data.pipeline import DataConfig, open_mixture
-    from ipt_jax.data.statistics import QUANTILES, Survey, survey
-    from ipt_jax.data.tasks import Mixture
-    from ipt_jax.evaluation.charts import SERIES_COLOURS, Bars, Histogram, LineChart, Series, short
-    from ipt_jax.evaluation.page import (
+    from ipt_jax.core.report.figures import SERIES_COLOURS, Bars, Histogram, Lines, Series
+    from ipt_jax.core.report.markdown import text_table
+    from ipt_jax.core.report.numbers import format_cell, format_number, format_percent
+    from ipt_jax.core.report.page import write_page
+    from ipt_jax.core.report.values import (
         Facts,
         Note,
         Paragraph,
         Part,
+        Report,
         Section,
         Table,
-        page,
-        say,
-        write_page,
     )
+    from ipt_jax.core.terminal import visible
+    from ipt_jax.data.pipeline import DataConfig, open_mixture
+    from ipt_jax.data.statistics import QUANTILES, Survey, survey
+    from ipt_jax.data.tasks import Mixture
 
 _BINS = 40  # of lengths
 _COLUMNS = 60  # of segments a row, at the most
@@ -82,7 +83,7 @@ def overview(found: Survey) -> Table:
                 f"{realised[number]:.2%}",
                 int(counts[number]),
                 f"{found.epochs(number):.3g}",
-                percent(learnt[number] / max(counts[number], 1)),
+                format_percent(learnt[number] / max(counts[number], 1)),
                 damaged,
             )
         )
@@ -97,13 +98,13 @@ def overview(found: Survey) -> Table:
             "",
             total,
             "",
-            percent(learnt.sum() / max(total, 1)),
+            format_percent(learnt.sum() / max(total, 1)),
             len(found.damaged),
         )
     )
     header = ("task", "records", "tokens an epoch", "median length", "asked", "realised")
     header += ("tokens", "epochs", "with loss", "damaged")
-    return Table("Tasks", header, rows, numbers=range(1, len(header)), total=True)
+    return Table("Tasks", header, rows, total=True)
 
 
 def tokens_section(found: Survey) -> Section:
@@ -129,7 +130,7 @@ def rates_section(found: Survey) -> Section:
             ends = np.repeat(begins, 2)[1:-1].tolist()
             lines.append(Series("", ends, asked, like=place))
         title = "Realised rates, batch by batch; asked dashed"
-        parts.append(LineChart(title, lines, "batches", _SHARE, marks=marks))
+        parts.append(Lines(title, lines, "batches", _SHARE, marks=marks))
     so_far = np.cumsum(found.tokens, axis=0)[-1] / max(found.tokens.sum(), 1)
     worst = int(np.argmax(np.abs(so_far - found.asked.mean(axis=0))))
     gap = so_far[worst] - found.asked[:, worst].mean()
@@ -186,7 +187,7 @@ def lengths_section(found: Survey, row_tokens: int) -> Section:
         (task.name, *(task.quantile(q) for q in QUANTILES), task.longer_than(row_tokens))
         for task in found.tasks
     ]
-    parts.append(Table("Lengths in tokens", header, rows, numbers=range(1, len(header))))
+    parts.append(Table("Lengths in tokens", header, rows))
     return Section("Lengths of examples", parts)
 
 
@@ -213,7 +214,7 @@ def rows_section(found: Survey, config: DataConfig) -> Section:
     return Section(
         "Rows",
         [
-            LineChart(
+            Lines(
                 "Fill: places that hold tokens",
                 [Series(config.packing, steps, (100 * fill).tolist())],
                 "batches",
@@ -231,7 +232,7 @@ def rows_section(found: Survey, config: DataConfig) -> Section:
                 whole=True,
                 colour=1,
             ),
-            Table("Packing", ("", ""), facts, numbers=(1,)),
+            Table("Packing", ("", ""), facts),
         ],
     )
 
@@ -245,26 +246,26 @@ def epochs_section(found: Survey) -> Section:
             rows.append((task.name, f"{epochs:.3g}", f"{task.max_epochs:g}"))
     parts: list[Part] = [
         Bars(f"Epochs after {len(found.tokens):,} batches", ("epochs",), bars),
-        Table("Sources that may run out", ("task", "epochs", "at most"), rows, numbers=(1, 2)),
+        Table("Sources that may run out", ("task", "epochs", "at most"), rows),
     ]
     return Section("Epochs", parts)
 
 
 def loss_section(found: Survey) -> Section:
     counts = np.maximum(found.tokens.sum(axis=0), 1)
-    shares = 100 * found.learnt.sum(axis=0) / counts
+    shares = found.learnt.sum(axis=0) / counts
     weights = found.weight.sum(axis=0) / np.maximum(found.learnt.sum(axis=0), 1)
     bars = [(task.name, (float(shares[n]),)) for n, task in enumerate(found.tasks)]
     rows = [
-        (task.name, int(found.learnt[:, n].sum()), percent(shares[n] / 100), f"{weights[n]:.4g}")
+        (task.name, int(found.learnt[:, n].sum()), format_percent(shares[n]), f"{weights[n]:.4g}")
         for n, task in enumerate(found.tasks)
     ]
     header = ("task", "targets with loss", "share of tokens", "their mean weight")
     return Section(
         "Loss",
         [
-            Bars("Tokens whose target carries loss", ("share",), bars, lambda v: f"{v:.1f}%"),
-            Table("Loss", header, rows, numbers=(1, 2, 3)),
+            Bars("Tokens whose target carries loss", ("share",), bars, format_percent),
+            Table("Loss", header, rows),
         ],
     )
 
@@ -276,27 +277,28 @@ def damage_section(found: Survey) -> Section:
     header = ("task", "record", "where and what")
     return Section(
         "Damaged records",
-        [Table("Records left out", header, rows[:_NAMED], numbers=(1,), note=note)],
+        [Table("Records left out", header, rows[:_NAMED], note, text_columns=3)],
     )
 
 
-def report(found: Survey, config: DataReportConfig, mixture: Mixture) -> str:
-    """The page."""
+def report(found: Survey, config: DataReportConfig, mixture: Mixture) -> Report:
     tokens, places = int(found.tokens.sum()), found.places * len(found.tokens)
     gap = np.abs(found.tokens.sum(axis=0) / max(tokens, 1) - found.asked.mean(axis=0)).max()
+    records = sum(task.records for task in found.tasks)
+    learnt = format_percent(found.learnt.sum() / max(tokens, 1))
     facts = [
-        (short(tokens), f"tokens in {len(found.tokens):,} batches of {config.rows:,} rows"),
+        (format_number(tokens), f"tokens in {len(found.tokens):,} batches of {config.rows:,} rows"),
         (f"{tokens / places:.2%}", f"of the places filled ({config.data.packing})"),
         (f"{100 * gap:.2f}", "percentage points, the largest difference to an asked rate"),
-        (percent(found.learnt.sum() / max(tokens, 1)), "of the tokens have a target with loss"),
-        (say(sum(task.records for task in found.tasks)), f"records in {len(found.tasks)} tasks"),
-        (say(len(found.damaged)), "damaged records left out"),
+        (learnt, "of the tokens have a target with loss"),
+        (format_cell(records), f"records in {len(found.tasks)} tasks"),
+        (format_cell(len(found.damaged)), "damaged records left out"),
     ]
     opening: list[Part] = [Facts(facts)]
     if found.damaged:
         text = "What could not be read is listed below; its tokens are in no row."
         opening.append(Note("Some records are damaged.", text))
-    return page(
+    return Report(
         f"Data of the mixture {mixture.name}",
         f"mixed by {mixture.by} · tokenizer {config.data.tokenizer} · rows of "
         f"{config.data.row_tokens:,} tokens · seed {config.data.seed}",
@@ -313,23 +315,6 @@ def report(found: Survey, config: DataReportConfig, mixture: Mixture) -> str:
     )
 
 
-def percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def aligned(table: Table) -> Iterator[str]:
-    """A table as lines of text, its columns below each other."""
-    cells = [[visible(say(cell)).replace("\n", "␊") for cell in row] for row in table.rows]
-    cells = [list(table.header), *cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        padded = [
-            text.rjust(width) if n in table.numbers else text.ljust(width)
-            for n, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(padded).rstrip()
-
-
 def _counting(task: str, done: int, total: int) -> None:
     if sys.stderr.isatty():
         end = "\n" if done == total else "\r"
@@ -344,8 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = open_mixture(config.data, verify=False, progress=_counting)
     found = survey(data, batch_count=config.batches, rows=config.rows)
     path = write_page(config.output, report(found, config, data.mixture))
-    for line in aligned(overview(found)):
-        print(line)
+    print(text_table(overview(found)))
     filled = found.tokens.sum() / (found.places * len(found.tokens))
     print(f"\n{found.segments.sum():,} rows, {filled:.3%} filled ({config.data.packing}): {path}")
 

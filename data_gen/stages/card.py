@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines import EngineIdentity
-from ipt_jax.core.records import atomic_write
+from ipt_jax.core.files import atomic_write
+from ipt_jax.core.report.markdown import markdown
+from ipt_jax.core.report.values import Code, Items, Report, Section, Table
 
 CARD_NAME = "card.md"
 
@@ -63,65 +65,45 @@ def write_card(
     asked["engine"] = f"{identity.name} {identity.version}"
     model = ({"model": "none"} if identity.model == "none" else asked) | dict(card.model)
     licences = sorted({licence for _, licence in sources})
-    lines = [
+    came = Table(
+        "",
+        ("source", "licence", "documents"),
+        [(*key, n) for key, n in sources.most_common()],
+        "The licence of a document is what its corpus states. Texts written by a model may also "
+        "be bound by the terms of that model.",
+        text_columns=2,
+    )
+    counts = [
+        Table("", ("", "count"), [(_say(k), v) for k, v in summary.items() if type(v) is int])
+    ]
+    for name, reasons in summary.items():
+        if isinstance(reasons, Mapping) and reasons:
+            rows = sorted(reasons.items(), key=lambda item: -item[1])
+            counts.append(Table(_say(name).capitalize(), ("reason", "count"), rows))
+    sections = [
+        Section("Sources", [came]),
+        Section("Counts", counts),
+        Section("Model", [_settings(model)]),
+        Section("Sampling", [_settings({**card.sampling, "seed": seed})]),
+        Section("Gates", [Items([*card.gates] or ["None."])]),
+        Section("Prompts", [Code(prompt.title, prompt.text) for prompt in card.prompts]),
+    ]
+    head = [
         "---",
         f"license: {json.dumps(licences[0]) if len(licences) == 1 else 'other'}",
         "tags: [synthetic, instruction-pre-training]",
         "---",
         "",
-        f"# {card.title}",
         "",
-        card.about,
-        "",
-        "## Sources",
-        "",
-        *_table(
-            ("source", "licence", "documents"), [(*key, n) for key, n in sources.most_common()]
-        ),
-        "",
-        "The licence of a document is what its corpus states. Texts written by a model may also be "
-        "bound by the terms of that model.",
-        "",
-        "## Counts",
-        "",
-        *_table(("", "count"), [(_say(k), v) for k, v in summary.items() if type(v) is int]),
     ]
-    for name, reasons in summary.items():
-        if isinstance(reasons, Mapping) and reasons:
-            rows = sorted(reasons.items(), key=lambda item: -item[1])
-            lines += ["", f"{_say(name)}:", "", *_table(("reason", "count"), rows)]
-    lines += ["", "## Model", "", *_table(("", ""), [(_say(k), v) for k, v in model.items()])]
-    drawn = [*card.sampling.items(), ("seed", seed)]
-    lines += ["", "## Sampling", "", *_table(("", ""), [(_say(k), v) for k, v in drawn])]
-    lines += ["", "## Gates", "", *(f"- {gate}" for gate in card.gates or ("None.",))]
-    lines += ["", "## Prompts"]
-    for prompt in card.prompts:
-        lines += ["", f"{prompt.title}:", "", *_fenced(prompt.text)]
     path = folder / CARD_NAME
-    atomic_write(path, "\n".join(lines) + "\n")
+    atomic_write(path, "\n".join(head) + markdown(Report(card.title, card.about, [], sections)))
     return path
+
+
+def _settings(values: Mapping[str, Any]) -> Table:
+    return Table("", ("", ""), [(_say(k), v) for k, v in values.items()], text_columns=2)
 
 
 def _say(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    def line(cells: Sequence[Any]) -> str:
-        shown = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells]
-        return "| " + " | ".join(_cell(cell) for cell in shown) + " |"
-
-    return [line(header), "|" + " --- |" * len(header), *map(line, rows)]
-
-
-def _cell(text: str) -> str:
-    """Corpora name their sources as they like: nothing of it is to be read as markup."""
-    kept = " ".join(text.split())
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#!" else c for c in kept)
-
-
-def _fenced(text: str) -> list[str]:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return [fence, text, fence]

@@ -13,12 +13,12 @@ from data_gen.methods import stage_of, synthesize
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.progress import terminal_progress
 from data_gen.stages.stage import stage_fingerprint
+from ipt_jax.chains.quickstart_page import quickstart_report
 from ipt_jax.core.configuration import as_yaml, write_run_files
 from ipt_jax.core.errors import require
 from ipt_jax.core.jobs import Job, Results, hold_jobs, job_seconds, run_jobs
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
-from ipt_jax.evaluation.report import quickstart_report
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.convert import ToHuggingFaceConfig, to_hugging_face_folder
 from ipt_jax.training.loop import train

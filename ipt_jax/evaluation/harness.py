@@ -27,6 +27,8 @@ from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, folder_digest
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import atomic_write
+from ipt_jax.core.report.markdown import text_table
+from ipt_jax.core.report.values import Table
 from ipt_jax.core.run_folder import LOCK_NAME, MARKER_NAME, RUN_FILES, RunFolder
 from ipt_jax.core.weight_files import weight_files
 from ipt_jax.evaluation.results import TRUNCATED_NAME, Result, read_lm_eval, read_results, table
@@ -357,12 +359,8 @@ def _already_measured(
 
 def format_table(results: Sequence[Result]) -> str:
     """The results as aligned text, for a terminal."""
-    rows = [("model", "task", "metric", "value", "95% interval", "n")]
-    for r in results:
-        between = "" if r.low is None or r.high is None else f"{r.low:.4f} to {r.high:.4f}"
-        rows.append((r.model, r.task, r.metric, f"{r.value:.4f}", between, r.items))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    rows = [
+        (r.model, r.task, r.metric, f"{r.value:.4f}", r.between() or "", r.items) for r in results
+    ]
+    header = ("model", "task", "metric", "value", "95% interval", "n")
+    return text_table(Table("", header, rows, text_columns=3))

@@ -43,6 +43,10 @@ class Result:
     truncated: int = 0
     """Items whose context did not fit into the model's and lost its beginning."""
 
+    def between(self) -> str | None:
+        """The interval in words; None where there is none."""
+        return None if self.low is None else f"{self.low:.4f} – {self.high:.4f}"
+
     @property
     def items(self) -> str:
         """`n`, and how many of them were cut, if any."""

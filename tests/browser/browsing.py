@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from html import unescape
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +25,25 @@ def browse(chromium: str, page: Path, profile: Path, *options: str) -> tuple[str
         check=True,
     )
     return done.stdout, done.stderr
+
+
+def drawn(chromium: str, page: Path, profile: Path) -> tuple[str, dict[str, str]]:
+    """The document without its scripts once it is drawn, and each figure's own part by its title.
+
+    The console has stayed empty.
+    """
+    dom, log = browse(chromium, page, profile, "--dump-dom", "--virtual-time-budget=2000")
+    assert not CONSOLE.findall(log), log
+    dom = re.sub(r"<(script|style)\b.*?</\1>", "", dom, flags=re.DOTALL)
+    figures = re.findall(r'aria-label="([^"]*)"[^>]*>(.*?)</figure>', dom, re.DOTALL)
+    for title, figure in figures:
+        assert "main-svg" in figure and "NaN" not in figure, title
+    return dom, {unescape(title): figure for title, figure in figures}
+
+
+def shapes(figure: str) -> int:
+    """How many bars, lines, dots or sectors a drawn figure has."""
+    return len(re.findall(r'class="(?:point|js-line|slice)[ "]|<path class="point', figure))
 
 
 def screenshot(chromium: str, page: Path, folder: Path, scheme: str, size: str) -> Path:

@@ -1,10 +1,9 @@
-"""The pages of both measurements in a real browser: tables, charts, nothing that runs."""
+"""The pages of both measurements in a real browser: tables, charts, nothing of theirs that runs."""
 
 from __future__ import annotations
 
 import json
 import re
-from html import unescape
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,7 @@ from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.formats import Pair, render_pairs
 from data_gen.methods import synthesize
-from ipt_jax.evaluation.analysis_page import analysis_report
-from tests.browser.browsing import CONSOLE, browse, counted_colours, screenshot
+from tests.browser.browsing import counted_colours, drawn, screenshot
 from tests.data_gen.analysis.scripted import ScriptedEngine
 from tests.made_run import HOSTILE
 
@@ -53,7 +51,7 @@ def synthesizer_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tuned": ScriptedEngine(lambda prompt: render_pairs(PAIRS)),
         },
     )
-    return analysis_report(folder)
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -74,40 +72,32 @@ def corpus_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CorpusAnalysis(synthesis=str(synthesis), output=str(folder / "out"), judge=EngineConfig()),
         engines={"judge": judge},
     )
-    return analysis_report(folder / "out")
-
-
-def charts_of(dom: str) -> dict[str, str]:
-    found = re.findall(r'<svg [^>]*aria-label="([^"]*)">(.*?)</svg>', dom, re.DOTALL)
-    return {unescape(title): chart for title, chart in found}
+    return folder / "out" / "report.html"
 
 
 def test_the_synthesizer_s_page(chromium: str, synthesizer_page: Path, tmp_path: Path) -> None:
-    dom, log = browse(chromium, synthesizer_page, tmp_path / "profile", "--dump-dom")
-    assert not CONSOLE.findall(log), log
+    dom, charts = drawn(chromium, synthesizer_page, tmp_path / "profile")
     assert "<title>The instruction synthesizer on held-out examples</title>" in dom
     assert "<script" not in dom and "<img" not in dom and "<b>" not in dom.split("<table>")[2]
     assert "<caption>Table 5: response accuracy and pair quality</caption>" in dom
     cells = {
         name: re.findall(r">([^<]*)</td>", row)
-        for name, row in re.findall(r"<tr><td>(Quality [^<]*)</td>(.*?)</tr>", dom)
+        for name, row in re.findall(r"<tr>\s*<td>(Quality [^<]*)</td>(.*?)</tr>", dom)
     }
     assert cells["Quality seen zero"][1:] == ["100.0", "16.5", "49.4"]
     assert cells["Quality seen few"] == ["–", "–", "21.8", "49.9"]
-    chart = charts_of(dom)["Table 5, F1 in per cent"]
-    # Few-shot was not measured: no bar, named under the chart.
-    assert "Quality seen zero" in chart and "few" not in chart
-    assert "not measured for Quality seen few, Quality unseen few" in dom
+    chart = charts["Table 5, F1 in per cent"]
+    # Few-shot was not measured: a dash, no bar of zero.
+    assert "Quality seen few" in chart and chart.count(">–</text>") == 4
     assert "does not name" in dom and "Not everything was measured" in dom
 
 
 def test_the_corpus_s_page(chromium: str, corpus_page: Path, tmp_path: Path) -> None:
-    dom, log = browse(chromium, corpus_page, tmp_path / "profile", "--dump-dom")
-    assert not CONSOLE.findall(log), log
+    dom, charts = drawn(chromium, corpus_page, tmp_path / "profile")
     assert "<script" not in dom and "<img" not in dom
-    charts = charts_of(dom)
     assert list(charts) == [
         "Figure 6: task scenarios, per cent of pairs (grouping and names ours)",
+        "Task categories within the scenarios",
         "Table 12: domains, per cent",
         "Pairs kept of each text",
         "Length of texts",
@@ -115,14 +105,10 @@ def test_the_corpus_s_page(chromium: str, corpus_page: Path, tmp_path: Path) -> 
         "Length of questions",
         "Length of answers",
     ]
-    for title, chart in charts.items():
-        assert "NaN" not in chart, title
-        numbers = [float(n) for n in re.findall(r' (?:x|x1|x2)="([-\d.]+)"', chart)]
-        assert min(numbers) >= 0 and max(numbers) <= 720, title
     assert dom.count("<details") == 8
 
 
 def test_bars_are_drawn(chromium: str, corpus_page: Path, tmp_path: Path) -> None:
-    colours = counted_colours(screenshot(chromium, corpus_page, tmp_path, "light", "1000,4500"))
+    colours = counted_colours(screenshot(chromium, corpus_page, tmp_path, "light", "1000,5200"))
     for colour in ("fbfbfa", "a9b2bc", "2a8a5a"):  # page, texts, pairs
         assert colours.get(tuple(bytes.fromhex(colour)), 0) > 300, colour

@@ -18,10 +18,10 @@ from data_gen.methods import METHODS, stage_of
 from data_gen.stages.blocks import UnitOutput
 from data_gen.stages.card import Card
 from data_gen.stages.config import StageConfig
+from data_gen.stages.page import synthesis_report
 from data_gen.stages.stage import Stage, Summary, run_stage
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
-from ipt_jax.evaluation.synthesis_page import synthesis_report
 from tests.data_gen.fakes import FakeEngine
 
 

@@ -32,9 +32,10 @@ from data_gen.instruction_pretrain.analysis.pair_judge import (
     judged_pairs,
     pair_verdicts,
 )
-from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Report, sample_of
+from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Measurement
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText, SynthesizedTexts
 from data_gen.stages.cached import CachedEngine, ProgressFactory, Query, silent
+from ipt_jax.core.report.values import Sample
 
 JUDGE = "judge"
 _SHOWN = 8  # texts with pairs in the report
@@ -54,7 +55,7 @@ def analyse_corpus(
     engines: Mapping[str, Engine] | None = None,
     bars: ProgressFactory = silent,
     on_start: Callable[[Path], None] = lambda folder: None,
-) -> Report:
+) -> Measurement:
     """Measure the folder `config.synthesis` and write `config.output`.
 
     `engines` (by `judge`) replace the one that the config names.
@@ -111,7 +112,7 @@ def analyse_corpus(
         values["contamination"] = asdict(contamination)
     report = corpus_report(config, values, counted, contamination)
     report.samples += [
-        sample_of(text.id, [(text.text, [(p.question, p.answer) for p in text.parsed.pairs])])
+        Sample(text.id, [(text.text, [(p.question, p.answer) for p in text.parsed.pairs])])
         for text in chosen[:_SHOWN]
     ]
     report.write(folder, _lines(chosen, asked))

@@ -6,23 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_gen.instruction_pretrain.analysis import paper
+from data_gen.instruction_pretrain.analysis.categories import SCENARIOS
 from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis
 from data_gen.instruction_pretrain.analysis.contamination import Contamination
 from data_gen.instruction_pretrain.analysis.generations import FORMATS
 from data_gen.instruction_pretrain.analysis.histograms import histogram
-from data_gen.instruction_pretrain.analysis.report import Report
+from data_gen.instruction_pretrain.analysis.report import Absent, Measurement, cell, per_cent
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText
-from data_gen.instruction_pretrain.analysis.tables import (
-    Absent,
-    BarChart,
-    Counts,
-    Table,
-    cell,
-    mapping_text,
-    per_cent,
-)
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.quality.decontaminate import contamination_table
+from ipt_jax.core.report.figures import Bars, Histogram, Sunburst
+from ipt_jax.core.report.numbers import format_cell, format_counts
+from ipt_jax.core.report.values import Table
 
 _CATEGORIES = 20  # shown; there are up to 76
 
@@ -32,9 +27,9 @@ def corpus_report(
     values: Mapping[str, Any],
     texts: Sequence[SynthesizedText],
     contamination: Contamination | None,
-) -> Report:
+) -> Measurement:
     """Tables, charts and what is absent, out of what was measured."""
-    report = Report(
+    report = Measurement(
         title=f"The instruction-augmented corpus: {config.corpus}",
         subtitle=f"{values['documents_augmented']:,} augmented texts with {values['pairs']:,} "
         f"pairs, written by {values['synthesizer']}",
@@ -43,7 +38,7 @@ def corpus_report(
     report.tables.append(_statistics(values))
     if "judged" in values:
         report.tables += [_judged(config.corpus, values["judged"]), _categories(values["judged"])]
-        report.bars.append(_scenarios(values["judged"]))
+        report.figures += [_scenarios(values["judged"]), _categories_figure(values["judged"])]
     else:
         why = "no judge was given: name a chat model in `judge`."
         report.absent += [Absent("Table 6 (accuracy, relevance, categories)", why)]
@@ -57,16 +52,17 @@ def corpus_report(
     else:
         report.tables += [_contamination(contamination), _paper_contamination()]
     report.tables += [_domain_scores(values["domains"]), _distribution(values["domains"])]
-    report.bars.append(_distribution_bars(values["domains"]))
-    report.histograms += _histograms(texts)
+    report.figures.append(_distribution_bars(values["domains"]))
+    report.figures += _histograms(texts)
     return report
 
 
 def _statistics(values: Mapping[str, Any]) -> Table:
     found = values["statistics"]
+    kept = format_cell(found["pairs_kept_per_text"], decimals=2)
     rows = [
         ("Texts counted", cell(values["texts_counted"]), ""),
-        ("Pairs kept per text", cell(found["pairs_kept_per_text"], 2), f"{paper.PAIRS_PER_TEXT}"),
+        ("Pairs kept per text", kept, f"{paper.PAIRS_PER_TEXT}"),
         ("Tokens written per pair", cell(found["tokens_per_pair"]), f"{paper.TOKENS_PER_PAIR}"),
         ("Words per pair", cell(found["words_per_pair"]), ""),
         ("Texts with a pair, %", per_cent(found["with_pairs_share"]), ""),
@@ -78,7 +74,7 @@ def _statistics(values: Mapping[str, Any]) -> Table:
         ("Repeated questions, % of pairs written", per_cent(found["repeated_share"]), ""),
         ("Answers that stand in the text, %", per_cent(found["literal_share"]), ""),
         *((f"{name}, %", per_cent(found["format_shares"][name]), "") for name in FORMATS),
-        ("Rejected pieces", mapping_text(found["rejected"]), ""),
+        ("Rejected pieces", format_counts(found["rejected"]), ""),
     ]
     return Table(
         "Pairs",
@@ -110,7 +106,7 @@ def _judged(corpus: str, found: Mapping[str, Any]) -> Table:
         ("", "Accuracy", "Relevance", "Categories", "Pairs judged"),
         (row, *others),
         "Per cent of pairs. In no figure, because the judge's reply could not be read: "
-        f"{mapping_text(found['without_verdict'])}. The number of categories grows with the "
+        f"{format_counts(found['without_verdict'])}. The number of categories grows with the "
         "number of pairs; the paper draws 500 texts. It is out of 76 here.",
     )
 
@@ -123,14 +119,26 @@ def _categories(found: Mapping[str, Any]) -> Table:
     return Table("Task categories", ("Category", "Pairs"), tuple(rows), "All are in results.json.")
 
 
-def _scenarios(found: Mapping[str, Any]) -> BarChart:
+def _scenarios(found: Mapping[str, Any]) -> Bars:
     rows = tuple(
         (name, (None if share is None else 100 * share,))
         for name, share in found["scenarios"].items()
     )
-    return BarChart(
-        "Figure 6: task scenarios, per cent of pairs (grouping and names ours)", ("corpus",), rows
+    return Bars(
+        "Figure 6: task scenarios, per cent of pairs (grouping and names ours)",
+        ("corpus",),
+        rows,
+        number=cell,
     )
+
+
+def _categories_figure(found: Mapping[str, Any]) -> Sunburst:
+    counts = found["categories"]
+    groups = [
+        (scenario, [(name, counts.get(name, 0)) for name in members])
+        for scenario, members in SCENARIOS.items()
+    ]
+    return Sunburst("Task categories within the scenarios", groups, "pairs")
 
 
 def _contamination(found: Contamination) -> Table:
@@ -167,7 +175,7 @@ def _domain_scores(found: Mapping[str, Any]) -> Table:
         f"Per cent, means over {found['texts']:,} texts with a domain, "
         f"{found['texts_multi_domain']:,} of them with several; {found['texts_without_domain']:,} "
         f"texts have none and are left out. Texts and pairs without an answer of the classifier: "
-        f"{mapping_text(found['failed'])}. The paper does not say what classified its texts.",
+        f"{format_counts(found['failed'])}. The paper does not say what classified its texts.",
     )
 
 
@@ -191,22 +199,23 @@ def _distribution(found: Mapping[str, Any]) -> Table:
     )
 
 
-def _distribution_bars(found: Mapping[str, Any]) -> BarChart:
+def _distribution_bars(found: Mapping[str, Any]) -> Bars:
     def share(key: str, domain: str) -> float | None:
         value = found["distribution"][key][domain]
         return None if value is None else 100 * value
 
-    return BarChart(
+    return Bars(
         "Table 12: domains, per cent",
         ("raw texts", "pairs"),
         tuple(
             (domain.replace("_", " "), (share("raw", domain), share("pairs", domain)))
             for domain in DOMAINS
         ),
+        number=cell,
     )
 
 
-def _histograms(texts: Sequence[SynthesizedText]) -> list[Counts]:
+def _histograms(texts: Sequence[SynthesizedText]) -> list[Histogram]:
     pairs = [pair for text in texts for pair in text.parsed.pairs]
     return [
         histogram(

@@ -33,7 +33,7 @@ from data_gen.instruction_pretrain.analysis.pair_quality import (
     pairs_tasks,
     score_pairs,
 )
-from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Report
+from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Measurement
 from data_gen.instruction_pretrain.analysis.response_accuracy import (
     AnswerTask,
     answer_prompt,
@@ -89,7 +89,7 @@ def analyse_synthesizer(
     engines: Mapping[str, Engine] | None = None,
     bars: ProgressFactory = silent,
     on_start: Callable[[Path], None] = lambda folder: None,
-) -> Report:
+) -> Measurement:
     """Measure both models and write `config.output`.
 
     `engines` (by `base`, `tuned`, `reader`) replace those that the config names. Answers are kept:

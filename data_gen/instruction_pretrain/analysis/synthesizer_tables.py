@@ -16,16 +16,11 @@ from data_gen.instruction_pretrain.analysis.helpfulness import (
     WITHOUT,
 )
 from data_gen.instruction_pretrain.analysis.pair_quality import FEW, ZERO
-from data_gen.instruction_pretrain.analysis.report import Report
+from data_gen.instruction_pretrain.analysis.report import Absent, Measurement, cell, per_cent
 from data_gen.instruction_pretrain.analysis.scores import SEEN, UNSEEN
-from data_gen.instruction_pretrain.analysis.tables import (
-    Absent,
-    BarChart,
-    Table,
-    cell,
-    mapping_text,
-    per_cent,
-)
+from ipt_jax.core.report.figures import Bars
+from ipt_jax.core.report.numbers import format_counts
+from ipt_jax.core.report.values import Table
 
 # Table 5's columns: what of a model's numbers, and of which data sets.
 _COLUMNS = (
@@ -48,11 +43,11 @@ _BARS = {
 }
 
 
-def synthesizer_report(config: SynthesizerAnalysis, values: Mapping[str, Any]) -> Report:
+def synthesizer_report(config: SynthesizerAnalysis, values: Mapping[str, Any]) -> Measurement:
     """Tables, charts and what is absent, out of what was measured."""
     models = values["models"]
     names = [f"{name}: {models[name]['identity']['model']}" for name in (BASE, TUNED)]
-    report = Report(
+    report = Measurement(
         title="The instruction synthesizer on held-out examples",
         subtitle=f"{', '.join(names)}; {values['examples']:,} examples of "
         f"{len(values['datasets'])} data sets",
@@ -63,19 +58,20 @@ def synthesizer_report(config: SynthesizerAnalysis, values: Mapping[str, Any]) -
     written = [setting for setting in (ZERO, FEW) if setting in models[BASE]]
     if written:
         report.tables += [_generations(models, setting) for setting in written]
-        report.bars.append(_formats(models, written))
+        report.figures.append(_formats(models, written))
     if "helpfulness" in values:
         report.tables.append(_helpfulness(values["helpfulness"]))
-        report.bars.append(_helpfulness_bars(values["helpfulness"]))
-    report.bars.insert(
+        report.figures.append(_helpfulness_bars(values["helpfulness"]))
+    report.figures.insert(
         0,
-        BarChart(
+        Bars(
             "Table 5, F1 in per cent",
             (BASE, TUNED),
             tuple(
                 (name, tuple(_f1(models[model], *column) for model in (BASE, TUNED)))
                 for name, column in zip(_NAMES, _COLUMNS, strict=True)
             ),
+            number=cell,
         ),
     )
     return report
@@ -168,7 +164,7 @@ def _generations(models: Mapping[str, Any], setting: str) -> Table:
     lines += [(f"{name[0].upper()}{name[1:]}, % of pairs", _format_share(name)) for name in FORMATS]
     if setting == FEW:
         lines.append(("Same formats as the shots, % of generations", _share("same_formats_share")))
-    lines.append(("Rejected pieces", lambda s: mapping_text(s["rejected"])))
+    lines.append(("Rejected pieces", lambda s: format_counts(s["rejected"])))
     return Table(
         f"What the generations hold, {setting}-shot",
         ("", *(f"{name}, {group}" for name, group in columns)),
@@ -185,12 +181,12 @@ def _format_share(name: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda statistics: per_cent(statistics["format_shares"][name])
 
 
-def _formats(models: Mapping[str, Any], settings: Sequence[str]) -> BarChart:
+def _formats(models: Mapping[str, Any], settings: Sequence[str]) -> Bars:
     def share(model: str, setting: str, name: str) -> float | None:
         found = models[model][setting]["generations"]["all"]["format_shares"][name]
         return None if found is None else 100 * found
 
-    return BarChart(
+    return Bars(
         "Formats of the pairs, per cent of a model's pairs",
         (BASE, TUNED),
         tuple(
@@ -198,6 +194,7 @@ def _formats(models: Mapping[str, Any], settings: Sequence[str]) -> BarChart:
             for setting in settings
             for name in FORMATS
         ),
+        number=cell,
     )
 
 
@@ -222,8 +219,8 @@ def _helpfulness(found: Mapping[str, Any]) -> Table:
     )
 
 
-def _helpfulness_bars(found: Mapping[str, Any]) -> BarChart:
-    return BarChart(
+def _helpfulness_bars(found: Mapping[str, Any]) -> Bars:
+    return Bars(
         "Figure 5, F1 in per cent",
         (SEEN, UNSEEN),
         tuple(
@@ -233,6 +230,7 @@ def _helpfulness_bars(found: Mapping[str, Any]) -> BarChart:
             )
             for condition in CONDITIONS
         ),
+        number=cell,
     )
 
 

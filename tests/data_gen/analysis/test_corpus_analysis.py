@@ -20,6 +20,7 @@ from data_gen.quality.decontaminate import DecontaminateConfig
 from data_gen.quality.evaluations import EvaluationFile
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import RecordSource
+from ipt_jax.core.report.figures import Histogram
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 LEAK = "Which evaluation example has found its way into the pairs that were synthesized here?"
@@ -116,8 +117,8 @@ def test_without_judge_and_evaluations_their_tables_are_absent(
     assert found["pairs_kept_per_text"] == pytest.approx(report.measured["pairs"] / 48)
     assert found["repeated_share"] == pytest.approx(count / found["pairs"])
     assert report.measured["domains"]["coverage"] is not None
-    kept = next(h for h in report.histograms if h.title == "Pairs kept of each text")
-    assert kept.counts[0] == 48 - count and sum(kept.counts) == 48
+    kept = next(h for h in report.figures if h.title == "Pairs kept of each text")
+    assert isinstance(kept, Histogram) and kept.counts[0] == 48 - count and sum(kept.counts) == 48
     lines = (tmp_path / "out" / "generations.jsonl").read_text().splitlines()
     assert len(lines) == count
     assert len(report.samples) == 8

@@ -12,9 +12,9 @@ from data_gen.baselines.config import RandomPairsConfig
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.formats import parse_pairs
 from data_gen.methods import synthesize
+from data_gen.stages.page import synthesis_report
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
-from ipt_jax.evaluation.synthesis_page import synthesis_report
 from tests.data_gen.fakes import FakeEngine
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.methods import synthesize
+from data_gen.stages.page import synthesis_report
 from data_gen.stages.progress import ProgressLog
 from data_gen.stages.runner import Status, Usage
 from ipt_jax.core.errors import UserError
-from ipt_jax.evaluation.synthesis_page import synthesis_report
 from tests.data_gen.fakes import FakeEngine
+from tests.pages import Page, assert_nothing_foreign
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_page_has_counts_cost_speed_and_samples(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
-    html = synthesis_report(folder).read_text()
-    assert f"<dd>{summary['pairs']}</dd>" in html
-    assert f"{summary['cost']:,.2f}" in html and summary["cost"] > 1
-    assert 'aria-label="Tokens a second"' in html and "fake-model" in html
-    assert "<script>Text" not in html and "&lt;script&gt;Text" in html
+    page = assert_nothing_foreign(synthesis_report(folder).read_text())
+    assert f"pairs written {summary['pairs']}" in page.text
+    assert f"{summary['cost']:,.2f}" in page.text and summary["cost"] > 1
+    assert list(page.figures) == ["Tokens a second"] and "fake-model" in page.text
+    assert "<script>Text" in page.text
 
 
 def test_speed_is_over_the_time_in_which_a_process_ran(folder: Path) -> None:
@@ -49,11 +49,12 @@ def test_speed_is_over_the_time_in_which_a_process_ran(folder: Path) -> None:
                 log(Status(fresh=Usage(1, 2 * count, count), seconds=10.0 * (number + 1)))
     with open(folder / "progress.jsonl", "a") as file:
         file.write('{"seconds": 99, "fre')  # cut by a kill
-    html = synthesis_report(folder).read_text()
-    assert 'processes that worked on it</td><td class="number">2' in re.sub(r"\s+", " ", html)
-    # 100 and 200 tokens in ten seconds each, then 50: the highest rates are 40 read, 20 written.
-    chart = re.search(r'aria-label="Tokens a second">(.*?)</svg>', html, re.DOTALL)
-    assert chart is not None and ">40<" in chart[1] and ">30<" in chart[1]
+    page = Page(synthesis_report(folder).read_text())
+    assert page.tables["Processes"][0] == ["processes that worked on it", "2"]
+    # 100 and 200 tokens in ten seconds each, then 50; twice as many are read.
+    drawn = page.figures["Tokens a second"]["data"]
+    assert [one["y"] for one in drawn] == [[20, 40, 10], [10, 20, 5]]
+    assert drawn[0]["x"] == [10, 20, 30]
 
 
 def test_a_missing_summary_is_named(tmp_path: Path) -> None:
@@ -64,5 +65,5 @@ def test_a_missing_summary_is_named(tmp_path: Path) -> None:
 def test_a_baselines_samples_of_an_earlier_version_are_shown(folder: Path) -> None:
     old = [{"id": "reading_comprehension/d1", "text": "A text & tasks.", "tasks": {"nli": 1}}]
     (folder / "samples.json").write_text(json.dumps(old))
-    page = synthesis_report(folder).read_text()
-    assert "A text &amp; tasks." in page and "<summary>reading_comprehension/d1</summary>" in page
+    text = Page(synthesis_report(folder).read_text()).text
+    assert "reading_comprehension/d1 A text & tasks." in text
