@@ -96,7 +96,7 @@ def synthesis(folder: Path, pieces: int) -> Counter[tuple[str, str]]:
     )  # fmt: skip
     with (
         mock.patch.object(stage, "open_engine", lambda config: StandIn()),
-        mock.patch.object(stage, "identify_engine", lambda config: who),
+        mock.patch.object(stage, "identify_engine", lambda *_: who),
     ):
         return walked(run)
 

@@ -150,11 +150,13 @@ def _resolve_base(config: EngineConfig) -> ResolvedModel:
     return ResolvedModel(folder, folder.name, folder_revision(folder))
 
 
-def identify_engine(config: EngineConfig) -> EngineIdentity:
-    """Name, version, model and revision; a server is asked for them.
+def identify_engine(config: EngineConfig, given: Engine | None = None) -> EngineIdentity:
+    """Name, version, model and revision, of `given` where there is one; a server is asked for them.
 
     Raises UserError for an unknown name, a bad model, a missing package or a silent server.
     """
+    if given is not None:
+        return EngineIdentity(given.name, given.version, given.model, given.revision)
     _check(config)
     if config.name == "server":
         from data_gen.engines.server import describe_server, version_of

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_gen.engines.base import SamplingParams
+
 
 @dataclass(frozen=True)
 class TransformersConfig:
@@ -152,3 +154,7 @@ class EngineConfig:
     """Only for `server`."""
     ray: RayConfig = field(default_factory=RayConfig)
     """For `transformers` and `vllm`: as many of them as a cluster holds."""
+
+    def sampling(self, **more: Any) -> SamplingParams:
+        """How tokens are drawn; `more`: what else SamplingParams takes."""
+        return SamplingParams(self.max_tokens, self.temperature, self.top_k, self.top_p, **more)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_gen.corpus import Document
-from data_gen.engines import Completion, Request, SamplingParams
+from data_gen.engines import Completion, Request
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.demonstrations import DEMONSTRATIONS
 from data_gen.instruction_pretrain.formats import (
@@ -33,6 +33,7 @@ from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card, Prompt
 from data_gen.stages.stage import Stage, StageRun, Summary
+from data_gen.stages.units import RecordUnits
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.rejection import Reason, Rejection
@@ -40,7 +41,6 @@ from ipt_jax.core.seeds import generator_of, seed_of
 
 METHOD = "instruction_pretrain"
 PLAIN, AUGMENTED = "plain", "augmented"
-_READ = 256  # records at a time
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,12 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
     def __init__(self, config: SynthesisConfig) -> None:
         super().__init__(config)
         self._templates = load_templates(config.templates)
-        drawn = config.engine
-        self._sampling = SamplingParams(
-            max_tokens=drawn.max_tokens,
-            temperature=drawn.temperature,
-            top_k=drawn.top_k,
-            top_p=drawn.top_p,
+        constrained = config.engine.constrain
+        self._sampling = config.engine.sampling(
             # The end of an example is one token for the published synthesizer, and letters for
             # models whose own end token is another.
             stop=(EOS,),
-            regex=pairs_regex(config.min_pairs, config.max_pairs) if drawn.constrain else None,
+            regex=pairs_regex(config.min_pairs, config.max_pairs) if constrained else None,
         )
 
     def identity(self) -> Mapping[str, Any]:
@@ -235,13 +231,11 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
         chosen[self._chains.chosen] = True
         folder = self._run.output.shards(PLAIN)
         with ShardWriter(folder, self.config.records_per_shard) as shards:
-            for start in range(0, len(raw), _READ):
-                numbers = range(start, min(start + _READ, len(raw)))
-                for number, record in zip(numbers, raw.read(numbers), strict=True):
-                    if chosen[number] and record.id not in unused:
-                        continue
-                    reasons[unused.get(record.id, "not_selected")] += 1
-                    shards.write(record)
+            for number, record in enumerate(RecordUnits(raw)):
+                if chosen[number] and record.id not in unused:
+                    continue
+                reasons[unused.get(record.id, "not_selected")] += 1
+                shards.write(record)
         return reasons
 
     def card(self, summary: Summary) -> Card:

@@ -22,7 +22,6 @@ from data_gen.engines import (
     Message,
     Prompt,
     Request,
-    SamplingParams,
     max_in_flight,
 )
 from data_gen.engines.replies import after_thoughts, json_objects
@@ -30,7 +29,7 @@ from data_gen.quality.gate import Gate
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.runner import Done, run_units
-from data_gen.stages.units import Records
+from data_gen.stages.units import Records, RecordUnits
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
@@ -67,7 +66,6 @@ _LINE = re.compile(
 )
 _ANY = re.compile(rf"(?<![\w.])(?P<value>{_NUMBER})(?![\w%])")
 _KEYS = ("score", "rating", "grade", "verdict")
-_READ_AHEAD = 256  # records
 _JSON_VALUE = re.compile(rf"({_NUMBER})(?:\s*(?:/|out\s+of)\s*(\d+))?")
 
 
@@ -163,35 +161,18 @@ def _scores(found: Any) -> Iterator[tuple[float, str | None]]:
                 yield float(match[1]), match[2]
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What is asked about one record."""
-
-    id: str
-    """Its place among the records, and what is asked: neither alone tells questions apart."""
-    request: Request
-
-
-def _asked(prompt: str, config: JudgeConfig) -> Prompt:
-    return (Message("user", prompt),) if config.chat else prompt
-
-
-def _question(place: int, record: Record, config: JudgeConfig) -> _Question:
-    drawn = config.engine
-    sampling = SamplingParams(
-        max_tokens=drawn.max_tokens,
-        temperature=drawn.temperature,
-        top_k=drawn.top_k,
-        top_p=drawn.top_p,
-    )
+def _question(place: int, record: Record, config: JudgeConfig) -> Request:
+    """Named by its place among the records and what is asked: neither alone tells two apart."""
+    sampling = config.engine.sampling()
     prompt, seed = build_prompt(record), seed_of(config.seed, "judge", record.id)
     content = json.dumps([prompt, config.chat, asdict(sampling), seed], sort_keys=True)
     name = f"{place:08d}#{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    return _Question(name, Request(name, _asked(prompt, config), sampling, seed))
+    asked: Prompt = (Message("user", prompt),) if config.chat else prompt
+    return Request(name, asked, sampling, seed)
 
 
-def _ask(question: _Question) -> Generator[Request, Completion, Completion]:
-    completion = yield question.request
+def _ask(request: Request) -> Generator[Request, Completion, Completion]:
+    completion = yield request
     return completion
 
 
@@ -218,25 +199,19 @@ class JudgeGate(Gate):
         self._config = config
         self._scores: Counter[int] = Counter()
         self._failed = FailedRequests()
-        self._answers: Generator[Done[_Question, Completion]] | None = None
+        self._answers: Generator[Done[Request, Completion]] | None = None
 
     def begin(self, engine: Engine, ledger: Ledger) -> None:
         self._engine, self._ledger = engine, ledger
 
     def prepare(self, corpus: Records) -> None:
         self._answers = run_units(
-            self._questions(corpus),
+            (_question(at, one, self._config) for at, one in enumerate(RecordUnits(corpus))),
             _ask,
             self._engine,
             self._ledger,
             units_in_flight=2 * max_in_flight(self._config.engine),
         )
-
-    def _questions(self, corpus: Records) -> Iterator[_Question]:
-        for first in range(0, len(corpus), _READ_AHEAD):
-            places = range(first, min(first + _READ_AHEAD, len(corpus)))
-            for place, record in zip(places, corpus.read(places), strict=True):
-                yield _question(place, record, self._config)
 
     def check(self, records: Sequence[Record]) -> list[Reason | None]:
         assert self._answers is not None, "checked before it was prepared"

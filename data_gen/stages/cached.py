@@ -75,12 +75,7 @@ class CachedEngine:
         self.name, self.config = name, config
         self.failed = FailedRequests()
         self._given, self._engine = engine, engine
-        if engine is None:
-            self.identity = asdict(identify_engine(config))
-        else:
-            self.identity = {
-                key: str(getattr(engine, key)) for key in ("name", "version", "model", "revision")
-            }
+        self.identity = asdict(identify_engine(config, engine))
         fingerprint = {
             **self.identity,
             "context_tokens": config.context_tokens,

@@ -360,9 +360,7 @@ def _cost(config: AskingConfig, seconds: float, completion_tokens: int) -> Summa
 
 
 def _identity(asked: EngineConfig | None, engine: Engine | None) -> EngineIdentity:
-    if engine is not None:
-        return EngineIdentity(engine.name, engine.version, engine.model, engine.revision)
-    return EngineIdentity(*["none"] * 4) if asked is None else identify_engine(asked)
+    return EngineIdentity(*["none"] * 4) if asked is None else identify_engine(asked, engine)
 
 
 def _reads(config: OutputConfig) -> bool:

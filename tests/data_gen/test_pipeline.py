@@ -187,7 +187,7 @@ def test_the_door_says_what_failed_and_ends_with_its_code(
 ) -> None:
     monkeypatch.setattr(stage, "open_engine", lambda config: Refusing("transient", ""))
     identity = EngineIdentity("fake", "1", "fake-model", "r1")
-    monkeypatch.setattr(stage, "identify_engine", lambda config: identity)
+    monkeypatch.setattr(stage, "identify_engine", lambda *_: identity)
     for more, code in (("0.5", TOO_MANY_FAILED), ("1", 0)):
         monkeypatch.setattr(
             sys, "argv",

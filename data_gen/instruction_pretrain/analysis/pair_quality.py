@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_gen.engines import Completion, EngineConfig, SamplingParams
+from data_gen.engines import Completion, EngineConfig
 from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.scores import Score
@@ -74,14 +74,8 @@ def pairs_tasks(examples: Sequence[HeldOut], setting: str, budget: Budget) -> Pa
 
 def pairs_question(task: PairsTask, config: EngineConfig) -> Query:
     """What is asked of the engine, drawn as the config says; the generation ends at </s>."""
-    sampling = SamplingParams(
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        stop=(EOS,),
-    )
-    return Query(task.name, render_prompt(task.shots, task.example.text), sampling)
+    prompt = render_prompt(task.shots, task.example.text)
+    return Query(task.name, prompt, config.sampling(stop=(EOS,)))
 
 
 def without_tags(text: str) -> str:

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from data_gen.quality.gate import Gate
 from data_gen.quality.moderation import DEFAULT_RULES, ModerationConfig
 from data_gen.quality.rules import RulesConfig
 from data_gen.quality.stage import GATES, Filter, FilterConfig, check_records
+from data_gen.stages.blocks import UnitOutput
 from data_gen.stages.stage import run_stage
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
@@ -299,6 +300,17 @@ def test_counts_that_do_not_add_up_stop_the_run(
     monkeypatch.setitem(GATES, "rules", lambda *_: Forgetful())
     with pytest.raises(ValueError, match="zip"):
         run_stage(Filter(settings(tmp_path, [first], gates=["rules"])))
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_records_that_are_lost_stop_the_run(tmp_path: Path, first: Path) -> None:
+    class Losing(Filter):
+        def work(self, record: Record) -> Generator[Request, Completion, UnitOutput]:
+            output = yield from super().work(record)
+            return UnitOutput() if record.id == "r7" else output
+
+    with pytest.raises(RuntimeError, match="were lost"):
+        run_stage(Losing(settings(tmp_path, [first], gates=["exact_text"])))
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
