@@ -261,7 +261,7 @@ def run_part(options: argparse.Namespace) -> None:
 
     if kind in ("training", "predict"):
         if kind == "training" and not options.dry_run:
-            from ipt_jax.training.xla_flags import apply_gpu_flags
+            from ipt_jax.training.startup import apply_gpu_flags
 
             apply_gpu_flags()
         import gpu_training

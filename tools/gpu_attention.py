@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipt_jax.attention.ranges import KeyRanges, key_ranges
 from ipt_jax.attention.reference import reference_attention
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import AttentionSpec, KeyRanges, key_ranges
 
 Emit = Callable[..., None]
 OURS = ("pallas_hopper", "pallas")
@@ -156,6 +155,7 @@ def contestants(case: Case, dry_run: bool, leave_out: list[str]) -> dict[str, Ca
 
         # First: the honest peer, and what the others' speeds are ratios to.
         ids = jnp.asarray(segment_ids(*case.shape[:2]))
+
         def packed(q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, mask: Any) -> jax.Array:
             return cudnn_packed_attention(q, k, v, spec, ids)
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import gpu_training
@@ -23,7 +22,7 @@ from ipt_jax.attention.backends import Choice
 from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, SAVEABLE, DecoderConfig
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.training import loss
+from ipt_jax.training import step as loss
 from ipt_jax.training.optimizer import OptimizerConfig, make_schedule
 from ipt_jax.training.step import TrainSetup
 

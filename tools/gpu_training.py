@@ -26,7 +26,7 @@ from gpu_attention import segment_ids  # beside this file
 from ipt_jax.attention.backends import Choice
 from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, DecoderConfig
-from ipt_jax.models.layers import rotary, rotate
+from ipt_jax.models.decoder import rotary, rotate
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.step import TrainSetup
@@ -309,7 +309,7 @@ def _emit_training(
 
 def predict(name: str, emit: Emit, dry_run: bool) -> None:
     """Memory as the dry run lays it out, on a virtual device; needs no GPU and no data."""
-    from ipt_jax.data.config import DataConfig
+    from ipt_jax.data.mixture import DataConfig
     from ipt_jax.models.config import ModelConfig
     from ipt_jax.training import dry_run as planning
     from ipt_jax.training.config import TrainConfig

@@ -1,7 +1,6 @@
 """Real text in record shards, tokenised by the real Mistral tokenizer."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,13 @@ BUNDLED = Path(__file__).parents[3] / "data_gen" / "sample_corpus" / "documents.
 
 
 @pytest.fixture(scope="session")
-def documents() -> list[str]:
+def documents():
     """The bundled real documents."""
     return [json.loads(line)["text"] for line in BUNDLED.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
-def write_shards() -> Callable[..., str]:
+def write_shards():
     """Writes texts as a folder of small shards and gives its path."""
 
     def write(folder: Path, texts: list[str], per_shard: int = 64) -> str:
@@ -32,11 +31,7 @@ def write_shards() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def corpus(
-    tmp_path_factory: pytest.TempPathFactory,
-    documents: list[str],
-    write_shards: Callable[..., str],
-) -> Path:
+def corpus(tmp_path_factory, documents, write_shards):
     """Folders ``raw`` (200 documents), ``short`` (120 openings) and ``few`` (5)."""
     pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
     folder = tmp_path_factory.mktemp("corpus")
@@ -47,7 +42,7 @@ def corpus(
 
 
 @pytest.fixture(scope="session")
-def mixture(corpus: Path) -> Mixture:
+def mixture(corpus):
     """Three sources of different sizes at rates that are not theirs."""
     names = ("raw", "short", "few")
     tasks = tuple(Task(name, str(corpus / name)) for name in names)

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,18 @@ from hypothesis import given, settings
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.example_proto import example_class
-from ipt_jax.data.bad_records import read_records
 from ipt_jax.data.formats import jsonl, parquet
 from ipt_jax.data.formats.files import CACHE
 from ipt_jax.data.formats.jsonl import JsonlRows
 from ipt_jax.data.pipeline import batches
-from ipt_jax.data.sources import open_source
+from ipt_jax.data.sources import open_source, read_records
 from ipt_jax.data.tasks import Mixture, Task
 
 Docs = list[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def docs(documents: list[str]) -> Docs:
+def docs(documents):
     """40 real documents with ids, one of them with more than ASCII."""
     texts = [*documents[:39], documents[39] + " é漢🙂"]
     return [{"id": f"d/{number}", "text": text} for number, text in enumerate(texts)]
@@ -133,7 +131,7 @@ FORMATS = [
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path, monkeypatch):
     """Data sets are not written into the home of who tests."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hub"))  # read when it is imported
     if "datasets" in sys.modules:
@@ -143,9 +141,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__[6:])
-def test_every_format_gives_the_same_records(
-    tmp_path: Path, docs: Docs, write: Callable[[Path, Docs], Task]
-) -> None:
+def test_every_format_gives_the_same_records(tmp_path, docs, write):
     (tmp_path / "in").mkdir()
     task = write(tmp_path / "in", docs)
     source = open_source(task)
@@ -163,9 +159,7 @@ def test_every_format_gives_the_same_records(
     assert other.fingerprint != source.fingerprint
 
 
-def test_the_pipeline_gives_the_same_batches_from_each(
-    tmp_path: Path, docs: Docs, write_shards: Callable[..., str]
-) -> None:
+def test_the_pipeline_gives_the_same_batches_from_each(tmp_path, docs, write_shards):
     """From our shards, from JSON lines and from parquet, these in a worker process."""
     pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
     (tmp_path / "p").mkdir()
@@ -182,7 +176,7 @@ def test_the_pipeline_gives_the_same_batches_from_each(
                 np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_where_a_record_is_and_what_it_is_called(tmp_path: Path, docs: Docs) -> None:
+def test_where_a_record_is_and_what_it_is_called(tmp_path, docs):
     plain = [{"text": d["text"]} for d in docs]
     source = open_source(write_jsonl(tmp_path, plain))
     assert source.where(2) == f"line 3 of {tmp_path}/x.jsonl"
@@ -207,13 +201,7 @@ def test_where_a_record_is_and_what_it_is_called(tmp_path: Path, docs: Docs) -> 
     st.booleans(),
     st.integers(1, 40),
 )
-def test_lines_are_found_as_python_finds_them(
-    tmp_path_factory: pytest.TempPathFactory,
-    parts: list[bytes],
-    ending: bytes,
-    ended: bool,
-    block: int,
-) -> None:
+def test_lines_are_found_as_python_finds_them(tmp_path_factory, parts, ending, ended, block):
     """Blank lines, no last line break, lines over the border of a block; plain and compressed."""
     folder = tmp_path_factory.mktemp("lines")
     data = ending.join(parts) + (ending if ended else b"")
@@ -250,7 +238,7 @@ def test_lines_are_found_as_python_finds_them(
         (b'{"text": "ab", "parts": "ab", "loss": ["x"]}', "`loss` is ['x'], not a list of float"),
     ],
 )
-def test_a_bad_line_names_file_line_and_key(tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_bad_line_names_file_line_and_key(tmp_path, line, message):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "good"}\n')
     source = open_source(Task("t", str(tmp_path / "x.jsonl")))
     with pytest.raises(DamagedRecord) as told:
@@ -261,9 +249,7 @@ def test_a_bad_line_names_file_line_and_key(tmp_path: Path, line: bytes, message
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
-def test_a_line_of_any_length_is_never_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
-) -> None:
+def test_a_line_of_any_length_is_never_held(tmp_path, monkeypatch, ending):
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
     monkeypatch.setattr(jsonl, "_BLOCK", 64)
     row = b'{"text": "%b"}'
@@ -279,7 +265,7 @@ def test_a_line_of_any_length_is_never_held(
 
 
 @pytest.mark.parametrize("form", ["parquet", "saved"])
-def test_values_that_python_cannot_hold(tmp_path: Path, form: str) -> None:
+def test_values_that_python_cannot_hold(tmp_path, form):
     """A damaged row where the id is one; elsewhere nobody asks for it, or it is text."""
     days = pa.array([5_000_000, 1], pa.date32())
     table = pa.table({"text": ["a", "b"], "id": ["1", "2"], "day": days})
@@ -297,7 +283,7 @@ def test_values_that_python_cannot_hold(tmp_path: Path, form: str) -> None:
         dated.read([0])
 
 
-def test_an_id_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+def test_an_id_that_was_asked_for_must_be_there(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a", "n": 7}\n{"text": "b"}\n')
     source = open_source(Task("t", str(tmp_path / "x.jsonl"), id_key="n"))
     assert source.read([0])[0].id == "7"
@@ -305,7 +291,7 @@ def test_an_id_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
         source.read([1])
 
 
-def test_loss_of_foreign_records(tmp_path: Path) -> None:
+def test_loss_of_foreign_records(tmp_path):
     """Lists of parts and weights are taken; one of a single value may come as that value."""
     (tmp_path / "x.jsonl").write_text('{"text": "ab", "parts": ["a", "b"], "loss": [0, 1]}\n')
     assert open_source(Task("t", str(tmp_path / "x.jsonl"))).read([0])[0].loss == (0.0, 1.0)
@@ -315,7 +301,7 @@ def test_loss_of_foreign_records(tmp_path: Path) -> None:
     assert (record.id, record.parts, record.loss) == ("4", ("ab",), (0.5,))
 
 
-def test_indexes_are_kept_and_never_taken_for_others(tmp_path: Path, docs: Docs) -> None:
+def test_indexes_are_kept_and_never_taken_for_others(tmp_path, docs):
     task = write_jsonl(tmp_path, docs)
     source = open_source(task)
     cache = tmp_path / CACHE
@@ -331,7 +317,7 @@ def test_indexes_are_kept_and_never_taken_for_others(tmp_path: Path, docs: Docs)
         open_source(task).read([0])
 
 
-def test_bytes_that_changed_in_secret(tmp_path: Path, docs: Docs) -> None:
+def test_bytes_that_changed_in_secret(tmp_path, docs):
     """As a failing disk changes them: size and time stay."""
     path = Path(write_jsonl(tmp_path, docs).source)
     task = Task("t", str(path))
@@ -344,7 +330,7 @@ def test_bytes_that_changed_in_secret(tmp_path: Path, docs: Docs) -> None:
         open_source(task)
 
 
-def test_a_folder_that_cannot_hold_the_index(tmp_path: Path, docs: Docs) -> None:
+def test_a_folder_that_cannot_hold_the_index(tmp_path, docs):
     task = write_jsonl(tmp_path, docs)
     (tmp_path / CACHE).write_text("in its place")
     with pytest.raises(UserError, match=rf"{CACHE} for the indexes.*set `index_folder`"):
@@ -365,18 +351,14 @@ def test_a_folder_that_cannot_hold_the_index(tmp_path: Path, docs: Docs) -> None
     ],
     ids=["gz", "gz-cut", "zst", "parquet", "arrayrecord"],
 )
-def test_files_that_are_not_what_their_name_says(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_files_that_are_not_what_their_name_says(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} {message}"):
         open_source(Task("t", str(tmp_path / name)))
     assert not list((tmp_path / CACHE).glob("lines-*"))
 
 
-def test_parquet_of_many_row_groups(
-    tmp_path: Path, docs: Docs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_of_many_row_groups(tmp_path, docs, monkeypatch):
     task = write_parquet(tmp_path, docs)
     monkeypatch.setattr(parquet, "_CACHE_BYTES", 1)  # one row group is kept
     source = open_source(task)
@@ -393,7 +375,7 @@ def test_parquet_of_many_row_groups(
         open_source(task).read([15])
 
 
-def test_examples_that_are_none(tmp_path: Path) -> None:
+def test_examples_that_are_none(tmp_path):
     task = Task("t", str(tmp_path / "x.array_record"))
     broken, picture = b"\xff\xff\xff", example({"text": b"\xff\xd8"})
     write_examples(Path(task.source), [example({"text": "a"}), broken, picture])
@@ -405,7 +387,7 @@ def test_examples_that_are_none(tmp_path: Path) -> None:
         source.read([2])
 
 
-def test_a_set_of_files_must_be_whole_and_clear(tmp_path: Path, docs: Docs) -> None:
+def test_a_set_of_files_must_be_whole_and_clear(tmp_path, docs):
     task = write_array_record(tmp_path, docs)
     both = tmp_path / "wiki-train.array_record-00000-of-00002"
     with pytest.raises(UserError, match=r"wiki-test\.array_record, wiki-train.*0 of them are"):
@@ -428,7 +410,7 @@ def test_a_set_of_files_must_be_whole_and_clear(tmp_path: Path, docs: Docs) -> N
         open_source(Task("t", str(tmp_path / "j")))
 
 
-def test_formats_that_are_not_clear(tmp_path: Path, docs: Docs) -> None:
+def test_formats_that_are_not_clear(tmp_path, docs):
     write_jsonl(tmp_path, docs)
     write_examples(tmp_path / "y.arrayrecord", [example({"text": "a"})])
     with pytest.raises(
@@ -448,9 +430,7 @@ def test_formats_that_are_not_clear(tmp_path: Path, docs: Docs) -> None:
         open_source(Task("t", "nowhere"))
 
 
-def test_our_own_shards_without_a_manifest_are_not_taken(
-    tmp_path: Path, docs: Docs, write_shards: Callable[..., str]
-) -> None:
+def test_our_own_shards_without_a_manifest_are_not_taken(tmp_path, docs, write_shards):
     """They are of a run that did not end; only who says so reads them as foreign."""
     folder = Path(write_shards(tmp_path / "own", [d["text"] for d in docs]))
     with pytest.raises(UserError, match=r"`tasks\.t\.text_key` is 'body', but .*own holds shards"):
@@ -463,7 +443,7 @@ def test_our_own_shards_without_a_manifest_are_not_taken(
     assert source.read([5])[0].id == "own/5"
 
 
-def test_data_sets_that_cannot_be_loaded(tmp_path: Path, docs: Docs) -> None:
+def test_data_sets_that_cannot_be_loaded(tmp_path, docs):
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list([{"text": d["text"]} for d in docs])
     datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
@@ -490,9 +470,7 @@ def test_data_sets_that_cannot_be_loaded(tmp_path: Path, docs: Docs) -> None:
     ("package", "source"),
     [("pyarrow", "x.parquet"), ("pyarrow", "x.jsonl.zst"), ("datasets", "hf://someone/corpus@v1")],
 )
-def test_a_package_that_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, source: str
-) -> None:
+def test_a_package_that_is_not_installed(tmp_path, monkeypatch, package, source):
     (tmp_path / "x.parquet").write_bytes(b"x")
     (tmp_path / "x.jsonl.zst").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, package, None)
@@ -510,9 +488,7 @@ def test_a_package_that_is_not_installed(
         "dolly_hhrlhf_small/*.jsonl",
     ],
 )
-def test_real_corpora_are_read_as_python_reads_them(
-    shared: Path, tmp_path: Path, pattern: str
-) -> None:
+def test_real_corpora_are_read_as_python_reads_them(shared, tmp_path, pattern):
     """Record by record against a plain loop, in a folder that is not ours to write to."""
     asked = ({"pair": {"instruction": "prompt"}},) if "dolly" in pattern else ()
     source = open_source(
