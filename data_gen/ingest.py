@@ -51,7 +51,7 @@ def ingest(
     with RunFolder.open(
         config.output, KIND, prints_of(settings), owns=_OWNS, fresh=config.fresh
     ) as run:
-        output = OutputFolder(run.path, ("",))
+        output = OutputFolder(run.path, ("raw",), {"raw": "shards"})
         if run.finished and (done := output.finished()) is not None:
             return done
         run.begin()

@@ -10,7 +10,7 @@ from data_gen.baselines.random_pairs import RandomPairs
 from data_gen.baselines.stage import ReadingComprehension
 from data_gen.engines import Engine
 from data_gen.instruction_pretrain.stage import InstructionPretrain
-from data_gen.stages.config import StageConfig
+from data_gen.stages.config import OutputConfig
 from data_gen.stages.runner import Progress, no_progress
 from data_gen.stages.stage import Stage, Summary, run_stage
 
@@ -19,13 +19,13 @@ METHODS: dict[str, type[Stage[Any, Any]]] = {
 }
 
 
-def stage_of(config: StageConfig) -> Stage[Any, Any]:
+def stage_of(config: OutputConfig) -> Stage[Any, Any]:
     """The method whose settings these are."""
     return next(stage for stage in METHODS.values() if stage.Config is type(config))(config)
 
 
 def synthesize(
-    config: StageConfig,
+    config: OutputConfig,
     progress: Progress = no_progress,
     *,
     engine: Engine | None = None,

@@ -16,7 +16,8 @@ with importing():
     from rich.progress import Progress
 
     from data_gen.quality.decontaminate import RULES, SetCounts, contamination_table
-    from data_gen.quality.stage import FilterConfig, failed_requests, run_filter
+    from data_gen.quality.stage import Filter, FilterConfig
+    from data_gen.stages.stage import run_stage
     from ipt_jax.core.configuration import parse_config, run_main, write_run_files
 
 
@@ -36,9 +37,8 @@ def main() -> None:
                 tasks[gates] = bars.add_task(gates, total=total)
             bars.update(tasks[gates], completed=done)
 
-        summary = run_filter(
-            config, on_start=lambda folder: write_run_files(folder, config), tell=tell
-        )
+        stage = Filter(config, tell=tell)
+        summary = run_stage(stage, on_start=lambda folder: write_run_files(folder, config))
     print(json.dumps(summary, indent=1, ensure_ascii=False))
     for step in summary["gates"]:
         if step["gate"] in RULES:
@@ -47,7 +47,7 @@ def main() -> None:
     print(f"{summary['in']} in = {summary['out']} out + {summary['rejected']} rejected")
     folder = Path(config.output).expanduser().resolve()
     print(f"written to {folder}")
-    failed = failed_requests(summary["gates"])
+    failed = stage.failed_requests(summary)
     failed.tell(config.judge.engine.max_failed_share, folder / "rejected")
 
 

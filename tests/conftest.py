@@ -47,7 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile quickly: tests make the same small programs in many processes.
 
     One optimisation level less of LLVM's more than halves compiling; what one process compiled
-    the others take from a folder that lasts as long as the tests.
+    the others take from a folder that lasts as long as the tests. torch computes with one thread:
+    the other core has tests of its own, and threads that wait for each other cost more than they
+    do.
     """
     if _WORKER:
         return  # has the folder and the flags from the process that started it
@@ -55,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -1,35 +1,22 @@
 """Bad input to the real scripts: one paragraph that names it, exit code 2, nothing half-written."""
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ipt_jax.core.records import Record, ShardWriter
+from tests.launching import refused
 
-ROOT = Path(__file__).parents[1]
 SYNTHESIZE = ("launch/synthesize.py", "--config", "configs/synthesize/quickstart.yaml")
 TRAIN = ("launch/train.py", "--config", "configs/train/quickstart.yaml")
-
-
-def fails(*command: str | Path, prefix: tuple[str, ...] = ()) -> str:
-    """Run a script that must end with exit code 2; what it said in its one paragraph."""
-    done = subprocess.run(
-        [*prefix, sys.executable, *map(str, command)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 2, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith("error: ") and "Traceback" not in done.stderr, done.stderr
-    return said
+TRAIN = (*TRAIN, "--compilation_cache", "null")
 
 
 @pytest.fixture
@@ -45,57 +32,74 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
-    """A folder that may not be written, and what to put before a command so that root may not."""
-    folder = tmp_path / "read_only"
-    folder.mkdir(mode=0o555)
-    if os.geteuid() != 0:
-        return folder, ()
-    if shutil.which("setpriv") is None:
-        pytest.skip("root may write everywhere, and setpriv is not there to take that away")
-    return folder, ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+def plain_model(smollm2: Path) -> tuple[str, ...]:
+    """Options for the model that is unpacked for all tests, without an adapter to merge."""
+    return "--engine.cache_folder", str(smollm2.parent), "--engine.adapter", ""
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (None, "corpus.jsonl"),  # not there
-        (b"", "corpus.jsonl"),  # empty
-        (b"\x80\x81\xfe\xff" * 50, "corpus.jsonl"),  # no text at all
-    ],
-)
-def test_a_corpus_that_cannot_be_read(tmp_path, content, expected):
+@contextlib.contextmanager
+def as_nobody_special() -> Iterator[None]:
+    """Root may write everywhere: take that away from this thread (capset(2)), and give it back."""
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    mine = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, and once more
+    assert libc.capget(header, mine) == 0
+    assert libc.capset(header, (ctypes.c_uint32 * 6)(0, mine[1], 0, 0, mine[4], 0)) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, mine) == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x80\x81\xfe\xff" * 50])
+def test_a_corpus_that_cannot_be_read(tmp_path, plain_model, content):
+    """Not there, empty, no text at all."""
     corpus, output = tmp_path / "corpus.jsonl", tmp_path / "out"
     if content is not None:
         corpus.write_bytes(content)
-    said = fails(*SYNTHESIZE, "--input", f"[{corpus}]", "--output", output)
-    assert expected in said
+    ended = refused(*SYNTHESIZE, *plain_model, "--input", f"[{corpus}]", "--output", output)
+    assert "corpus.jsonl" in ended.said
     assert not list(output.rglob("manifest.json"))
 
 
-def test_unknown_keys_in_a_file_and_on_the_command_line(tmp_path):
+@pytest.mark.parametrize(
+    ("script", "option", "nearest"),
+    [
+        ("quickstart", "minuets", "minutes"),
+        ("evaluate", "task", "tasks"),
+        ("train", "optimiser.beta1", "optimizer.beta1"),
+        ("synthesize", "round", "rounds"),
+    ],
+)
+def test_an_unknown_option(script, option, nearest):
+    ended = refused(f"launch/{script}.py", f"--{option}", "3")
+    assert ended.key == option and f"'{nearest}'" in ended.said
+
+
+def test_an_unknown_key_in_a_file_and_an_unknown_direction(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("round: 2\n")
-    said = fails("launch/synthesize.py", "--config", config)
-    assert "c.yaml" in said and "'round'" in said and "'rounds'" in said
-    said = fails("launch/quickstart.py", "--minuets", "3")
-    assert "'--minuets'" in said and "'minutes'" in said
-    said = fails("launch/evaluate.py", "--task", "[x]")
-    assert "'--task'" in said and "'tasks'" in said
-    said = fails("launch/convert.py", "to-huggingface")
-    assert "to-hf" in said
+    ended = refused("launch/synthesize.py", "--config", config)
+    assert ended.error is not None and ended.error.path == str(config)
+    assert ended.key == "round" and "'rounds'" in ended.said
+    assert "to-hf" in refused("launch/convert.py", "to-huggingface").said
 
 
-def test_runs_that_are_not_there(tmp_path):
-    assert "config.yaml" in fails("launch/convert.py", "to-hf", "--run", tmp_path / "no")
-    assert "no/config.json" in fails("launch/convert.py", "from-hf", "--folder", tmp_path / "no")
-    said = fails("launch/evaluate.py", "--models", f"{{a: {tmp_path / 'no'}}}")
-    assert str(tmp_path / "no") in said
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["convert.py", "to-hf", "--run", "{no}"], "config.yaml"),
+        (["convert.py", "from-hf", "--folder", "{no}"], "no/config.json"),
+        (["evaluate.py", "--models", "{{a: {no}}}"], "{no}"),
+    ],
+)
+def test_runs_that_are_not_there(tmp_path, command, named):
+    script, *arguments = (word.format(no=tmp_path / "no") for word in command)
+    assert named.format(no=tmp_path / "no") in refused(f"launch/{script}", *arguments).said
 
 
 def test_shards_that_are_not_there(tmp_path):
-    said = fails(*TRAIN, "--data.root", tmp_path / "nowhere", "--run_folder", tmp_path / "run")
-    assert str(tmp_path / "nowhere") in said
+    ended = refused(*TRAIN, "--data.root", tmp_path / "nowhere", "--run_folder", tmp_path / "run")
+    assert str(tmp_path / "nowhere") in ended.said
     assert not (tmp_path / "run").exists()
 
 
@@ -106,17 +110,22 @@ def made_shards(folder: Path) -> Path:
     return folder
 
 
-def test_no_permission_to_write(tmp_path, read_only):
-    folder, prefix = read_only
+def test_no_permission_to_write(tmp_path):
+    shards, folder = made_shards(tmp_path / "shards"), tmp_path / "read_only"
+    folder.mkdir(mode=0o555)
     output = folder / "out"
-    assert str(folder) in fails(*SYNTHESIZE, "--output", output, prefix=prefix)
-    shards = made_shards(tmp_path / "shards")
-    run = ("--data.root", shards, "--run_folder", output)
-    assert str(folder) in fails(*TRAIN, *run, prefix=prefix)
-    assert str(folder) in fails("launch/quickstart.py", "--folder", output, prefix=prefix)
+    for command in (
+        (*SYNTHESIZE, "--output", output),
+        (*TRAIN, "--data.root", shards, "--run_folder", output),
+        ("launch/quickstart.py", "--folder", output),
+    ):
+        with as_nobody_special():
+            ended = refused(*command)
+        assert str(folder) in ended.said and "permission" in ended.said
+    assert not list(folder.iterdir())
 
 
-def test_a_full_disk_while_synthesising(tmp_path, small_disk):
+def test_a_full_disk_while_synthesising(tmp_path, small_disk, plain_model):
     corpus = tmp_path / "corpus.jsonl"
     text = "A river rises in the hills and runs to the sea. "
     lines = (
@@ -125,7 +134,7 @@ def test_a_full_disk_while_synthesising(tmp_path, small_disk):
     )
     corpus.write_text("\n".join(lines))
     options = ("--input", f"[{corpus}]", "--output", small_disk / "out")
-    said = fails(*SYNTHESIZE, *options, "--engine.context_tokens", "8192")
+    said = refused(*SYNTHESIZE, *plain_model, *options, "--engine.context_tokens", "8192").said
     assert "disk" in said and str(small_disk) in said
     assert not list((small_disk / "out").rglob("manifest.json"))
 
@@ -133,7 +142,9 @@ def test_a_full_disk_while_synthesising(tmp_path, small_disk):
 def test_a_full_disk_while_training(tmp_path, small_disk):
     shards = made_shards(tmp_path / "shards")
     run = small_disk / "run"
-    said = fails(*TRAIN, "--data.root", shards, "--run_folder", run, "--train_tokens", "4096")
+    options = ("--data.root", shards, "--run_folder", run, "--train_tokens", "4096")
+    said = refused(*TRAIN, *options).said
     assert "disk" in said and str(small_disk) in said
     # What is left is no checkpoint to anyone: the same command, with room, starts from nothing.
-    assert "holds no finished checkpoint" in fails("launch/convert.py", "to-hf", "--run", run)
+    said = refused("launch/convert.py", "to-hf", "--run", run).said
+    assert "holds no finished checkpoint" in said

@@ -1,5 +1,6 @@
 """Every command of the README runs, in order, in a copy of the project."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,21 +11,57 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from ipt_jax.chains.quickstart import QuickstartConfig, scaled
+from ipt_jax.core.configuration import parse_config
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# What a test adds to a command so that it ends soon; the command itself stays as it is printed.
-SHORTER = {
-    "launch/synthesize.py": ["--limit", "40", "--engine.max_tokens", "160"],
-    "launch/train.py": ["--train_tokens", "16384"],
-    "launch/evaluate.py": ["--limit", "8"],
-    "launch/quickstart.py": ["--minutes", "0.7", "--evaluation.limit", "8"],
-}
+MINUTES = 0.7  # of the quickstart
+# Runs one command after another in one process, as each would run in its own, and tells what they
+# printed and when it ended. Starts are most of what so small runs take.
+IN_ONE_PROCESS = """
+import contextlib, io, json, runpy, sys, time
+told, *commands = json.load(sys.stdin)
+printed = []
+for sys.argv in commands:
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            print(sys.argv, out.getvalue()[-1000:], file=sys.stderr)
+            raise
+    printed.append((out.getvalue(), time.time_ns()))
+with open(told, "w") as file:
+    json.dump(printed, file)
+"""
+
+
+def shorter(cache: Path) -> dict[str, list[str]]:
+    """What is added to a script's command so that it ends soon; else it stays as it is printed.
+
+    Sizes are those of the small quickstart, whose folder they find, as printed ones find a whole's.
+    """
+    with contextlib.chdir(ROOT):
+        arguments = ["--config", "configs/quickstart.yaml", "--minutes", str(MINUTES)]
+        sizes = scaled(parse_config(QuickstartConfig, arguments, prog="", description=""))
+    minutes = ["--minutes", str(MINUTES), "--evaluation.limit", "8"]
+    engine = {"engine.cache_folder": str(cache), "engine.max_tokens": "128"}
+    return {
+        "launch/quickstart.py": [*minutes, *(f"--synthesis.{k}={v}" for k, v in engine.items())],
+        "launch/synthesize.py": [
+            f"--fraction={sizes.synthesis.fraction}",
+            *(f"--{k}={v}" for k, v in engine.items()),
+        ],
+        "launch/train.py": ["--train_tokens", str(sizes.training.train_tokens)],
+        "launch/evaluate.py": ["--limit", "8"],
+    }
 
 
 def commands() -> list[list[str]]:
@@ -52,19 +89,20 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
-def run(checkout: Path, command: list[str], timeout: float = 600) -> str:
+def run(checkout: Path, *commands: list[str]) -> list[tuple[str, int]]:
+    """What each of them printed, and when it ended, as st_mtime_ns."""
+    told = checkout / "printed.json"
     done = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        input=json.dumps([str(told), *commands]),
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=3000,
     )
-    assert done.returncode == 0, (
-        f"{shlex.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
-    )
-    return done.stdout
+    assert done.returncode == 0, f"{done.stdout[-1000:]}{done.stderr[-3000:]}"
+    return json.loads(told.read_text())
 
 
 def test_the_two_make_commands_do_what_the_readme_says():
@@ -78,26 +116,6 @@ def test_the_two_make_commands_do_what_the_readme_says():
     ).stdout
     assert "launch/quickstart.py" in shown and "-m pytest" in shown
     assert "pip sync" in shown and "locks/cpu.txt" in shown
-
-
-def test_every_other_command_runs_in_order(checkout):
-    ran = []
-    for program, *command in commands()[2:]:
-        assert program == "python", f"the README has a command that this test cannot run: {program}"
-        other = {"--dry_run", "--method"} & {*command}  # of one document in a second, or none
-        shorter = [] if other else SHORTER.get(command[0], [])
-        run(checkout, [*command, *shorter])
-        ran.append(command[0])
-    scripts = {f"launch/{name}.py" for name in ("synthesize", "train", "convert", "evaluate")}
-    assert scripts <= set(ran)
-    summary = json.loads((checkout / "runs/quickstart/synthesis/summary.json").read_text())
-    parts = ("documents_augmented", "documents_plain", "documents_rejected")
-    assert summary["documents_in"] == 40 == sum(summary[part] for part in parts)
-    assert summary["documents_augmented"] > 0 and summary["pairs"] > 0
-    assert (checkout / "runs/quickstart/train_vanilla/export/model.safetensors").exists()
-    assert (checkout / "runs/converted/checkpoints").is_dir()
-    results = json.loads((checkout / "runs/quickstart/evaluation/results.json").read_text())
-    assert {row["task"] for row in results["table"]} >= {"sample_continuation"}
 
 
 def stop_while_synthesising(checkout: Path, command: list[str]) -> None:
@@ -123,35 +141,52 @@ def stop_while_synthesising(checkout: Path, command: list[str]) -> None:
 def kept(ledger: Path) -> int:
     if not ledger.exists():
         return 0
-    with closing(sqlite3.connect(ledger, timeout=30)) as connection:
+    with contextlib.closing(sqlite3.connect(ledger, timeout=30)) as connection:
         try:
             return connection.execute("select count(*) from completions").fetchone()[0]
         except sqlite3.OperationalError:
             return 0  # the table is not made yet
 
 
-def test_quickstart_stopped_finished_and_skipped(checkout):
-    shutil.rmtree(checkout / "runs", ignore_errors=True)
-    command = ["launch/quickstart.py", *SHORTER["launch/quickstart.py"]]
-    stop_while_synthesising(checkout, command)
-    printed = run(checkout, command)
-    report = Path(re.search(r"report: (.*)", printed)[1])  # type: ignore[index]
+def test_every_command_runs_in_order_and_quickstart_goes_on_where_it_stopped(checkout, smollm2):
+    """The commands after `make quickstart` find its folder as it left it."""
+    added = shorter(smollm2.parent)
+    quickstart = ["launch/quickstart.py", *added["launch/quickstart.py"]]
+    stop_while_synthesising(checkout, quickstart)
+    asked, dry = [], []
+    for program, *command in commands()[2:]:
+        assert program == "python", f"the README has a command that this test cannot run: {program}"
+        if "--dry_run" in command:  # pretends to have devices: in a process of its own
+            dry.append(command)
+        elif "--method" in command:
+            asked.append(command)
+        else:
+            asked.append([*command, *added.get(command[0], [])])
+    assert len(dry) == 1
+    scripts = {f"launch/{name}.py" for name in ("synthesize", "train", "convert", "evaluate")}
+    assert scripts <= {command[0] for command in asked}
+    (first, ended), (again, _), *_ = run(checkout, quickstart, quickstart, *asked)
+    assert again.count("skipped") >= 4
+    report = Path(re.search(r"report: (.*)", first)[1])  # type: ignore[index]
     page = report.read_text(encoding="utf-8")
     assert report == checkout / "runs/quickstart/report.html"
     folder = checkout / "runs/quickstart"
     summary = json.loads((folder / "synthesis/summary.json").read_text())
     parts = ("documents_augmented", "documents_plain", "documents_rejected")
     assert summary["documents_in"] == 292 == sum(summary[part] for part in parts)
+    assert summary["documents_augmented"] > 0 and summary["pairs"] > 0
     tokens = {
         name: json.loads((folder / f"train_{name}/summary.json").read_text())["tokens"]
         for name in ("vanilla", "instruct")
     }
     assert tokens["vanilla"] == tokens["instruct"] > 0
     assert "not which data makes the better model" in page and "<svg" in page
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    again = run(checkout, command)
-    assert again.count("skipped") >= 4
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+    weights = [*folder.rglob("*.safetensors")]
+    assert len(weights) == 2 and all(path.stat().st_mtime_ns < ended for path in weights)
+    run(checkout, *dry)
+    assert (checkout / "runs/converted/checkpoints").is_dir()
+    results = json.loads((folder / "evaluation/results.json").read_text())
+    assert {row["task"] for row in results["table"]} >= {"sample_continuation"}
 
 
 def test_the_preset_table_is_true():

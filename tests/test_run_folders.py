@@ -19,9 +19,10 @@ from data_gen.baselines.config import RandomPairsConfig, ReadingComprehensionCon
 from data_gen.ingest import IngestConfig, ingest
 from data_gen.instruction_pretrain.analysis.report import Report, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
-from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
+from data_gen.instruction_pretrain.tuning import Tuning, TuningConfig, TuningSource
 from data_gen.methods import synthesize
-from data_gen.quality.stage import FilterConfig, run_filter
+from data_gen.quality.stage import Filter, FilterConfig
+from data_gen.stages.stage import run_stage
 from ipt_jax.chains import quickstart
 from ipt_jax.core import run_folder
 from ipt_jax.core.configuration import write_run_files
@@ -104,7 +105,8 @@ def random_pairs(inputs: Path, folder: Path, fresh: bool = False, other: bool = 
 def filtered(inputs: Path, folder: Path, fresh: bool = False, other: bool = False) -> None:
     gates = ["exact_text", "first_sentences"] if other else ["exact_text"]
     raw = str(inputs / "synthesis" / "shards" / "raw")
-    run_filter(FilterConfig([raw], str(folder), gates, fresh=fresh))
+    config = FilterConfig(input=[raw], output=str(folder), gates=gates, fresh=fresh)
+    run_stage(Filter(config), on_start=partial(write_run_files, config=config))
 
 
 def tokens(inputs: Path, folder: Path) -> None:
@@ -251,11 +253,11 @@ def test_tuning_data_in_the_folder_of_a_synthesis(inputs: Path, shared: Path, tm
     folder = shutil.copytree(inputs / "synthesis", tmp_path / "run")
     (folder / "summary.json").unlink()  # it did not come to its end
     source = TuningSource("babi", "babi", files=["qa6_*.txt"], most_examples=20)
-    config = TuningConfig([source], root=str(shared / "data"), output=str(folder))
-    refused("another_kind", folder, lambda: write_tuning_data(config))
+    config = TuningConfig(sources=[source], root=str(shared / "data"), output=str(folder))
+    refused("another_kind", folder, lambda: run_stage(Tuning(config)))
     (folder / "run.json").unlink()  # as an earlier version left it
     with pytest.raises(FolderRefused):
-        write_tuning_data(config)
+        run_stage(Tuning(config))
     assert (folder / "ledger.sqlite").exists()
 
 

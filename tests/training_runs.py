@@ -69,14 +69,19 @@ def script(name: str, *arguments: str | Path, timeout: float = 120) -> subproces
     )
 
 
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of a process with so many virtual devices, which compiles as quickly."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
 def start(config: Path, *options: str, devices: int = 1) -> subprocess.Popen:
     """launch/train.py in a process of its own with so many virtual devices."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags = f"{flags} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(config), *options],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=with_devices(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -101,7 +106,7 @@ def start_several(
     ]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[tuple[int, str, str]]:
+def finish(processes: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each; none is left running."""
     try:
         deadline = time.monotonic() + timeout

@@ -2,11 +2,10 @@
 
     python tools/bench_gpu.py --write --trace trace
 
-Run from the root of a checkout; nothing need be installed but JAX for the GPU and what the train
-step imports (`--list_wheels`; wheels in a folder do: `--wheels FOLDER`). Ends within 12 minutes:
-each part has a budget, and what there was no time for is named. Contestants take turns, figures
-are medians. Each part is a process of its own, so that a kernel that hangs or breaks costs only
-its part. `--dry_run` does the same on a CPU with tiny shapes; its figures mean nothing.
+Run from the root of a checkout, with JAX for the GPU and what the train step imports. Ends within
+12 minutes: each part has a budget, and what there was no time for is named. Contestants take turns,
+figures are medians. Each part is a process of its own, so that a kernel that hangs or breaks costs
+only its part. `--dry_run` does the same on a CPU with tiny shapes; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -59,15 +57,9 @@ PARTS = (
 )
 # Only where `--parts` names them: there is no time for them beside the others.
 MORE_PARTS = (
-    Part("attention:128", 400),
-    Part("attention:64", 400),
-    Part("training:ipt_500m", 55),
-    Part("training:ipt_1_3b", 55),
-    Part("training:llama3_8b", 75),
     Part("neighbours:all", 25),
     *(Part(f"{kind}:{width}", 45) for kind in ("autotune", "tiles") for width in (64, 128)),
 )
-MODELS = ("ipt_500m", "ipt_1_3b", "llama3_8b")
 
 # Where the lines that a timing of sizes prints belong.
 SIZES = {
@@ -89,33 +81,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="for everything")
     parser.add_argument("--trace", type=Path, help="folder for a profiler trace of two steps")
     parser.add_argument("--rows", type=Path, help="file that gets each row as it comes")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels to install for this run")
-    parser.add_argument("--list_wheels", action="store_true", help="what --wheels may need")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--leave_out", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.list_wheels:
-        print("\n".join(wheels()))
-    elif options.part:
+    if options.part:
         run_part(options)
     else:
-        with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-            bench(options, Path(folder))
+        bench(options)
 
 
-def bench(options: argparse.Namespace, folder: Path) -> None:
+def bench(options: argparse.Namespace) -> None:
     """All parts one after another, then the table."""
     if options.dry_run:
         options.seconds = max(options.seconds, DRY_SECONDS * len(options.parts))
     until = time.monotonic() + options.seconds
-    environment = environment_of(options, folder)
+    environment = environment_of(options)
     known = {part.name: part for part in (*PARTS, *MORE_PARTS)}
     wrong = [name for name in options.parts if name not in known]
     if wrong:
         raise SystemExit(f"error: --parts {' '.join(wrong)}: known are {', '.join(known)}")
     rows: list[Row] = []
-    planner = threading.Thread(target=predict_all, args=(options, environment, rows, until))
-    planner.start()
     for part in (known[name] for name in options.parts):
         left = until - time.monotonic()
         if left < min(20.0, part.seconds):
@@ -123,24 +108,15 @@ def bench(options: argparse.Namespace, folder: Path) -> None:
             continue
         seconds = min(DRY_SECONDS if options.dry_run else part.seconds, left)
         rows += run_process(part.name, seconds, options, environment, rows)
-    planner.join()
     table = render(rows, options)
     print(table)
     if options.write and not options.dry_run:
         RESULTS.write_text(table, encoding="utf-8")
 
 
-def environment_of(options: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """What the parts' processes see; wheels are installed for them alone."""
-    path = [str(ROOT), str(Path(__file__).parent)]
-    if options.wheels:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        files = sorted(str(file) for file in options.wheels.glob("*.whl"))
-        if not files:
-            raise SystemExit(f"error: --wheels {options.wheels}: there is no wheel in it")
-        subprocess.run([*command, "--target", str(folder / "site"), *files], check=True)
-        path.append(str(folder / "site"))
-    path += filter(None, [os.environ.get("PYTHONPATH")])
+def environment_of(options: argparse.Namespace) -> dict[str, str]:
+    """What the parts' processes see."""
+    path = filter(None, [str(ROOT), str(WORKER.parent), os.environ.get("PYTHONPATH")])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
     if options.dry_run:
         environment["JAX_PLATFORMS"] = "cpu"
@@ -148,20 +124,6 @@ def environment_of(options: argparse.Namespace, folder: Path) -> dict[str, str]:
         # The state of 8B takes most of the card.
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.94")
     return environment
-
-
-def predict_all(
-    options: argparse.Namespace, environment: dict[str, str], rows: list[Row], until: float
-) -> None:
-    """The dry run's memory of each model, on the processor while the GPU is measured."""
-    asked = [name for name in MODELS if f"training:{name}" in options.parts]
-    quiet = {**environment, "JAX_PLATFORMS": "cpu"}
-    for name in asked:
-        left = until - time.monotonic()
-        if left < GRACE_SECONDS:
-            rows.append({"row": "skipped", "what": f"predict:{name}", "why": "no time left"})
-            continue
-        rows += run_process(f"predict:{name}", left, options, quiet, [])
 
 
 def run_process(
@@ -254,40 +216,10 @@ def left_out(rows: list[Row]) -> list[str]:
 def run_part(options: argparse.Namespace) -> None:
     """One part, in this process."""
     kind, argument = options.part.split(":", 1)
-    begin = time.monotonic()
 
     def emit(row: str, **values: Any) -> None:
         print(MARK + json.dumps({"row": row, **values}), flush=True)
 
-    if kind in ("training", "predict"):
-        if kind == "training" and not options.dry_run:
-            from ipt_jax.training.startup import apply_gpu_flags
-
-            apply_gpu_flags()
-        import gpu_training
-
-        if kind == "predict":
-            os.nice(10)
-            gpu_training.predict(argument, emit, options.dry_run)
-            return
-        about(emit)
-        backend = training_backend(options)
-        for packed in (False, True):
-            left = options.seconds - (time.monotonic() - begin)
-            if packed and left < options.seconds / 4 and not options.dry_run:
-                emit("skipped", what=f"{argument} packed", why="no time left")
-                continue
-            gpu_training.train(
-                argument,
-                packed,
-                emit,
-                backend=backend,
-                rounds=options.rounds,
-                seconds=left if packed else left / 2,
-                dry_run=options.dry_run,
-                trace=None if packed or argument != "ipt_500m" else options.trace,
-            )
-        return
     if kind == "steps":
         import gpu_steps
 
@@ -309,32 +241,10 @@ def run_part(options: argparse.Namespace) -> None:
         mask, length, width = argument.split(":")
         case = gpu_attention.Case(mask, int(length), int(width))
         gpu_attention.compare(case, emit, options.rounds, options.dry_run, options.leave_out)
-    elif kind == "neighbours":
+    else:
         import gpu_neighbours
 
         gpu_neighbours.measure(emit, options.rounds, options.dry_run)
-    else:
-        # The simulated Hopper kernel takes long; the probe has run it already.
-        out = options.leave_out + (["pallas_hopper"] if options.dry_run else [])
-        cases = gpu_attention.cases(int(argument))
-        if options.dry_run:
-            cases = [gpu_attention.Case(case.mask, 128, 64, 128, 128) for case in cases[::3]]
-        for case in cases:
-            if time.monotonic() - begin > options.seconds:
-                what = f"attention {case.mask} {case.length} × {case.head_width}"
-                emit("skipped", what=what, why="no time left")
-                continue
-            gpu_attention.compare(case, emit, options.rounds, options.dry_run, out)
-
-
-def training_backend(options: argparse.Namespace) -> str:
-    """The best of ours that its probe did not throw out and that `attention` knows."""
-    from ipt_jax.attention.backends import BACKENDS
-
-    if options.dry_run:
-        return "reference"
-    good = [x for x in ("pallas_hopper", "pallas") if x in BACKENDS and x not in options.leave_out]
-    return good[0] if good else "reference"
 
 
 def about(emit: Any) -> None:
@@ -351,22 +261,6 @@ def about(emit: Any) -> None:
         platform=device.client.platform_version.splitlines()[0],
         date=time.strftime("%Y-%m-%d"),
     )
-
-
-def wheels() -> list[str]:
-    """What the train step imports beyond JAX and numpy, as `name==version` of this machine."""
-    from importlib import metadata
-
-    sys.path.insert(0, str(ROOT))
-    import jax.numpy as jnp
-
-    there = {name.split(".")[0] for name in sys.modules} | {"jaxlib", jnp.__name__.split(".")[0]}
-    import ipt_jax.training.dry_run  # noqa: F401 - for what it imports
-
-    needed = {name.split(".")[0] for name in sys.modules} - there - set(sys.stdlib_module_names)
-    owners = metadata.packages_distributions()
-    names = {owner for name in needed for owner in owners.get(name, ()) if owner != "ipt-jax"}
-    return sorted(f"{name}=={metadata.version(name)}" for name in names)
 
 
 def render(rows: list[Row], options: argparse.Namespace) -> str:
@@ -393,7 +287,7 @@ def render(rows: list[Row], options: argparse.Namespace) -> str:
             printed = "\n".join(row["line"] for row in of[name]).splitlines()
             lines += [f"For {place}:", "", *("    " + line.strip() for line in printed), ""]
     for row in of.get("trace", []):
-        lines += [f"A trace of two steps ({row['files']} files) was written.", ""]
+        lines += [f"A trace of two steps of {row['model']}: {row['folder']}.", ""]
     lines += not_measured(of)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -429,31 +323,23 @@ def training_table(of: dict[str, list[Row]]) -> list[str]:
     lines = [
         "## Training",
         "",
-        "| model | rows | contestant | tokens/s | MFU, causal | MFU, full |",
-        "|---|---|---|--:|--:|--:|",
+        "| model | rows | contestant | tokens/s | MFU, causal | MFU, full | peak, GB "
+        "| temporaries, GB |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for row in of["training"]:
         low, high = row["spread"]
         shares = ("" if x is None else f"{x:.1%}" for x in (row["mfu_causal"], row["mfu_full"]))
-        turns = "" if row["alternating"] else ", not in turns"
         lines.append(
-            f"| {row['model']} | {row['rows']} | {row['contestant']}{turns} "
-            f"| {row['tokens_per_second']:,.0f} ({low:,.0f}, {high:,.0f}) | {' | '.join(shares)} |"
+            f"| {row['model']} | {row['rows']} | {row['contestant']} "
+            f"| {row['tokens_per_second']:,.0f} ({low:,.0f}, {high:,.0f}) | {' | '.join(shares)} "
+            f"| {_gigabytes(row['peak_bytes'])} | {_gigabytes(row['temp_bytes'])} |"
         )
-    lines += [
-        "",
-        "No dropout; 8B with AdamW's moments in bfloat16 and full rematerialisation. Memory of our "
-        "step, GB:",
-        "",
-        "| model | rows | peak on the device | as compiled | predicted by the dry run |",
-        "|---|---|--:|--:|--:|",
-    ]
-    predicted = {row["model"]: row["bytes"] for row in of.get("prediction", [])}
-    for row in of.get("memory", []):
-        three = (row["peak_bytes"], row["compiler_bytes"], predicted.get(row["model"]))
-        cells = ("" if x is None else f"{x / 1e9:.2f}" for x in three)
-        lines.append(f"| {row['model']} | {row['rows']} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [*lines, "", "8B with AdamW's moments in bfloat16.", ""]
+
+
+def _gigabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e9:.1f}"
 
 
 def neighbours_table(of: dict[str, list[Row]]) -> list[str]:

@@ -46,8 +46,8 @@ with importing():
     from data_gen.stages.blocks import UnitOutput, run_blocks
     from data_gen.stages.ledger import Ledger
     from data_gen.stages.outputs import OutputFolder
-    from data_gen.stages.runner import Failure
     from ipt_jax.core.records import Record
+    from ipt_jax.core.rejection import Reason
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"
@@ -72,7 +72,7 @@ def process(work: Work) -> Generator[Request, Completion, UnitOutput]:
     return UnitOutput([("augmented", record)], counts={"pairs": pairs})
 
 
-def failed(work: Work, failure: Failure) -> UnitOutput:
+def failed(work: Work, failure: Reason) -> UnitOutput:
     """None may fail."""
     raise RuntimeError(f"{work.id}: {failure.detail}")
 

@@ -70,14 +70,6 @@ class Case:
         )
 
 
-def cases(head_width: int) -> list[Case]:
-    """The cases of one head width, the most telling first."""
-    masks = ("causal", "packed", "windowed")
-    found = [Case(mask, length, head_width) for mask in masks for length in (4096, 2048)]
-    # JAX's own kernel has no backward pass under a mask.
-    return [*found, Case("full", 4096, head_width)]
-
-
 def segment_ids(rows: int, length: int, mean_tokens: int = 512) -> np.ndarray:
     """int32 [B, T]: documents of log-normal length, cut where a row ends; no padding."""
     generator = np.random.default_rng(0)

@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 from unittest import mock
 
-import gpu_training
 import jax
+import jax.numpy as jnp
+import numpy as np
+from gpu_attention import segment_ids  # beside this file
 
 from ipt_jax.attention import cudnn_packed
 from ipt_jax.attention.backends import Choice
@@ -23,11 +26,68 @@ from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, SAVEABLE, DecoderConfig
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training import step as loss
-from ipt_jax.training.optimizer import OptimizerConfig, make_schedule
+from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.step import TrainSetup
 
+STEPS = 1000  # of the schedule; few of them are run
 ALL_NAMES = tuple(SAVEABLE)
 WITHOUT_GATE_UP = tuple(name for name in SAVEABLE if name != "gate_up")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model on one GPU."""
+
+    preset: str
+    """A name from ipt_jax.models.config.PRESETS."""
+    row_tokens: int
+    """Tokens a row."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Type of AdamW's moments: with float32 ones 8B does not fit in 141 GB."""
+
+
+TRAININGS = {
+    "ipt_500m": Training("ipt_500m", 2048),
+    "ipt_1_3b": Training("ipt_1_3b", 2048),
+    "llama3_8b": Training("llama3_8b", 4096, "bfloat16"),
+    "tiny": Training("tiny", 64),
+}
+
+
+@dataclass
+class Contestant:
+    """A compiled step and its state."""
+
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    state: Any
+    last: Any = None
+
+    def run(self, batch: Any, steps: int) -> float:
+        """Seconds a step."""
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self.state, self.last = self.step(self.state, batch)
+        jax.block_until_ready(self.last)
+        return (time.perf_counter() - begin) / steps
+
+
+def batch_of(row_tokens: int, rows: int, vocabulary: int) -> dict[str, jax.Array]:
+    """A packed batch as the pipeline makes it, of random tokens."""
+    shape = (rows, row_tokens)
+    ids = segment_ids(*shape, 512 if row_tokens > 512 else 16)
+    position = np.arange(shape[1], dtype=np.int32)[None]
+    begins = np.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
+    start = np.maximum.accumulate(np.where(begins, position, 0), axis=1)
+    tokens = np.random.default_rng(0).integers(0, vocabulary, shape)
+    arrays = {
+        "tokens": tokens.astype(np.int32),
+        "targets": np.roll(tokens, -1, 1).astype(np.int32),
+        "segment_ids": ids,
+        "positions": (position - start).astype(np.int32),
+        "source_ids": np.zeros(shape, np.int32),
+        "loss_weights": np.ones(shape, np.float32),
+    }
+    return {name: jnp.asarray(x) for name, x in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -92,12 +152,13 @@ def measure(
 ) -> None:
     """Tokens a second and MFU of each variant; the first rounds come before the last variants."""
     until = time.monotonic() + seconds
-    training = gpu_training.TRAININGS["tiny" if dry_run else name]
-    mesh, optimizer = make_mesh(MeshConfig()), gpu_training.optimizer_of(training)
-    schedule = make_schedule(OptimizerConfig(), gpu_training.STEPS)
+    training = TRAININGS["tiny" if dry_run else name]
+    mesh = make_mesh(MeshConfig())
+    optimizer = make_optimizer(OptimizerConfig(moments_dtype=training.moments), STEPS)
+    schedule = make_schedule(OptimizerConfig(), STEPS)
     state, running, found = None, {}, {}
     for variant in VARIANTS["tiny" if dry_run else name]:
-        about = {
+        about: dict[str, Any] = {
             "model": name,
             "rows": f"{variant.rows} × {training.row_tokens} packed",
             "contestant": variant.label,
@@ -107,7 +168,7 @@ def measure(
             emit("skipped", what=f"{name}: {variant.label}", why="no time left")
             continue
         decoder = variant.decoder(training.preset)
-        batch = gpu_training.batch_of(dataclasses.replace(training, rows=variant.rows), True)
+        batch = batch_of(training.row_tokens, variant.rows, decoder.vocabulary_size)
         attention = Choice(variant.backend)
         setup = TrainSetup(decoder, mesh, optimizer, schedule, 1, attention=attention)
         begin = time.perf_counter()
@@ -121,7 +182,7 @@ def measure(
             compiled_seconds = time.perf_counter() - begin
             if state is None:
                 state = setup.init_state(0)
-            contestant = gpu_training.Contestant(compiled, state)
+            contestant = Contestant(compiled, state)
             first = contestant.run(batch, 1)
             second = contestant.run(batch, 2)
         except Exception as error:  # one contestant less; the table says why
@@ -131,7 +192,9 @@ def measure(
                 state = None
             continue
         state, contestant.state = contestant.state, None
-        memory = compiled.memory_analysis()
+        stats = jax.local_devices()[0].memory_stats() or {}
+        about["peak_bytes"] = stats.get("peak_bytes_in_use")
+        about["temp_bytes"] = getattr(compiled.memory_analysis(), "temp_size_in_bytes", None)
         emit(
             "compiled",
             seconds=compiled_seconds,
@@ -139,8 +202,6 @@ def measure(
             step_seconds=second,
             loss=float(contestant.last["loss"]),
             norm=float(contestant.last["gradient_norm"]),
-            peak_bytes=(jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-            temp_bytes=getattr(memory, "temp_size_in_bytes", None),
             **about,
         )
         if trace is not None and not running:
@@ -148,6 +209,7 @@ def measure(
                 contestant.state = state
                 contestant.run(batch, 2)
                 state, contestant.state = contestant.state, None
+            emit("trace", folder=str(trace), model=name)
         running[variant] = (contestant, batch, about)
     for number in range(rounds):
         for variant, (contestant, batch, _) in list(running.items())[:: 1 if number % 2 else -1]:
@@ -176,6 +238,5 @@ def measure(
             mfu_causal=causal,
             mfu_full=full,
             rounds=len(times),
-            alternating=True,
             **running[variant][2],
         )

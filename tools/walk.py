@@ -1,8 +1,10 @@
-"""How many files and functions of ours one document, or one small training, passes through.
+"""How many files and functions of ours a command enters, and how many of them once more a piece.
 
 python tools/walk.py synthesis; python tools/walk.py training. With --list, their names by file.
-Synthesis is launch/synthesize.py's run of one document with a stand-in engine; training is
-launch/train.py's of two steps of the model `tiny`. Reading the config counts, imports do not.
+Synthesis is launch/synthesize.py's run with a stand-in engine, a piece is a document; training is
+launch/train.py's of the model `tiny`, a piece is a step. The whole command counts reading the
+config, resuming, the card and the page; imports do not count. What a piece walks through is what
+is entered more often with three pieces than with two.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import runpy
 import sys
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -27,9 +29,9 @@ sys.path.insert(0, str(ROOT))
 ROOMS = tuple(str(ROOT / name) for name in ("ipt_jax", "data_gen", "launch"))
 
 
-def walked(run: Callable[[], Any]) -> dict[str, set[str]]:
-    """Functions that `run` enters in any thread, by file; what runs at import is left out."""
-    found: dict[str, set[str]] = defaultdict(set)
+def walked(run: Callable[[], Any]) -> Counter[tuple[str, str]]:
+    """How often `run` enters each (file, function) in any thread, but at imports."""
+    found: Counter[tuple[str, str]] = Counter()
 
     def enter(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
@@ -40,7 +42,7 @@ def walked(run: Callable[[], Any]) -> dict[str, set[str]]:
             if caller is not None and caller.f_code.co_filename.startswith(ROOMS[:2]):
                 return  # a module is being imported
             name = Path(code.co_filename).relative_to(ROOT).as_posix()
-            found[name].add(code.co_qualname)
+            found[name, code.co_qualname] += 1
 
     threading.setprofile_all_threads(enter)
     try:
@@ -64,8 +66,8 @@ def door(script: str, *arguments: str) -> Callable[[], None]:
     return run
 
 
-def synthesis(folder: Path) -> dict[str, set[str]]:
-    """Of one document through launch/synthesize.py."""
+def synthesis(folder: Path, pieces: int) -> Counter[tuple[str, str]]:
+    """Of so many documents through launch/synthesize.py."""
     from data_gen.engines import Completion, EngineIdentity, Request
     from data_gen.stages import stage
 
@@ -85,7 +87,8 @@ def synthesis(folder: Path) -> dict[str, set[str]]:
             pass
 
     corpus = folder / "corpus.jsonl"
-    corpus.write_text(json.dumps({"id": "d1", "text": "One text."}) + "\n")
+    lines = (json.dumps({"id": f"d{n}", "text": f"Text {n}."}) + "\n" for n in range(pieces))
+    corpus.write_text("".join(lines))
     who = EngineIdentity("stand-in", "1", "none", "none")
     run = door(
         "launch/synthesize.py",
@@ -98,8 +101,8 @@ def synthesis(folder: Path) -> dict[str, set[str]]:
         return walked(run)
 
 
-def training(folder: Path) -> dict[str, set[str]]:
-    """Of two steps through launch/train.py."""
+def training(folder: Path, pieces: int) -> Counter[tuple[str, str]]:
+    """Of so many steps through launch/train.py."""
     lines = (json.dumps({"id": f"d{n}", "text": "Some words of a text. " * 40}) for n in range(40))
     (folder / "text.jsonl").write_text("\n".join(lines))
     mixture = folder / "mixture.yaml"
@@ -109,8 +112,8 @@ def training(folder: Path) -> dict[str, set[str]]:
             "launch/train.py",
             "--model.preset=tiny", '--model.overrides={"vocabulary_size": 32000}',
             f"--data.mixture={mixture}", f"--data.root={folder}", "--data.row_tokens=64",
-            "--batch_tokens=256", "--train_tokens=512", f"--run_folder={folder / 'run'}",
-            "--compilation_cache=null",
+            "--batch_tokens=256", f"--train_tokens={256 * pieces}",
+            f"--run_folder={folder / 'run'}", "--compilation_cache=null",
         )
     )  # fmt: skip
 
@@ -124,11 +127,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("walk", choices=WALKS)
     parser.add_argument("--list", action="store_true", help="name them")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as name:
-        found = WALKS[options.walk](Path(name))
-    for file, functions in sorted(found.items()) if options.list else ():
-        print(f"{file}: {', '.join(sorted(functions))}")
-    print(f"{len(found)} files, {sum(map(len, found.values()))} functions")
+    fewer, more = (walk(options.walk, pieces) for pieces in (2, 3))
+    each = {entered for entered, times in more.items() if times > fewer[entered]}
+    for file in sorted({file for file, _ in more}) if options.list else ():
+        names = sorted((name, (file, name) in each) for other, name in more if other == file)
+        print(f"{file}: {', '.join(name + ' *' * often for name, often in names)}")
+    for what, entered in (("the whole command", set(more)), ("a piece (*)", each)):
+        print(f"{what}: {len({file for file, _ in entered})} files, {len(entered)} functions")
+
+
+def walk(name: str, pieces: int) -> Counter[tuple[str, str]]:
+    """One of WALKS in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return WALKS[name](Path(folder), pieces)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from data_gen.baselines.sentences import split_sentences
 from data_gen.engines import Completion, Request
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card, Prompt
-from data_gen.stages.runner import Failure
 from data_gen.stages.stage import Stage, StageRun, Summary
 from data_gen.stages.units import RecordUnits
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, atomic_write, file_sha256
-from ipt_jax.core.rejection import Rejection
+from ipt_jax.core.rejection import Reason, Rejection
 
 METHOD = "reading_comprehension"
 PLAIN, AUGMENTED = "plain", "augmented"
@@ -111,7 +110,7 @@ class ReadingComprehension(Stage[ReadingComprehensionConfig, Record]):
                 return given
         return None if self.config.first_line_is_title else ""
 
-    def failed(self, unit: Record, failure: Failure) -> UnitOutput:
+    def failed(self, unit: Record, failure: Reason) -> UnitOutput:
         piece = Rejection(unit.id, unit.source, failure.reason, failure.detail)
         return _plain(unit, failure.reason, piece)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from ipt_jax.core.rejection import Rejection
+
 _GZIP = b"\x1f\x8b\x08"
 _WARC = b"WARC/"
 _SCAN_BYTES = 1 << 20
@@ -33,16 +35,6 @@ class Captured:
     def wanted(self) -> bool:
         """Whether it holds content, and does not only tell of the crawl."""
         return self.kind not in _TELLING
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A record, or a stretch of the file where one must have been, that cannot be read."""
-
-    detail: str
-    """For a person."""
-    name: str = ""
-    """Its `WARC-Record-ID`, where that was read."""
 
 
 class _Watched:
@@ -73,7 +65,7 @@ class _Watched:
             raise
 
 
-def captures(content: IO[bytes]) -> Iterator[tuple[int, Captured | Damage]]:
+def captures(content: IO[bytes]) -> Iterator[tuple[int, Captured | Rejection]]:
     """Every record with its number from 1, in order; where one is damaged, the next whole one is
     searched for behind it. In a file that was compressed as one piece there is none.
 
@@ -92,13 +84,13 @@ def captures(content: IO[bytes]) -> Iterator[tuple[int, Captured | Damage]]:
             for record in ArchiveIterator(file, parse_http=False):
                 if gap:
                     number += 1
-                    yield number, Damage(gap)
+                    yield number, _damaged(gap)
                 begun, gap = True, ""
                 number += 1
                 found = _read(record, file)
                 yield number, found
                 search_from = int(record.stream_pos) + 1
-                if isinstance(found, Damage):
+                if isinstance(found, Rejection):
                     break  # its length may have hidden others
                 if not packed:
                     search_from += found.length_bytes
@@ -115,18 +107,18 @@ def captures(content: IO[bytes]) -> Iterator[tuple[int, Captured | Damage]]:
                 gap = detail  # perhaps of a record whose start is found now, and fails for itself
             else:
                 number, gap = number + 1, ""
-                yield number, Damage(detail)
+                yield number, _damaged(detail)
         at = _next_start(file, search_from, packed)
     if gap:
-        yield number + 1, Damage(gap)
+        yield number + 1, _damaged(gap)
 
 
-def _read(record: Any, file: _Watched) -> Captured | Damage:
+def _read(record: Any, file: _Watched) -> Captured | Rejection:
     name = (record.record_id or "").strip("<>")
     headers = {key.lower(): value for key, value in record.headers.to_dict().items()}
     length = int(record.content_length)
     if not headers.get("content-length", "").strip().isdigit():
-        return Damage("it does not say its length", name)
+        return _damaged("it does not say its length", name)
     kind = headers.get("warc-type", "").strip().lower()
     if length > MOST_BYTES:
         return Captured(name, kind, headers, length, None)
@@ -135,9 +127,9 @@ def _read(record: Any, file: _Watched) -> Captured | Damage:
     except OSError as error:
         if file.error is not None:
             raise
-        return Damage(str(error), name)
+        return _damaged(str(error), name)
     if len(block) != length:
-        return Damage(f"cut short: {len(block):,} of its {length:,} bytes", name)
+        return _damaged(f"cut short: {len(block):,} of its {length:,} bytes", name)
     return Captured(name, kind, headers, length, block)
 
 
@@ -187,3 +179,8 @@ def _starts_record(file: _Watched, at: int) -> bool:
     except zlib.error:
         return False
     return start == _WARC
+
+
+def _damaged(detail: str, name: str = "") -> Rejection:
+    """A record, or a stretch of the file where one must have been, that cannot be read."""
+    return Rejection(name, "", "damaged", detail)

@@ -71,7 +71,7 @@ class Checker:
             name = str(given)
         else:
             detail = f"'{id_field}' is a {type(given).__name__}"
-            return Rejection(place, place, "bad_id", detail)
+            return Rejection.at(place, "bad_id", detail)
         if isinstance(text, bytes):
             try:
                 text = text.decode()

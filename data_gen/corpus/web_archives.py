@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.corpus.archive_records import MOST_BYTES, Captured, Damage, captures
+from data_gen.corpus.archive_records import MOST_BYTES, Captured, captures
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.html import html_text
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Rejection
 
 _HTML = ("text/html", "application/xhtml+xml")
 # Header -> field of a document's metadata.
@@ -38,9 +39,9 @@ def read_web_archive(file: CorpusFile) -> Iterator[Raw]:
     with read_errors(file), file.open() as content:
         for number, found in captures(content):
             place = f"{file.label}:{number}"
-            if isinstance(found, Damage):
+            if isinstance(found, Rejection):
                 first = first or found.detail
-                yield Raw(place, None, "damaged", found.detail, found.name)
+                yield Raw(place, None, found.reason, found.detail, found.id)
                 continue
             whole = True
             if found.block is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "error"]
-ErrorKind = Literal["terminal", "passing"]
+ErrorKind = Literal["permanent", "transient"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Completion:
     completion_tokens: int
     """Tokens written, the end token included."""
     error_kind: ErrorKind | None = None
-    """Of an error: `terminal` would fail again, `passing` may go better in a later run."""
+    """Of an error: `permanent` would fail again, `transient` may go better in a later run."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """One for each written token where asked for; servers may leave out the end token."""
     attempts: int = 1

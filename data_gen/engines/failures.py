@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_PASSING_STATUS = {408, 409, 425, 429}  # and all of 5xx
+_TRANSIENT_STATUS = {408, 409, 425, 429}  # and all of 5xx
 _DETAIL_CHARACTERS = 300
 _CONTEXT = re.compile(r"context.{0,10}(length|window|size)|too (long|many tokens)|max_model_len")
 
@@ -24,7 +24,7 @@ class Failure:
     """Short and countable: `http_429`, `timeout`, `connection_cut`, `malformed`, …"""
     detail: str
     """What the server or the network said."""
-    terminal: bool = False
+    permanent: bool = False
     """The same request would fail again."""
     busy: bool = False
     """A sign that the server has too much to do."""
@@ -40,17 +40,17 @@ def status_failure(status: int, headers: Mapping[str, str], body: bytes, now: fl
     if 300 <= status < 400:
         place = headers.get("Location", "another address")
         detail = f"it redirects to {place}; redirects are not followed, give that address instead"
-        return Failure(f"http_{status}", detail, terminal=True)
-    terminal = status < 500 and status not in _PASSING_STATUS
+        return Failure(f"http_{status}", detail, permanent=True)
+    permanent = status < 500 and status not in _TRANSIENT_STATUS
     reason = f"http_{status}"
-    if terminal and status in (400, 413, 422) and _CONTEXT.search(detail.lower()):
+    if permanent and status in (400, 413, 422) and _CONTEXT.search(detail.lower()):
         reason = "context_too_long"
     return Failure(
         reason,
         detail,
-        terminal,
+        permanent,
         busy=status in (429, 503),
-        retry_after_seconds=None if terminal else retry_after(headers.get("Retry-After"), now),
+        retry_after_seconds=None if permanent else retry_after(headers.get("Retry-After"), now),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ipt_jax.core.errors import UserError
 
@@ -23,17 +24,27 @@ def fetch_model(model: str, revision: str | None = None) -> Path:
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as everywhere. Raises UserError where there is no
     such model or revision, or no way to it.
     """
+    at = f" at revision '{revision}'" if revision else ""
+    return fetch(
+        *(model, revision),
+        f"`engine.model` is '{model}': there is no such folder here, and the hub gives no such "
+        f"model{at} ({{}}). Mend the name, give a local folder, or fetch it on a machine with a "
+        "network (`hf download`) and set HF_HOME to that cache; private and gated models need "
+        "HF_TOKEN.",
+        allow_patterns=_FILES,
+    )
+
+
+def fetch(name: str, revision: str | None, refused: str, **what: Any) -> Path:
+    """The local folder of what lies on the hub under `name`; `what`: as snapshot_download's.
+
+    Raises UserError with `refused`, `{}` in it standing for the error's own words.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(name, revision=revision, **what))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        said = " ".join(str(error).split())[:300]
-        at = f" at revision '{revision}'" if revision else ""
-        raise UserError(
-            f"`engine.model` is '{model}': there is no such folder here, and the hub gives no such "
-            f"model{at} ({type(error).__name__}: {said}). Mend the name, give a local folder, or "
-            "fetch it on a machine with a network (`hf download`) and set HF_HOME to that cache; "
-            "private and gated models need HF_TOKEN."
-        ) from error
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(refused.replace("{}", said)) from error

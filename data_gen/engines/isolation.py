@@ -13,7 +13,7 @@ BROKEN_AFTER = 20  # requests that raise one after another, each alone
 def with_isolation(engine: Engine, requests: Iterable[Request | None]) -> Generator[Completion]:
     """`engine.generate`, but where that raises, what was under way is asked again one by one.
 
-    What raises alone as well comes back as a terminal error with the engine's reason. What
+    What raises alone as well comes back as a permanent error with the engine's reason. What
     `requests` itself raises, and any UserError, is raised as it is.
 
     Raises:
@@ -76,7 +76,7 @@ def _alone(engine: Engine, suspects: list[Request], error: Exception) -> Iterato
             if failed == min(BROKEN_AFTER, max(2, len(suspects))):
                 raise again from error  # no poison: the engine itself is broken
             detail = f"{type(again).__name__}: {' '.join(str(again).split())[:300]}"
-            yield Completion(request.id, detail, "error", 0, 0, "terminal")
+            yield Completion(request.id, detail, "error", 0, 0, "permanent")
         else:
             failed = 0
             yield from answers

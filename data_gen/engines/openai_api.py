@@ -99,7 +99,7 @@ def read_answer(request: Request, body: bytes, content_type: str) -> Completion 
     if reason is None:
         if said in (None, "abort"):
             return Failure("unfinished", f"the server gave up (finish reason {said!r})")
-        return Failure(f"finish_{str(said)[:40]}", "the server withheld the answer", terminal=True)
+        return Failure(f"finish_{str(said)[:40]}", "the server withheld the answer", permanent=True)
     for stop in request.sampling.stop:
         if stop in text:  # some servers leave it in
             text, reason = text[: text.index(stop)], "stop"

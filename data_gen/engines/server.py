@@ -120,7 +120,7 @@ class ServerEngine:
             found = await self._client.count(fields)
             if isinstance(found, int):
                 return found
-            if found.terminal or attempt == _COUNT_ATTEMPTS:
+            if found.permanent or attempt == _COUNT_ATTEMPTS:
                 break
             await asyncio.sleep(self._delay(attempt, found))
         raise UserError(
@@ -202,16 +202,16 @@ class ServerEngine:
                     self.limit.pause(asked)
             finally:
                 self.limit.release()
-            if result.terminal:
+            if result.permanent:
                 self._last_answer = self._clock()
                 await self._check_access(result)
             else:
                 # While the server is away altogether, trying to reach it costs no attempt.
                 counted += not (result.unreachable and self._last_answer <= begun)
                 await self._check_alive(result)
-            if result.terminal or counted >= settings.max_attempts:
+            if result.permanent or counted >= settings.max_attempts:
                 self.stats.errors[result.reason] += 1
-                kind = "terminal" if result.terminal else "passing"
+                kind = "permanent" if result.permanent else "transient"
                 text = f"{self._say(result)} (attempts: {sent})"
                 return Completion(request.id, text, "error", 0, 0, error_kind=kind, attempts=sent)
             self.stats.retried[result.reason] += 1
@@ -266,7 +266,7 @@ class ServerEngine:
             if silent < self.settings.down_seconds:
                 return
             probe = await self._client.models()
-            if not isinstance(probe, Failure) or probe.terminal:
+            if not isinstance(probe, Failure) or probe.permanent:
                 self._last_answer = self._clock()
                 return
             raise UserError(

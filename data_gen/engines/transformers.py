@@ -149,10 +149,10 @@ class TransformersEngine:
         try:
             ids = self._encoder.encode(request.prompt)
         except PromptError as error:
-            return Completion(request.id, str(error), "error", 0, 0, error_kind="terminal")
+            return Completion(request.id, str(error), "error", 0, 0, error_kind="permanent")
         if not ids or len(ids) >= self.context_tokens:
             text = f"{len(ids)} prompt tokens; the context holds {self.context_tokens}"
-            return Completion(request.id, text, "error", len(ids), 0, error_kind="terminal")
+            return Completion(request.id, text, "error", len(ids), 0, error_kind="permanent")
         regex = request.sampling.regex
         matcher = self._constraints.matcher(regex) if regex is not None else None
         return _Row(request, ids, matcher, np.random.Generator(np.random.Philox(request.seed)))

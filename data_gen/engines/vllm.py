@@ -137,10 +137,10 @@ class VllmEngine:
         try:
             ids = self._encoder.encode(request.prompt)
         except PromptError as error:
-            return _error(request, str(error), 0, "terminal")
+            return _error(request, str(error), 0, "permanent")
         if not ids or len(ids) >= self.context_tokens:
             said = f"{len(ids)} prompt tokens; the context holds {self.context_tokens}"
-            return _error(request, said, len(ids), "terminal")
+            return _error(request, said, len(ids), "permanent")
         sampling = self._sampling(request, self.context_tokens - len(ids))
         # The number keeps ids apart where a caller asks the same request twice.
         name = f"{next(self._numbers)}-{request.id}"
@@ -157,18 +157,18 @@ class VllmEngine:
                 "the same command again: what it had answered is kept."
             ) from error
         except (VLLMClientError, ValueError) as error:
-            return _error(request, f"vLLM refuses the request: {error}", len(ids), "terminal")
+            return _error(request, f"vLLM refuses the request: {error}", len(ids), "permanent")
         except EngineGenerateError as error:
             cause = error.__cause__ or error
-            return _error(request, f"vLLM failed: {cause}", len(ids), "passing")
+            return _error(request, f"vLLM failed: {cause}", len(ids), "transient")
         if last is None:
-            return _error(request, "vLLM gave no answer", len(ids), "passing")
+            return _error(request, "vLLM gave no answer", len(ids), "transient")
         written = last.outputs[0]
         reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
         reason = reasons.get(written.finish_reason)
         if reason is None:
             said = f"vLLM ended the request: {written.finish_reason}"
-            return _error(request, said, len(ids), "passing")
+            return _error(request, said, len(ids), "transient")
         return Completion(
             request.id,
             written.text,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ipt_jax.core.rejection import Reason
+
 CONTEXT_OPEN, CONTEXT_CLOSE = "<CON>", "</CON>"
 QUESTION, ANSWER, END = "<QUE>", "<ANS>", "</END>"
 # One space after BOS: the published synthesizer was tuned with it.
@@ -74,24 +76,15 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A piece of a generation that is no pair."""
-
-    reason: str
-    """`no_question`, `no_answer`, `several_answers`, `empty_question`, `empty_answer`,
-    `control_character`, `duplicate_question`, `unfinished`, `surplus`."""
-    piece: str
-    """The piece as generated."""
-
-
-@dataclass(frozen=True)
 class ParsedPairs:
     """What a generation holds; every piece of it is in one of the two."""
 
     pairs: tuple[Pair, ...]
     """In the order of the generation."""
-    rejected: tuple[Rejected, ...]
-    """Everything else, with its reason."""
+    rejected: tuple[Reason, ...]
+    """Every other piece, as generated, with its reason: `no_question`, `no_answer`,
+    `several_answers`, `empty_question`, `empty_answer`, `control_character`,
+    `duplicate_question`, `unfinished`, `surplus`."""
 
 
 def render_pair(pair: Pair) -> str:
@@ -130,7 +123,7 @@ def parse_pairs(
     """
     *pieces, tail = generated.split(END)
     pairs: list[Pair] = []
-    rejected: list[Rejected] = []
+    rejected: list[Reason] = []
     seen: set[str] = set()
     for piece in pieces:
         question, *answers = (part.strip() for part in piece.split(ANSWER))
@@ -153,12 +146,12 @@ def parse_pairs(
         elif max_pairs is not None and len(pairs) >= max_pairs:
             reason = "surplus"
         if reason is not None:
-            rejected.append(Rejected(reason, piece))
+            rejected.append(Reason(reason, piece))
             continue
         seen.add(bare.lower())
         pairs.append(Pair.from_strings(bare, answers[0]))
     if tail.strip() not in ("", EOS):
-        rejected.append(Rejected("unfinished", tail))
+        rejected.append(Reason("unfinished", tail))
     return ParsedPairs(tuple(pairs), tuple(rejected))
 
 

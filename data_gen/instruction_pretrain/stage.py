@@ -32,11 +32,10 @@ from data_gen.instruction_pretrain.template_file import load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card, Prompt
-from data_gen.stages.runner import Failure
 from data_gen.stages.stage import Stage, StageRun, Summary
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
-from ipt_jax.core.rejection import Rejection
+from ipt_jax.core.rejection import Reason, Rejection
 from ipt_jax.core.seeds import generator_of, seed_of
 
 METHOD = "instruction_pretrain"
@@ -148,7 +147,7 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
             for piece in turn.parsed.rejected:
                 cut = ended == "length" and piece.reason == "unfinished"
                 reason = "cut_at_max_tokens" if cut else piece.reason
-                rejected.append(Rejection(name, where, reason, piece.piece))
+                rejected.append(Rejection(name, where, reason, piece.detail))
             if ended == "error":
                 rejected.append(Rejection(name, where, "engine_error", text))
             if not turn.parsed.pairs:
@@ -213,7 +212,7 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
         del drawn["regex"], drawn["logprobs"]
         return {**drawn, "constrained": self._sampling.regex is not None}
 
-    def failed(self, unit: Chain, failure: Failure) -> UnitOutput:
+    def failed(self, unit: Chain, failure: Reason) -> UnitOutput:
         reason, detail = failure.reason, failure.detail
         pieces = [Rejection(one.id, unit.id, reason, detail) for one in unit.documents]
         return UnitOutput(rejected=pieces, unused={one.id: reason for one in unit.documents})

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_gen.engines import Completion, Request
+from data_gen.engines.hub import fetch
 from data_gen.instruction_pretrain.analysis.held_out import held_out_line
 from data_gen.instruction_pretrain.collection import DATASETS, Dataset, Example, Gathered, gather
-from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES, Unusable
+from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES
 from data_gen.instruction_pretrain.collection.files import Files
 from data_gen.instruction_pretrain.formats import (
     BOS,
@@ -25,20 +26,19 @@ from data_gen.instruction_pretrain.formats import (
 )
 from data_gen.instruction_pretrain.other_formats import in_pattern, other_patterns
 from data_gen.instruction_pretrain.templates import render_training_text
+from data_gen.stages.blocks import BlockTotals, UnitOutput
+from data_gen.stages.config import OutputConfig
+from data_gen.stages.stage import Stage, StageRun, Summary
 from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.files import atomic_write
 from ipt_jax.core.fingerprint import folder_digest
-from ipt_jax.core.json_lines import load_json
-from ipt_jax.core.records import SHARD_FILES, Record, ShardWriter, atomic_write
-from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.rejection import Reason, Rejection
 from ipt_jax.core.seeds import generator_of
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 
 METHOD = "instruction_pretrain_tuning"
 HELD_OUT_FILE = "held_out.jsonl"
-_OWNS = (
-    *(*RUN_FILES, HELD_OUT_FILE, "summary.json", *(f"rejected/{name}.jsonl" for name in DATASETS)),
-    *(f"{part}/{name}" for part in ("shards", "templated") for name in SHARD_FILES),
-)
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,13 @@ class TuningSource:
     most_examples: int = MOST_EXAMPLES
     """Examples taken at most, those with the most pairs (App. A: 10K)."""
 
+    @property
+    def id(self) -> str:
+        return self.dataset
 
-@dataclass(frozen=True)
-class TuningConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig(OutputConfig):
     """Data sets in, few-shot sequences out, and examples that are kept from tuning."""
 
     sources: list[TuningSource] = field(default_factory=list)
@@ -86,8 +90,6 @@ class TuningConfig:
     sequences of their own (`patterns.py`); 0 as in the paper."""
     seed: int = 0
     """Draws of order, held-out examples and shots derive from it."""
-    fresh: bool = False
-    """Replace what an earlier run left in `output`."""
 
     def __post_init__(self) -> None:
         for key in ("sequence_tokens", "most_pairs"):
@@ -167,64 +169,83 @@ def sequences(lengths: Sequence[int], most_tokens: int, ahead: int = 64) -> list
     return found
 
 
-def write_tuning_data(config: TuningConfig) -> dict[str, Any]:
-    """Make the folder `config.output` and give back its summary.
+class Tuning(Stage[TuningConfig, TuningSource]):
+    """Data sets become few-shot sequences, one data set at a time; nothing is asked.
 
-    A finished folder of the same settings is left as it is.
-
-    Raises:
-      UserError: no sources, data sets that are not there or give no example, a folder made with
-        other settings.
+    Every question of a data set ends in exactly one count.
     """
-    if not config.sources and not config.unseen:
-        raise UserError("`sources` is empty: name at least one data set and its folder.")
-    with RunFolder.open(
-        config.output,
-        METHOD,
-        tuning_prints(config),
-        owns=_OWNS,
-        fresh=config.fresh,
-        legacy=_before_markers,
-    ) as run:
-        if (done := _finished(run.path)) is not None:
-            return done
-        summary = _write(config, run.path)
-        run.finish()
-    return summary
 
+    name, version, Config = METHOD, 1, TuningConfig
+    parts, places = ("sequences", "templated"), {"sequences": "shards", "templated": "templated"}
+    owns = (HELD_OUT_FILE, *(f"rejected/{name}.jsonl" for name in DATASETS))
+    free = ("root",)
+    units_in_memory = 1
 
-def _write(config: TuningConfig, output: Path) -> dict[str, Any]:
-    (output / "rejected").mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(config.tokenizer)
-    held_out: list[str] = []
-    counts: dict[str, Any] = {}
-    with (
-        ShardWriter(output / "shards", tokenizer=tokenizer) as shards,
-        ShardWriter(output / "templated", tokenizer=tokenizer) as templated,
-    ):
-        for source in config.sources:
-            work = _Source(config, source, tokenizer)
-            for record, examples in work.records():
-                shards.write(record)
-                templated.write(_templated(record, examples, config.seed))
-            held_out += work.held_out_lines(unseen=False)
-            counts[source.dataset] = work.finish(output)
-    for source in config.unseen:
-        work = _Source(config, source, tokenizer)
-        held_out += work.held_out_lines(unseen=True)
-        counts[source.dataset] = work.finish(output)
-    atomic_write(output / HELD_OUT_FILE, "".join(f"{line}\n" for line in held_out))
-    summary = {
-        "method": METHOD,
-        "datasets": counts,
-        "sequences": sum(one["sequences"] for one in counts.values()),
-        "tokens": sum(one["tokens"] for one in counts.values()),
-        "held_out": len(held_out),
-    }
-    atomic_write(
-        output / "summary.json", json.dumps({**summary, "settings": _settings(config)}, indent=1)
-    )
-    return summary
+    def __init__(self, config: TuningConfig) -> None:
+        """Raises UserError: no data sets, or those whose files are not there, all named."""
+        super().__init__(config)
+        self._sources = [*config.sources, *config.unseen]
+        if not self._sources:
+            raise UserError("`sources` is empty: name at least one data set and its folder.")
+        missing = []
+        for source in self._sources:
+            try:
+                patterns = source.files or DATASETS[source.dataset].train
+                with Files(local_folder(source.folder, config.root), patterns) as files:
+                    files.check()
+            except UserError as error:
+                missing.append(f"`{source.dataset}`: {error}")
+        if missing:
+            raise UserError(" ".join(missing))
+        self._tokenizer = load_tokenizer(config.tokenizer)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Data sets and tokenizer by content."""
+        prints: dict[str, Any] = {"tokenizer": self._tokenizer.prints()}
+        for source in self._sources:
+            folder = local_folder(source.folder, self.config.root)
+            digest = folder_digest(folder, without=self.config.output)
+            prints[f"data sets/{source.dataset}"] = digest
+        return prints
+
+    def begin(self, run: StageRun) -> None:
+        self._run, run.output.tokenizer = run, self._tokenizer
+
+    def units(self, raw: RecordSource | None) -> Sequence[TuningSource]:
+        return self._sources
+
+    def work(self, source: TuningSource) -> Generator[Request, Completion, UnitOutput]:
+        yield from ()
+        made = _Source(self.config, source, self._tokenizer)
+        records: list[tuple[str, Record]] = []
+        if source not in self.config.unseen:
+            for record, examples in made.records():
+                templated = _templated(record, examples, self.config.seed)
+                records += [("sequences", record), ("templated", templated)]
+        held_out = made.held_out_lines()
+        with self._run.output.rejected(source.dataset) as reject:
+            for piece in made.gathered.rejected:
+                reject(source.dataset, piece)
+        made.check(self._run.output.folder / "rejected" / f"{source.dataset}.jsonl")
+        note = {"counts": made.counts(), "held_out": held_out}
+        self._run.ledger.set_note(source.dataset, note)
+        return UnitOutput(records)
+
+    def failed(self, unit: TuningSource, failure: Reason) -> UnitOutput:
+        raise RuntimeError(f"{unit.dataset}: {failure.detail}")
+
+    def finish(self, totals: BlockTotals) -> Summary:
+        notes = {one.dataset: self._run.ledger.note(one.dataset) for one in self._sources}
+        counts = {name: note["counts"] for name, note in notes.items()}
+        held_out = [line for note in notes.values() for line in note["held_out"]]
+        path = self._run.output.folder / HELD_OUT_FILE
+        atomic_write(path, "".join(f"{line}\n" for line in held_out))
+        return {
+            "datasets": counts,
+            "sequences": sum(one["sequences"] for one in counts.values()),
+            "tokens": sum(one["tokens"] for one in counts.values()),
+            "held_out": len(held_out),
+        }
 
 
 def print_counts(summary: Mapping[str, Any]) -> None:
@@ -241,20 +262,6 @@ def print_counts(summary: Mapping[str, Any]) -> None:
             f"{counts['held_out_pairs']:,} of {counts['held_out_examples']:,} held out; "
             f"left out: {reasons or 'none'}"
         )
-
-
-def _check_files(config: TuningConfig) -> None:
-    """Raises UserError naming every data set whose files are not there, before any is read."""
-    missing = []
-    for source in [*config.sources, *config.unseen]:
-        patterns = source.files or DATASETS[source.dataset].train
-        try:
-            with Files(local_folder(source.folder, config.root), patterns) as files:
-                files.check()
-        except UserError as error:
-            missing.append(f"`{source.dataset}`: {error}")
-    if missing:
-        raise UserError(" ".join(missing))
 
 
 class _Source:
@@ -286,8 +293,8 @@ class _Source:
         first: dict[str, Pair] = {}
         for pair in example.pairs:
             if first.setdefault(pair.instruction.lower(), pair) is not pair:
-                self.gathered.unusable.append(
-                    Unusable("repeated_question", pair.question, example.id)
+                self.gathered.rejected.append(
+                    Rejection.at(example.id, "repeated_question", pair.question)
                 )
         return replace(example, pairs=tuple(first.values()))
 
@@ -315,8 +322,8 @@ class _Source:
             kept: Example | None = example
             if pattern is not None:
                 kept, left = in_pattern(example, pattern, answers, generator)
-                self.gathered.unusable += [
-                    Unusable("not_in_that_pattern", pair.question, example.id) for pair in left
+                self.gathered.rejected += [
+                    Rejection.at(example.id, "not_in_that_pattern", pair.question) for pair in left
                 ]
             if kept is not None:
                 groups[pattern].append(kept)
@@ -329,8 +336,8 @@ class _Source:
             if found is not None:
                 fitted.append((found, tokens))
             reason = "pairs_past_the_sequence" if found else "longer_than_a_sequence"
-            self.gathered.unusable += [
-                Unusable(reason, pair.question, example.id)
+            self.gathered.rejected += [
+                Rejection.at(example.id, reason, pair.question)
                 for pair in example.pairs[len(example.pairs) - left :]
             ]
         lengths = [tokens for _, tokens in fitted]
@@ -362,22 +369,33 @@ class _Source:
             },
         )
 
-    def held_out_lines(self, *, unseen: bool) -> list[str]:
+    def held_out_lines(self) -> list[str]:
         """A line for each held-out example, with shots that are none of them where others are."""
         pool = self._rest or self._held_out
         lines = []
         for example in self._held_out:
             others = [other for other in pool if other.id != example.id]
             drawn = self._generator.permutation(len(others))[: self._config.shots]
-            lines.append(held_out_line(example, [others[int(i)] for i in drawn], unseen))
+            lines.append(held_out_line(example, [others[int(i)] for i in drawn], self._unseen))
         return lines
 
-    def finish(self, output: Path) -> dict[str, Any]:
-        """Write what was not used, and count everything."""
+    def check(self, path: Path) -> None:
+        """Raises UserError where nothing came of the data set; `path` lists what was rejected."""
+        if self._counts["sequences"] or (self._unseen and self._held_out):
+            return
+        found, dataset = self.gathered, self.dataset
+        first = found.rejected[0] if found.rejected else None
+        raise UserError(
+            f"`{dataset.name}` gives no example: of {found.records:,} records with "
+            f"{found.questions:,} questions in {self._source.folder} none can be used"
+            + (f" (the first, {first.where}: {first.reason}, {first.detail})" if first else "")
+            + f"; {path} lists them: {dict(found.reasons)}. Give the folder as its authors "
+            f"publish it ({dataset.source}), name the right `files`, or leave it out."
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Of everything."""
         found = self.gathered
-        path = output / "rejected" / f"{self.dataset.name}.jsonl"
-        lines = [json.dumps(asdict(piece), ensure_ascii=False) for piece in found.unusable]
-        atomic_write(path, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
         counts: dict[str, Any] = {
             "licence": self.dataset.licence,
             "records": found.records,
@@ -390,15 +408,6 @@ class _Source:
             "in_windows": found.in_windows,
             "rejected": dict(found.reasons),
         }
-        if not (self._counts["sequences"] or (self._unseen and self._held_out)):
-            first = found.unusable[0] if found.unusable else None
-            raise UserError(
-                f"`{self.dataset.name}` gives no example: of {found.records:,} records with "
-                f"{found.questions:,} questions in {self._source.folder} none can be used"
-                + (f" (the first, {first.where}: {first.reason}, {first.detail})" if first else "")
-                + f"; {path} lists them: {dict(found.reasons)}. Give the folder as its authors "
-                f"publish it ({self.dataset.source}), name the right `files`, or leave it out."
-            )
         if self._unseen:
             counts["unused_pairs"] = sum(len(example.pairs) for example in self._rest)
         return counts
@@ -418,53 +427,10 @@ def local_folder(folder: str, root: str) -> Path:
     """
     if not folder.startswith("hf://"):
         return Path(root).expanduser() / Path(folder).expanduser()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     name, _, revision = folder.removeprefix("hf://").partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, repo_type="dataset"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{folder} cannot be fetched from the hub ({error}): check the name (hf://OWNER/NAME) "
-            "and the network, or give a local folder."
-        ) from error
-
-
-def _settings(config: TuningConfig) -> dict[str, Any]:
-    settings = asdict(config)
-    for key in ("output", "root", "fresh"):
-        del settings[key]
-    return json.loads(json.dumps(settings))
-
-
-def tuning_prints(config: TuningConfig) -> dict[str, str]:
-    """What tuning data are made from, by name: data sets and tokenizer by content.
-
-    Raises UserError naming every data set whose files are not there, or the tokenizer.
-    """
-    _check_files(config)
-    prints = {**_settings(config), "tokenizer": load_tokenizer(config.tokenizer).prints()}
-    for source in (*config.sources, *config.unseen):
-        folder = local_folder(source.folder, config.root)
-        prints[f"data sets/{source.dataset}"] = folder_digest(folder, without=config.output)
-    return prints_of(prints)
-
-
-def _finished(output: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end, with the settings it had."""
-    try:
-        content = load_json(output / "summary.json")
-    except (FileNotFoundError, ValueError):
-        return None
-    content.pop("settings", None)
-    return content
-
-
-def _before_markers(output: Path) -> dict[str, str] | None:
-    """The fingerprint of tuning data that an earlier version finished; None without any."""
-    try:
-        content = load_json(output / "summary.json")
-        return prints_of(content["settings"]) if content["method"] == METHOD else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return fetch(
+        *(name, revision or None),
+        f"{folder} cannot be fetched from the hub ({{}}): check the name (hf://OWNER/NAME) and the "
+        "network, or give a local folder.",
+        repo_type="dataset",
+    )

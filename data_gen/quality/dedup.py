@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_gen.quality.gate import Corpus, Gate
+from data_gen.quality.gate import Gate
 from data_gen.quality.words import batches, hash_words, windows
+from data_gen.stages.units import Records
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
@@ -267,7 +268,7 @@ class NearDuplicateGate(Gate):
         self._found: dict[int, Reason] = {}
         self._checked = 0
 
-    def prepare(self, corpus: Corpus) -> None:
+    def prepare(self, corpus: Records) -> None:
         def read(numbers: Sequence[int]) -> list[str]:
             return [record.text for record in corpus.read(numbers)]
 

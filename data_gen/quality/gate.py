@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from data_gen.engines import Engine
+from data_gen.stages.ledger import Ledger
+from data_gen.stages.units import Records
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
-
-
-class Corpus(Protocol):
-    """The records that reached a gate, at random access."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, numbers: Sequence[int]) -> list[Record]:
-        """The records with these numbers, in that order."""
-        ...
 
 
 class Gate(ABC):
@@ -28,7 +21,10 @@ class Gate(ABC):
     needs_corpus = False
     """Whether `prepare` has to see all records before the first is checked."""
 
-    def prepare(self, corpus: Corpus) -> None:  # noqa: B027 (not every gate needs it)
+    def begin(self, engine: Engine, ledger: Ledger) -> None:  # noqa: B027 (not every gate needs it)
+        """The engine of the run and what it has answered."""
+
+    def prepare(self, corpus: Records) -> None:  # noqa: B027
         """Look at all the records that will come to `check`."""
 
     @abstractmethod
@@ -43,12 +39,12 @@ class Gate(ABC):
         """Lines for `details/NAME.jsonl`; none, and the file is not written."""
         return ()
 
-    def close(self) -> None:  # noqa: B027 (not every gate needs it)
+    def close(self) -> None:  # noqa: B027
         """Free what the gate holds."""
 
 
 class RecordList:
-    """Records in memory as a corpus, for calls without shards."""
+    """Records in memory, for calls without shards."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records

@@ -26,10 +26,11 @@ from data_gen.engines import (
     max_in_flight,
 )
 from data_gen.engines.replies import after_thoughts, json_objects
-from data_gen.quality.gate import Corpus, Gate
+from data_gen.quality.gate import Gate
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
-from data_gen.stages.runner import Done, Failure, run_units
+from data_gen.stages.runner import Done, run_units
+from data_gen.stages.units import Records
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
@@ -194,8 +195,8 @@ def _ask(question: _Question) -> Generator[Request, Completion, Completion]:
     return completion
 
 
-def _read(completion: Completion | Failure) -> Verdict:
-    if isinstance(completion, Failure):
+def _read(completion: Completion | Reason) -> Verdict:
+    if isinstance(completion, Reason):
         return Verdict(None, completion.reason, completion.detail)
     if completion.finish_reason == "error":
         return Verdict(None, "engine_error", completion.text)
@@ -213,13 +214,16 @@ class JudgeGate(Gate):
     name = "judge"
     needs_corpus = True
 
-    def __init__(self, config: JudgeConfig, engine: Engine, ledger: Ledger) -> None:
-        self._config, self._engine, self._ledger = config, engine, ledger
+    def __init__(self, config: JudgeConfig) -> None:
+        self._config = config
         self._scores: Counter[int] = Counter()
         self._failed = FailedRequests()
         self._answers: Generator[Done[_Question, Completion]] | None = None
 
-    def prepare(self, corpus: Corpus) -> None:
+    def begin(self, engine: Engine, ledger: Ledger) -> None:
+        self._engine, self._ledger = engine, ledger
+
+    def prepare(self, corpus: Records) -> None:
         self._answers = run_units(
             self._questions(corpus),
             _ask,
@@ -228,7 +232,7 @@ class JudgeGate(Gate):
             units_in_flight=2 * max_in_flight(self._config.engine),
         )
 
-    def _questions(self, corpus: Corpus) -> Iterator[_Question]:
+    def _questions(self, corpus: Records) -> Iterator[_Question]:
         for first in range(0, len(corpus), _READ_AHEAD):
             places = range(first, min(first + _READ_AHEAD, len(corpus)))
             for place, record in zip(places, corpus.read(places), strict=True):

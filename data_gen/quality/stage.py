@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from data_gen.engines import Engine, identify_engine, open_engine
+from data_gen.engines import Completion, EngineConfig, Request
 from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
 from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
 from data_gen.quality.gate import Gate, RecordList
@@ -22,23 +21,26 @@ from data_gen.quality.inputs import InputShards, Survivors
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
+from data_gen.stages.blocks import BlockTotals, UnitOutput
+from data_gen.stages.config import FolderConfig
 from data_gen.stages.failed_requests import FailedRequests
-from data_gen.stages.ledger import LEDGER_FILES, Ledger
+from data_gen.stages.outputs import Reject
+from data_gen.stages.stage import Stage, StageRun, Summary
+from data_gen.stages.units import RecordUnits
 from ipt_jax.core.errors import UserError, did_you_mean
-from ipt_jax.core.files import naming
+from ipt_jax.core.files import atomic_write
 from ipt_jax.core.fingerprint import file_digest, path_digest
-from ipt_jax.core.json_lines import load_json
-from ipt_jax.core.records import SHARD_FILES, Record, RecordSource, ShardWriter, atomic_write
-from ipt_jax.core.rejection import Reason
-from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.rejection import Reason, Rejection
+from ipt_jax.core.run_folder import print_of
 from ipt_jax.core.tokenizers import load_tokenizer
 
 READ = "read"  # the gate's name of what could not be read
 _BATCH = 256  # records read and checked at a time
 
 
-@dataclass(frozen=True)
-class FilterConfig:
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig(FolderConfig):
     """Record shards in, those that pass all gates out."""
 
     input: list[str] = field(default_factory=list)
@@ -59,12 +61,9 @@ class FilterConfig:
     """Of `moderation`."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Of `judge`."""
-    records_per_shard: int = 4096
-    """Records in one shard of the output."""
-    fresh: bool = False
-    """Delete what an earlier run made in `output` and start over."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.gates:
             raise UserError(f"`gates` is empty: name at least one of {', '.join(GATES)}.")
         for name in self.gates:
@@ -77,48 +76,17 @@ class FilterConfig:
             raise UserError(f"`gates` names {twice[0]!r} twice: a gate is met at most once.")
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a caller may give instead of what the config names."""
-
-    engine: Engine | None = None
-    """The judge."""
-    classifier: Classifier | None = None
-    """The moderation classifier."""
-    ledger: Ledger | None = None
-    """Keeps the judge's answers; else they are kept as long as the gate is open."""
-
-
-def _open_judge(config: FilterConfig, given: Given, stack: ExitStack) -> Gate:
-    engine, ledger = given.engine, given.ledger
-    if ledger is None:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="judge-"))
-        ledger = stack.enter_context(Ledger(Path(folder)))
-    if engine is None:
-        engine = open_engine(config.judge.engine)
-        stack.callback(engine.close)
-    gate = JudgeGate(config.judge, engine, ledger)
-    stack.callback(gate.close)
-    return gate
-
-
-GATES: dict[str, Callable[[FilterConfig, Given, ExitStack], Gate]] = {
-    "rules": lambda config, given, stack: RulesGate(config.rules),
-    "exact_text": lambda config, given, stack: ExactGate("text"),
-    "first_sentences": lambda config, given, stack: ExactGate("first_two_sentences"),
-    "near_duplicates": lambda config, given, stack: NearDuplicateGate(config.near_duplicates),
-    "substring": lambda config, given, stack: open_rule("substring", config.decontaminate),
-    "coverage": lambda config, given, stack: open_rule("coverage", config.decontaminate),
-    "ngram": lambda config, given, stack: open_rule("ngram", config.decontaminate),
-    "moderation": lambda config, given, stack: ModerationGate(config.moderation, given.classifier),
-    "judge": _open_judge,
+GATES: dict[str, Callable[[FilterConfig, Classifier | None], Gate]] = {
+    "rules": lambda config, _: RulesGate(config.rules),
+    "exact_text": lambda config, _: ExactGate("text"),
+    "first_sentences": lambda config, _: ExactGate("first_two_sentences"),
+    "near_duplicates": lambda config, _: NearDuplicateGate(config.near_duplicates),
+    "substring": lambda config, _: open_rule("substring", config.decontaminate),
+    "coverage": lambda config, _: open_rule("coverage", config.decontaminate),
+    "ngram": lambda config, _: open_rule("ngram", config.decontaminate),
+    "moderation": lambda config, given: ModerationGate(config.moderation, given),
+    "judge": lambda config, _: JudgeGate(config.judge),
 }
-
-
-_OWNS = (
-    *(*RUN_FILES, *LEDGER_FILES, "summary.json", *(f"shards/{name}" for name in SHARD_FILES)),
-    *(f"{folder}/{gate}.jsonl" for folder in ("rejected", "details") for gate in (READ, *GATES)),
-)
 _SECTIONS = {
     "rules": {"rules"},
     "near_duplicates": {"near_duplicates"},
@@ -130,112 +98,161 @@ Tell = Callable[[str, int, int], None]
 """Is told of a pass over the records: its gates, how many records are done, and of how many."""
 
 
-def run_filter(
-    config: FilterConfig,
-    *,
-    given: Given | None = None,
-    on_start: Callable[[Path], None] | None = None,
-    tell: Tell = lambda gates, done, total: None,
-) -> dict[str, Any]:
-    """Write the filter folder `config.output` and give back its summary, which is written last.
+class Filter(Stage[FilterConfig, Record]):
+    """Records that pass all gates come out as they went in, in order; the units are those.
 
-    Records come out as they went in, in order. `on_start` is called with the folder once it is
-    sure that this run may write there. The same input, config and answers of the judge give the
-    same bytes. A run with a judge keeps its answers in `ledger.sqlite`: stopped, it goes on, and so
-    does one with requests that failed, as `run_stage` does. A finished folder of the same
-    input and config is left as it is.
-
-    Raises:
-      UserError: input, a model or an evaluation set is missing or bad; a folder of another run.
+    Which they are is decided first, pass by pass: a gate that has to see all records that reach it
+    begins one. What is held of a record that passed is its number, of one that did not nothing but
+    what its gate holds; its line is in `rejected/GATE.jsonl`. A run that is begun again decides
+    again, with the judge's answers out of the ledger.
     """
-    corpus, opened = InputShards(config.input), given or Given()
-    prints = prints_of(_fingerprint(config, corpus, opened.engine))
-    with RunFolder.open(config.output, "filter", prints, owns=_OWNS, fresh=config.fresh) as run:
-        if (done := _finished(config, run)) is not None:
-            return done
-        run.begin()
-        if on_start is not None:
-            on_start(run.path)
-        summary = _run(config, corpus, opened, run.path, tell)
-        text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-        atomic_write(run.path / "summary.json", text)
-        run.finish()
-    return summary
 
+    name, version, Config = "filter", 1, FilterConfig
+    parts, places = ("kept",), {"kept": "shards"}
+    owns = tuple(
+        f"{folder}/{gate}.jsonl" for folder in ("rejected", "details") for gate in (READ, *GATES)
+    )
+    free = tuple(_SECTIONS)
+    engine_key = "judge.engine"
 
-def _run(
-    config: FilterConfig, corpus: InputShards, opened: Given, output: Path, tell: Tell
-) -> dict[str, Any]:
-    with ExitStack() as stack:
-        if JudgeGate.name in config.gates and opened.ledger is None:
-            opened = replace(opened, ledger=stack.enter_context(Ledger(output)))
-        gates = [GATES[name](config, opened, stack) for name in config.gates]
-        rejected = stack.enter_context(_Rejected(output / "rejected", config.gates))
-        numbers, counts = _run_gates(corpus, gates, rejected, tell)
-        with ShardWriter(output / "shards", config.records_per_shard) as shards:
-            for some in _batches(numbers):
-                for record in corpus.read(some):
-                    shards.write(record)
-        for gate in gates:
-            _write_lines(output / "details" / f"{gate.name}.jsonl", gate.details())
-        return _summary(len(corpus), len(numbers), gates, counts, rejected.lines)
+    def __init__(
+        self,
+        config: FilterConfig,
+        *,
+        classifier: Classifier | None = None,
+        tell: Tell = lambda gates, done, total: None,
+    ) -> None:
+        """`classifier` moderates in place of the model that the config names.
 
+        Raises UserError: no such input.
+        """
+        super().__init__(config)
+        self._corpus = InputShards(config.input)
+        self._classifier, self._tell = classifier, tell
 
-def _finished(config: FilterConfig, run: RunFolder) -> dict[str, Any] | None:
-    """The summary, where the run ended, with its shards and no request to be asked again."""
-    if not run.finished:
-        return None
-    try:
-        RecordSource(run.path / "shards", verify=False)
-        summary = load_json(run.path / "summary.json")
-    except (UserError, FileNotFoundError, ValueError):
-        return None
-    settled = failed_requests(summary["gates"]).settled(config.judge.engine.max_failed_share)
-    return summary if settled else None
+    @property
+    def engine_config(self) -> EngineConfig | None:
+        return self.config.judge.engine if "judge" in self.config.gates else None
 
+    def identity(self) -> Mapping[str, Any]:
+        """The settings of the gates that are met, and what those read, by content."""
+        config, met = self.config, {*self.config.gates}
+        found: dict[str, Any] = {
+            key: asdict(getattr(config, key)) for key in _SECTIONS if _SECTIONS[key] & met
+        }
+        found.get("judge", {}).pop("engine", None)
+        if "decontaminate" in found:
+            for number, one in enumerate(found["decontaminate"]["evaluations"], 1):
+                path = Path(one.pop("path")).expanduser()
+                found[f"evaluations/{number}/{one['name']}"] = file_digest(path)
+        if "moderation" in found:
+            for key in ("rules", "model"):
+                path = found["moderation"].pop(key)
+                found[f"moderation/{key}"] = path and path_digest(Path(path).expanduser())
+        if "rules" in found and (tokenizer := found["rules"].pop("tokenizer")):
+            found["rules/tokenizer"] = load_tokenizer(tokenizer).prints()
+        return {**found, "input": self._corpus.fingerprints}
 
-def failed_requests(steps: Iterable[Mapping[str, Any]]) -> FailedRequests:
-    """Those of the judge, out of the `gates` of a summary."""
-    judge = next((step for step in steps if step["gate"] == JudgeGate.name), {})
-    return FailedRequests.of_summary(judge)
+    def defaults(self) -> Mapping[str, str]:
+        known, asked = {**super().defaults()}, self.config.judge.engine
+        known["judge.engine.constrain"] = print_of(asked.constrain)
+        return known | {"judge.engine.vllm.dtype": asked.vllm.dtype}
 
+    def open(self) -> None:
+        self._gates = [GATES[name](self.config, self._classifier) for name in self.config.gates]
 
-def _fingerprint(
-    config: FilterConfig, corpus: InputShards, engine: Engine | None
-) -> dict[str, Any]:
-    """What the records that reach the judge, and its answers, depend on."""
-    settings = asdict(config)
-    del settings["output"], settings["fresh"]
-    drawn = settings["judge"].pop("engine")
-    for one in settings["decontaminate"]["evaluations"]:
-        del one["path"]  # this and the next: named by content below
-    del settings["moderation"]["rules"], settings["moderation"]["model"]
-    del settings["rules"]["tokenizer"]
-    for section, gates in _SECTIONS.items():
-        if not gates & {*config.gates}:
-            del settings[section]
-    if JudgeGate.name in config.gates:
-        identity = identify_engine(config.judge.engine) if engine is None else engine
-        said = {key: getattr(identity, key) for key in ("name", "version", "model", "revision")}
-        for key in ("max_tokens", "temperature", "top_k", "top_p", "context_tokens"):
-            said[key] = drawn[key]
-        settings |= {f"judge.engine.{key}": value for key, value in said.items()}
-    return {**settings, **_named_files(config), "input": corpus.fingerprints}
+    def begin(self, run: StageRun) -> None:
+        self._run = run
+        for gate in self._gates:
+            gate.begin(run.engine, run.ledger)
 
+    def units(self, raw: RecordSource | None) -> RecordUnits:
+        output, ledger = self._run.output, self._run.ledger
+        with ExitStack() as stack:
+            for gate in self._gates:
+                stack.callback(gate.close)
+            reject = stack.enter_context(output.rejected(READ, *self.config.gates))
+            numbers = self._decide(reject)
+        kept = hashlib.sha256(numbers.tobytes()).hexdigest()
+        if ledger.note("kept") != kept:  # the judge did not answer all when blocks were written
+            for block in ledger.blocks():
+                ledger.forget_block(block)
+            ledger.set_note("kept", kept)
+        return RecordUnits(Survivors(self._corpus, numbers))
 
-def _named_files(config: FilterConfig) -> dict[str, Any]:
-    """What the gates read beside the records, by content. Raises UserError for what is missing."""
-    found: dict[str, Any] = {}
-    if _SECTIONS["decontaminate"] & {*config.gates}:
-        for number, file in enumerate(config.decontaminate.evaluations, 1):
-            found[f"evaluations/{number}/{file.name}"] = file_digest(Path(file.path).expanduser())
-    if "moderation" in config.gates:
-        for key in ("rules", "model"):
-            path = getattr(config.moderation, key)
-            found[f"moderation/{key}"] = path and path_digest(Path(path).expanduser())
-    if "rules" in config.gates and config.rules.tokenizer:
-        found["rules/tokenizer"] = load_tokenizer(config.rules.tokenizer).prints()
-    return found
+    def _decide(self, reject: Reject) -> np.ndarray:
+        """Numbers of the records that pass."""
+        corpus = self._corpus
+        self._counts = {name: Counter[str]() for name in (READ, *self.config.gates)}
+
+        def left_out(gate: str, number: int, name: str, wrong: Reason) -> None:
+            self._counts[gate][wrong.reason] += 1
+            reject(gate, Rejection(name, corpus.where(number), *wrong))
+
+        def readable(batch: Sequence[int]) -> Iterator[tuple[int, Record]]:
+            for number, found in corpus.read_good(batch):
+                if not isinstance(found, Record):
+                    left_out(READ, number, "", Reason("damaged", str(found)))
+                elif not found.text.strip():
+                    left_out(READ, number, found.id, Reason("empty", "its text holds nothing"))
+                else:
+                    yield number, found
+
+        passes: list[list[Gate]] = [[]]
+        for gate in self._gates:
+            if gate.needs_corpus:
+                passes.append([])
+            passes[-1].append(gate)
+        numbers = np.arange(len(corpus))
+        for place, gates in enumerate(passes):
+            names = ", ".join(gate.name for gate in gates) or READ
+            self._tell(names, 0, len(numbers))
+            if gates and gates[0].needs_corpus:
+                gates[0].prepare(Survivors(corpus, numbers))
+            kept: list[int] = []
+            for first in range(0, len(numbers), _BATCH):
+                batch = numbers[first : first + _BATCH].tolist()
+                # What could be read once can be read again.
+                records = zip(batch, corpus.read(batch), strict=True) if place else readable(batch)
+                left = list(records)
+                for gate in gates:
+                    verdicts = gate.check([record for _, record in left]) if left else []
+                    judged = list(zip(left, verdicts, strict=True))
+                    for (number, record), wrong in judged:
+                        if wrong is not None:
+                            left_out(gate.name, number, record.id, wrong)
+                    left = [one for one, wrong in judged if wrong is None]
+                kept += [number for number, _ in left]
+                self._tell(names, first + len(batch), len(numbers))
+            numbers = np.asarray(kept, np.int64)
+        return numbers
+
+    def work(self, record: Record) -> Generator[Request, Completion, UnitOutput]:
+        yield from ()  # the judge has answered
+        return UnitOutput([("kept", record)])
+
+    def finish(self, totals: BlockTotals) -> Summary:
+        left, steps = len(self._corpus), list[dict[str, Any]]()
+        own = {gate.name: gate.summary() for gate in self._gates}
+        for name, reasons in self._counts.items():
+            out = left - reasons.total()
+            counted = dict(sorted(reasons.items()))
+            steps.append({"gate": name, "in": left, "out": out, "rejected": counted})
+            steps[-1] |= own.get(name, {})
+            left = out
+        for gate in self._gates:
+            lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in gate.details()]
+            if lines:
+                path = self._run.output.folder / "details" / f"{gate.name}.jsonl"
+                path.parent.mkdir(exist_ok=True)
+                atomic_write(path, "".join(lines).encode(errors="backslashreplace"))
+        total = len(self._corpus)
+        return {"in": total, "out": left, "rejected": total - left, "gates": steps}
+
+    def failed_requests(self, summary: Summary) -> FailedRequests:
+        """Those of the judge."""
+        judge = next((step for step in summary["gates"] if step["gate"] == JudgeGate.name), {})
+        return FailedRequests.of_summary(judge)
 
 
 def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Reason | None]:
@@ -252,148 +269,3 @@ def check_records(records: Sequence[Record], gates: Sequence[Gate]) -> list[Reas
                 verdicts[number] = Reason(reason, verdict.detail)
         left = [number for number in left if verdicts[number] is None]
     return verdicts
-
-
-class _Rejected:
-    """The folder `rejected/`: for each gate a file with one line a record, in input order."""
-
-    def __init__(self, folder: Path, gates: Sequence[str]) -> None:
-        self._folder, self._gates = folder, gates
-        self._files: dict[str, IO[str]] = {}
-        self._open = ExitStack()
-        self.lines = 0
-
-    def __enter__(self) -> _Rejected:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for gate in (READ, *self._gates):  # of a run that was stopped
-            (self._folder / f"{gate}.jsonl").unlink(missing_ok=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for gate, file in self._files.items():
-            with naming(self._folder / f"{gate}.jsonl"):
-                file.flush()
-                os.fsync(file.fileno())
-        self._open.close()
-
-    def write(self, gate: str, name: str, where: str, verdict: Reason) -> None:
-        if gate not in self._files:
-            path = self._folder / f"{gate}.jsonl"
-            file = open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-            self._files[gate] = self._open.enter_context(file)
-        line = {
-            "id": name,
-            "gate": gate,
-            "reason": verdict.reason,
-            "detail": verdict.detail,
-            "where": where,
-        }
-        with naming(self._folder / f"{gate}.jsonl"):
-            self._files[gate].write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.lines += 1
-
-
-def _run_gates(
-    corpus: InputShards, gates: Sequence[Gate], rejected: _Rejected, tell: Tell
-) -> tuple[np.ndarray, dict[str, Counter[str]]]:
-    """Numbers of the records that pass, and the rejections of each gate by reason."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in (READ, *(g.name for g in gates))}
-    # A gate that has to see all records first begins a pass of its own.
-    passes: list[list[Gate]] = [[]]
-    for gate in gates:
-        if gate.needs_corpus:
-            passes.append([])
-        passes[-1].append(gate)
-    numbers = np.arange(len(corpus))
-    for first, some_gates in enumerate(passes):
-        names = ", ".join(gate.name for gate in some_gates) or READ
-        tell(names, 0, len(numbers))
-        if some_gates and some_gates[0].needs_corpus:
-            some_gates[0].prepare(Survivors(corpus, numbers))
-        kept: list[int] = []
-        done = 0
-        for batch in _batches(numbers):
-            # What could be read once can be read again.
-            if first == 0:
-                records = _readable(corpus, batch, rejected, counts[READ])
-            else:
-                records = dict(zip(batch, corpus.read(batch), strict=True))
-            for gate in some_gates:
-                records = _passed(gate, records, corpus, rejected, counts[gate.name])
-            kept += records
-            done += len(batch)
-            tell(names, done, len(numbers))
-        numbers = np.asarray(kept, np.int64)
-    return numbers, counts
-
-
-def _readable(
-    corpus: InputShards, numbers: Sequence[int], rejected: _Rejected, counts: Counter[str]
-) -> dict[int, Record]:
-    good: dict[int, Record] = {}
-    for number, found in corpus.read_good(numbers):
-        if isinstance(found, Record) and found.text.strip():
-            good[number] = found
-            continue
-        name = found.id if isinstance(found, Record) else ""
-        wrong = (
-            Reason("empty", "its text holds nothing")
-            if isinstance(found, Record)
-            else Reason("damaged", str(found))
-        )
-        counts[wrong.reason] += 1
-        rejected.write(READ, name, corpus.where(number), wrong)
-    return good
-
-
-def _passed(
-    gate: Gate,
-    records: Mapping[int, Record],
-    corpus: InputShards,
-    rejected: _Rejected,
-    counts: Counter[str],
-) -> dict[int, Record]:
-    passed: dict[int, Record] = {}
-    verdicts = gate.check(list(records.values())) if records else []
-    for (number, record), verdict in zip(records.items(), verdicts, strict=True):
-        if verdict is None:
-            passed[number] = record
-        else:
-            counts[verdict.reason] += 1
-            rejected.write(gate.name, record.id, corpus.where(number), verdict)
-    return passed
-
-
-def _batches(numbers: np.ndarray) -> Iterator[list[int]]:
-    for first in range(0, len(numbers), _BATCH):
-        yield numbers[first : first + _BATCH].tolist()
-
-
-def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(dict(line), ensure_ascii=False) + "\n" for line in lines)
-    if text:
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, text.encode(errors="backslashreplace"))
-
-
-def _summary(
-    total: int,
-    passed: int,
-    gates: Sequence[Gate],
-    counts: Mapping[str, Counter[str]],
-    lines: int,
-) -> dict[str, Any]:
-    """Counts of the run. Raises RuntimeError where they do not add up, which would be our fault."""
-    steps: list[dict[str, Any]] = []
-    left = total
-    for name, own in [(READ, {}), *((gate.name, gate.summary()) for gate in gates)]:
-        out = left - counts[name].total()
-        reasons = dict(sorted(counts[name].items()))
-        steps.append({"gate": name, "in": left, "out": out, "rejected": reasons, **own})
-        left = out
-    if left != passed or total != passed + lines:
-        raise RuntimeError(
-            f"{total} records went in, {passed} came out, {lines} lines of rejected records were "
-            f"written, and {total - left} were counted: these must add up"
-        )
-    return {"in": total, "out": passed, "rejected": lines, "gates": steps}

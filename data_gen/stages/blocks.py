@@ -21,7 +21,7 @@ from data_gen.engines.base import Completion, Engine, Request
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.outputs import OutputFolder
-from data_gen.stages.runner import Failure, Progress, Unit, Usage, no_progress, run_units
+from data_gen.stages.runner import Progress, Unit, Usage, no_progress, run_units
 from ipt_jax.core.records import (
     DEFAULT_OPTIONS,
     MANIFEST_NAME,
@@ -33,7 +33,7 @@ from ipt_jax.core.records import (
     serialize,
     shard_name,
 )
-from ipt_jax.core.rejection import Rejection
+from ipt_jax.core.rejection import Reason, Rejection
 from ipt_jax.core.shard_file import ShardFile
 
 _SHARD = re.compile(r"part-\d{5,}\.arrayrecord(\.tmp)?")
@@ -77,7 +77,7 @@ class BlockTotals:
 def run_blocks[U: Unit](
     units: Sequence[U],
     work: Callable[[U], Generator[Request, Completion, UnitOutput]],
-    failed_output: Callable[[U, Failure], UnitOutput],
+    failed_output: Callable[[U, Reason], UnitOutput],
     engine: Engine,
     ledger: Ledger,
     folder: OutputFolder,
@@ -128,7 +128,7 @@ def run_blocks[U: Unit](
                     done = next(ended)
                     failed.add(done.errors)
                     output = done.outcome
-                    if isinstance(output, Failure):
+                    if isinstance(output, Reason):
                         output = failed_output(done.unit, output)
                     rejected.update(piece.reason for piece in output.rejected)
                     block.add(output, done.usage)
@@ -183,7 +183,8 @@ class _Block:
             if part not in self._shards:
                 place = self._folder.shards(part)
                 place.mkdir(parents=True, exist_ok=True)
-                self._shards[part] = ShardFile(place / shard_name(self._number), DEFAULT_OPTIONS)
+                path = place / shard_name(self._number)
+                self._shards[part] = ShardFile(path, DEFAULT_OPTIONS, self._folder.tokenizer)
             self._shards[part].write(serialize(record), record.text)
         for piece in output.rejected:
             self._reasons[piece.reason] += 1

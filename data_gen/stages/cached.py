@@ -23,8 +23,9 @@ from data_gen.engines import (
 )
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
-from data_gen.stages.runner import Failure, Progress, no_progress, run_units
+from data_gen.stages.runner import Progress, no_progress, run_units
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Reason
 from ipt_jax.core.seeds import seed_of
 
 ProgressFactory = Callable[[str], AbstractContextManager[Progress]]
@@ -124,7 +125,7 @@ class CachedEngine:
                 turns_expected=len(questions),
                 progress=progress,
             ):
-                if isinstance(done.outcome, Failure):
+                if isinstance(done.outcome, Reason):
                     raise RuntimeError(f"{done.unit.name}: {done.outcome.detail}")
                 found[done.unit.name] = done.outcome
                 self.failed.requests += 1

@@ -14,15 +14,21 @@ from ipt_jax.core.rejection import Rejection
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderConfig:
-    """Of what writes a folder of records."""
+class OutputConfig:
+    """Of every stage."""
 
     output: str = "runs/synthesis"
     """Folder of the run; made where missing."""
-    records_per_shard: int = 4096
-    """Records in one shard."""
     fresh: bool = False
     """Start over: delete what an earlier run left in `output`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig(OutputConfig):
+    """Of what writes shards of one size."""
+
+    records_per_shard: int = 4096
+    """Records in one shard."""
 
     def __post_init__(self) -> None:
         most = self.records_per_shard
@@ -31,7 +37,7 @@ class FolderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(FolderConfig):
-    """Of every stage."""
+    """Of every method."""
 
     method: str = ""
     """What makes the records: a key of METHODS in data_gen/methods.py."""

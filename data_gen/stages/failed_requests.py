@@ -27,9 +27,9 @@ class FailedRequests:
 
     requests: int = 0
     """Requests that ended, in a completion or an error."""
-    terminal: int = 0
+    permanent: int = 0
     """Errors that would come again."""
-    passing: int = 0
+    transient: int = 0
     """Errors that may not: the next run asks again."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Error texts with their numbers taken out, so that those of one kind are counted together."""
@@ -43,7 +43,7 @@ class FailedRequests:
 
     @property
     def failed(self) -> int:
-        return self.terminal + self.passing
+        return self.permanent + self.transient
 
     @property
     def share(self) -> float:
@@ -53,21 +53,24 @@ class FailedRequests:
     def add(self, errors: Iterable[Completion]) -> None:
         """Count these; `requests` counts them already."""
         for error in errors:
-            passing = error.error_kind == "passing"
-            self.passing, self.terminal = self.passing + passing, self.terminal + (not passing)
+            transient = error.error_kind == "transient"
+            self.transient, self.permanent = (
+                self.transient + transient,
+                self.permanent + (not transient),
+            )
             self.reasons[_kind_of(error.text)] += 1
 
     def summary(self) -> dict[str, Any]:
         """Its part of a run's summary."""
         return {
             "requests_failed": self.failed,
-            "requests_to_ask_again": self.passing,
+            "requests_to_ask_again": self.transient,
             "request_errors": dict(self.reasons.most_common(_MOST_REASONS)),
         }
 
     def settled(self, most_share: float) -> bool:
         """Whether the run may count as finished, with these left as they are."""
-        return not self.passing and self.share <= most_share
+        return not self.transient and self.share <= most_share
 
     def tell(self, most_share: float, texts: Path | None = None) -> None:
         """Say on stderr how many failed and why; their error texts stand in `texts`.
@@ -84,8 +87,8 @@ class FailedRequests:
         )
         if texts is not None:
             said += f" Every error text stands in {texts}."
-        if self.passing:
-            said += f" {self.passing:,} may pass: the same command asks them again."
+        if self.transient:
+            said += f" {self.transient:,} may pass: the same command asks them again."
         if self.share <= most_share:
             print(said, file=sys.stderr)
             return

@@ -76,15 +76,15 @@ def write_documents(
     reasons, sources = Counter[str](), Counter[tuple[str, str]]()
     with (
         ShardWriter(folder, records_per_shard) as shards,
-        output.rejected_documents() as reject,
+        output.rejected("documents") as reject,
     ):
         for found in documents:
             if isinstance(found, Rejection):
                 reasons[found.reason] += 1
-                reject(found.id, found.where, found.reason, found.detail)
+                reject("documents", found)
             elif (problem := check(found)) is not None:
                 reasons[problem[0]] += 1
-                reject(found.id, found.source, *problem)
+                reject("documents", Rejection(found.id, found.source, *problem))
             else:
                 shards.write(_record(found))
                 licence = found.metadata.get("licence") or found.metadata.get("license")

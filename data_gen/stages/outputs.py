@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,26 +19,34 @@ from ipt_jax.core.json_lines import load_json, parse_json
 from ipt_jax.core.records import SHARD_FILES, RecordSource
 from ipt_jax.core.rejection import Rejection
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
+from ipt_jax.core.shard_file import TokenCounter
 
 _OWNS = (
     *(*RUN_FILES, *LEDGER_FILES, "summary.json", "samples.json", "card.md", "progress.jsonl"),
     *("report.html", "rejected/documents.jsonl", "rejected/pieces-#.jsonl"),
 )
-RejectLine = Callable[[str, str, str, str], None]
+Reject = Callable[[str, Rejection], None]
 
 
 class OutputFolder:
     """Paths of a synthesis folder. `summary.json` comes last: with it the folder is whole."""
 
-    def __init__(self, folder: Path, parts: Sequence[str]) -> None:
-        """`parts`: the folders of shards that a finished run has."""
+    def __init__(
+        self, folder: Path, parts: Sequence[str], places: Mapping[str, str] | None = None
+    ) -> None:
+        """`parts`: the sets of shards that a finished run has; `places`: where those of them lie
+        that are not in `shards/PART`."""
         self.folder = folder.expanduser()
-        self._parts = tuple(parts)
+        self._places = {part: f"shards/{part}" for part in parts} | dict(places or {})
+        self.left_out = Counter[str]()
+        """Lines that `rejected` wrote, by file."""
+        self.tokenizer: TokenCounter | None = None
+        """Counts the tokens that the manifests tell of."""
         self._summary = self.folder / "summary.json"
 
     def shards(self, part: str) -> Path:
         """Folder of the shards of a part (`raw`, `plain`, `augmented`, …)."""
-        return self.folder / "shards" / part
+        return self.folder / self._places[part]
 
     def rejected_pieces(self, block: int) -> Path:
         """File of what was not used of a block's generations."""
@@ -56,7 +65,7 @@ class OutputFolder:
 
         Raises FolderRefused as RunFolder.open.
         """
-        shards = (f"shards/{part}/{name}" for part in self._parts for name in SHARD_FILES)
+        shards = (f"{place}/{name}" for place in self._places.values() for name in SHARD_FILES)
         return RunFolder.open(
             self.folder,
             kind,
@@ -73,8 +82,9 @@ class OutputFolder:
             content = load_json(self._summary)
         except (FileNotFoundError, ValueError):
             return None
-        content.pop("fingerprint", None)
-        return content if all(map(self.is_whole, self._parts)) else None
+        for key in ("fingerprint", "settings"):  # the second, of earlier versions
+            content.pop(key, None)
+        return content if all(map(self.is_whole, self._places)) else None
 
     def is_whole(self, part: str) -> bool:
         """Whether a part has a manifest and every shard in it, with the bytes it was given."""
@@ -100,26 +110,37 @@ class OutputFolder:
         atomic_write(self.folder / "samples.json", text)
 
     @contextmanager
-    def rejected_documents(self) -> Iterator[RejectLine]:
-        """Take (id, where, reason, detail) lines; the file appears when the block ends well."""
-        path = self.folder / "rejected" / "documents.jsonl"
-        temporary = path.with_name(path.name + ".tmp")
-        with naming(path), open(temporary, "wb") as file:
+    def rejected(self, *names: str) -> Iterator[Reject]:
+        """Takes the lines of `rejected/NAME.jsonl`; the files appear when the block ends well."""
+        paths = {name: self.folder / "rejected" / f"{name}.jsonl" for name in names}
+        with contextlib.ExitStack() as stack:
+            files = {n: stack.enter_context(open(f"{p}.tmp", "wb")) for n, p in paths.items()}
+            self.left_out |= dict.fromkeys(names, 0)
 
-            def write(*piece: str) -> None:
-                file.write(Rejection(*piece).line())
+            def write(name: str, piece: Rejection) -> None:
+                with naming(paths[name]):
+                    files[name].write(piece.line())
+                self.left_out[name] += 1
 
             yield write
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            for name, file in files.items():
+                with naming(paths[name]):
+                    file.flush()
+                    os.fsync(file.fileno())
+        for path in paths.values():
+            os.replace(f"{path}.tmp", path)
 
 
 def _before_markers(folder: Path, kind: str) -> dict[str, str] | None:
-    """The fingerprint in the ledger of a run of `kind` that an earlier version began, or None."""
+    """The fingerprint of a run of `kind` that an earlier version began, or None: it stands in the
+    ledger, or in the summary where it had none."""
     path = folder / LEDGER_NAME
     if not path.is_file():
-        return None
+        try:
+            content = load_json(folder / "summary.json")
+            return prints_of(content["settings"]) if content["method"] == kind else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
     # A ledger that was closed has no log beside it; looking at it then makes none either.
     how = "mode=ro" if path.with_name(f"{LEDGER_NAME}-wal").exists() else "immutable=1"
     address = f"{path.resolve().as_uri()}?{how}"

@@ -18,10 +18,11 @@ from data_gen.engines.base import Completion, Engine, Request
 from data_gen.engines.isolation import with_isolation
 from data_gen.stages.ledger import Ledger
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Reason
 
 FAILURES_IN_A_ROW = 20  # units that may fail one after another
 STALL_SECONDS = 3600.0  # without an answer, while an engine asks for more work
-RETRIES = 2  # times that a passing error of the engine is asked again before it counts
+RETRIES = 2  # times that a transient error of the engine is asked again before it counts
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,11 @@ class Unit(Protocol):
 
 
 @dataclass(frozen=True)
-class Failure:
-    """The outcome of a unit whose work raised an error: the job went on without it."""
-
-    reason: str
-    """A word for counts."""
-    detail: str
-    """For a person: which error, and where."""
-
-
-@dataclass(frozen=True)
 class Done[U, R]:
     """A unit that has ended."""
 
     unit: U
-    outcome: R | Failure
+    outcome: R | Reason
     usage: Usage
     errors: tuple[Completion, ...] = ()
     """What the engine could not answer; not stored, so that a later run asks again."""
@@ -116,7 +107,7 @@ class _Flight[U, R]:
     usage: Usage = field(default_factory=Usage)
     errors: list[Completion] = field(default_factory=list)
     done: bool = False
-    outcome: R | Failure | None = None
+    outcome: R | Reason | None = None
 
 
 def run_units[U: Unit, R](
@@ -137,9 +128,9 @@ def run_units[U: Unit, R](
     so that it finds the prompt it continues still in the engine's cache.
 
     Completions with finish reason `error` are handed on and not stored: a later run asks again. A
-    passing one is asked up to RETRIES times again before. Requests on which the engine itself
+    transient one is asked up to RETRIES times again before. Requests on which the engine itself
     raises are found and count as errors (see `with_isolation`). Where a unit's work raises, its
-    outcome is a Failure.
+    outcome is a Reason.
 
     `before` is what earlier processes did for units that are not among these; Status counts it.
 
@@ -248,7 +239,7 @@ class _Run[U: Unit, R]:
 
     def _fail(self, flight: _Flight[U, R], error: Exception) -> None:
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        flight.done, flight.outcome = True, Failure("unit_failed", detail)
+        flight.done, flight.outcome = True, Reason("unit_failed", detail)
         self._failed_in_a_row += 1
         self.status = replace(self.status, units_failed=self.status.units_failed + 1)
         if self._failed_in_a_row >= FAILURES_IN_A_ROW:
@@ -262,7 +253,7 @@ class _Run[U: Unit, R]:
         self._answered = time.monotonic()
         flight, request = self._asked.pop(completion.request_id)
         if completion.finish_reason == "error":
-            if completion.error_kind == "passing" and flight.retries < RETRIES:
+            if completion.error_kind == "transient" and flight.retries < RETRIES:
                 flight.retries += 1
                 self._ready.append((flight, request))
                 return

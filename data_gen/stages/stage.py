@@ -28,22 +28,27 @@ from data_gen.engines import (
 )
 from data_gen.stages.blocks import BlockTotals, UnitOutput, run_blocks
 from data_gen.stages.card import Card, write_card
-from data_gen.stages.config import AskingConfig, CorpusConfig, StageConfig
+from data_gen.stages.config import (
+    AskingConfig,
+    CorpusConfig,
+    FolderConfig,
+    OutputConfig,
+    StageConfig,
+)
 from data_gen.stages.estimate import Estimate, estimate, sample_corpus, write_sample
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ingest import RAW, Ingested, ingest_corpus
 from data_gen.stages.ledger import ClosedLedger, Ledger
 from data_gen.stages.outputs import OutputFolder
 from data_gen.stages.progress import ProgressLog
-from data_gen.stages.runner import Failure, Progress, Status, Unit, no_progress
+from data_gen.stages.runner import Progress, Status, Unit, no_progress
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Manifest, RecordSource
-from ipt_jax.core.rejection import Rejection
+from ipt_jax.core.rejection import Reason, Rejection
 
 _NOT_IN_RECORDS = ("input", "output", "fresh", "engine", "method")  # or in another form
 _OF_A_RUN = ("gpus", "price_per_gpu_hour", "dry_run", "dry_run_documents")
 _DRAWN = ("max_tokens", "temperature", "top_k", "top_p", "constrain", "context_tokens")
-_UNITS_WITHOUT_ENGINE = 64  # in memory at a time, where nothing is asked
 Summary = dict[str, Any]
 
 
@@ -61,7 +66,7 @@ class StageRun:
     """Which model it is; all words are "none" where nothing is asked."""
 
 
-class Stage[C: StageConfig, U: Unit](ABC):
+class Stage[C: OutputConfig, U: Unit](ABC):
     """One method: its units, what each asks, and which records come of it.
 
     A subclass names itself, gives `units` and `work`, and what of the rest it needs. It knows
@@ -72,16 +77,22 @@ class Stage[C: StageConfig, U: Unit](ABC):
     """In METHODS, in every record's provenance and in the folder's marker."""
     version: ClassVar[int]
     """Raised when prompts, parsing or rules change, so that no run mixes two."""
-    Config: ClassVar[type[StageConfig]]
+    Config: ClassVar[type[OutputConfig]]
     """Its settings."""
     parts: ClassVar[tuple[str, ...]]
     """Shard sets that its units write."""
+    places: ClassVar[Mapping[str, str]] = {}
+    """Where those of them lie that are not in `shards/PART`."""
     plain: ClassVar[str | None] = None
     """The shard set of documents that stay as they are, one of `parts` or written in `finish`."""
     owns: ClassVar[tuple[str, ...]] = ()
     """Files that it writes beside those of every run."""
     free: ClassVar[tuple[str, ...]] = ()
     """Settings that no record depends on, or that `identity` has by content."""
+    engine_key: ClassVar[str] = "engine"
+    """Of the engine in the settings."""
+    units_in_memory: ClassVar[int] = 64
+    """At a time, where nothing is asked."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -90,10 +101,18 @@ class Stage[C: StageConfig, U: Unit](ABC):
         """What records depend on beside config, engine and corpus, by name."""
         return {}
 
-    def begin(self, run: StageRun) -> None:  # noqa: B027 (not every stage needs it)
+    def defaults(self) -> Mapping[str, str]:
+        """What runs of earlier versions were made from and did not write down, by name."""
+        return {"method": f"{self.name}/1"}
+
+    def open(self) -> None:  # noqa: B027 (not every stage needs it, nor the next)
+        """Read what is needed beside the corpus; nothing is written yet, so that what a UserError
+        asks to be mended may be mended in the same folder."""
+
+    def begin(self, run: StageRun) -> None:  # noqa: B027
         """Make ready; the engine is open, the corpus not yet read."""
 
-    def check(self, document: Document) -> tuple[str, str] | None:
+    def check(self, document: Document) -> Reason | None:
         """Reason and detail for which a document cannot be used; None where it can."""
         return None
 
@@ -105,25 +124,30 @@ class Stage[C: StageConfig, U: Unit](ABC):
     def work(self, unit: U) -> Generator[Request, Completion, UnitOutput]:
         """Ask and make records, as a pure function of unit and completions; may ask nothing."""
 
-    def failed(self, unit: U, failure: Failure) -> UnitOutput:
+    def failed(self, unit: U, failure: Reason) -> UnitOutput:
         """What is left of a unit whose work raised an error."""
-        return UnitOutput(rejected=[Rejection(unit.id, unit.id, failure.reason, failure.detail)])
+        return UnitOutput(rejected=[Rejection.at(unit.id, failure.reason, failure.detail)])
 
     def finish(self, totals: BlockTotals) -> Summary:
         """What the summary says beside what it says of every stage; all units have ended.
 
         Of a corpus: what became of its documents. `documents_augmented` and `documents_plain` have
-        to add up with those that were rejected.
+        to add up with those that were rejected. Of other records: `in`, `out` and `rejected`.
         """
         return {"documents_augmented": totals.counts["documents"], **reasons_of(totals.unused)}
 
-    @abstractmethod
-    def card(self, summary: Summary) -> Card:
-        """What the data is and how it was made."""
+    def failed_requests(self, summary: Summary) -> FailedRequests:
+        """What a summary says of requests without an answer."""
+        return FailedRequests.of_summary(summary)
+
+    def card(self, summary: Summary) -> Card | None:
+        """What the data is and how it was made; None: it gets no card, and no samples."""
+        return None
 
     @property
     def units_per_block(self) -> int:
-        return self.config.records_per_shard
+        config = self.config
+        return config.records_per_shard if isinstance(config, FolderConfig) else 1
 
     def turns_expected(self, units: Sequence[U]) -> int | None:
         """Requests at most, where that is known; for the progress bar."""
@@ -167,20 +191,19 @@ def run_stage(
     fingerprint = stage_fingerprint(stage, who)
     parts = [RAW] if _reads(config) else []
     parts += [part for part in (*stage.parts, stage.plain) if part]
-    output = OutputFolder(Path(config.output), list(dict.fromkeys(parts)))
+    output = OutputFolder(Path(config.output), parts, stage.places)
     with output.hold(
         stage.name,
         fingerprint,
         fresh=config.fresh,
         owns=stage.owns,
-        defaults={
-            "method": f"{stage.name}/1"
-        },  # not every stage wrote it down in its first version
+        defaults=stage.defaults(),
     ) as run:
         finished = output.finished()
         most_failed = asked.max_failed_share if asked else 0.0
-        if finished is not None and FailedRequests.of_summary(finished).settled(most_failed):
+        if finished is not None and stage.failed_requests(finished).settled(most_failed):
             return finished
+        stage.open()
         run.begin()
         with contextlib.ExitStack() as stack:
             ledger = stack.enter_context(Ledger(output.folder))
@@ -212,9 +235,9 @@ def stage_fingerprint(stage: Stage[Any, Any], who: EngineIdentity | None = None)
     prints = {key: value for key, value in asdict(config).items() if key not in left_out}
     if asked is not None:
         who = who or identify_engine(asked)
-        prints |= {f"engine.{key}": getattr(asked, key) for key in _DRAWN}
-        prints |= {f"engine.{key}": value for key, value in asdict(who).items()}
-        prints["engine.vllm.dtype"] = asked.vllm.dtype
+        of_engine = {key: getattr(asked, key) for key in _DRAWN} | asdict(who)
+        of_engine["vllm.dtype"] = asked.vllm.dtype
+        prints |= {f"{stage.engine_key}.{key}": value for key, value in of_engine.items()}
     if _reads(config):
         prints["corpus"] = corpus_sha256(find_files(config.input))
     return {**prints, "method": f"{stage.name}/{stage.version}", **stage.identity()}
@@ -254,6 +277,7 @@ def estimate_stage(
 
 def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
     config, asked, output = stage.config, stage.engine_config, run.output
+    asking = isinstance(config, AskingConfig)
     stage.begin(run)
     ingested, raw = Ingested(Counter(), Counter()), None
     if _reads(config):
@@ -276,13 +300,12 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
         parts=stage.parts,
         units_per_block=stage.units_per_block,
         # Twice what the engine takes: it stays full while an early unit holds others back.
-        units_in_flight=2 * max_in_flight(asked) if asked else _UNITS_WITHOUT_ENGINE,
+        units_in_flight=2 * max_in_flight(asked) if asked else stage.units_in_memory,
         turns_expected=stage.turns_expected(units) if asked else 0,
         progress=progress,
     )
-    output.write_samples(totals.samples)
     summary: Summary = {"method": stage.name}
-    if asked is not None:
+    if asking and asked:
         who = run.identity
         summary |= {"model": who.model, "model_revision": who.revision, "engine": who.name}
         summary |= {"engine_version": who.version, "constrained_decoding": asked.constrain}
@@ -291,24 +314,22 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
         summary["documents_rejected"] = ingested.rejected.total()
         summary["rejected_documents"] = dict(ingested.rejected)
     summary |= stage.finish(totals)
-    summary["rejected_pieces"] = dict(totals.rejected)
-    if asked is not None:
-        summary |= asdict(totals.usage) | totals.failed.summary()
-        summary |= _cost(config, run.ledger.seconds, totals.usage.completion_tokens)
-    summary["seconds"] = round(run.ledger.seconds, 3)
+    if isinstance(config, StageConfig):
+        summary["rejected_pieces"] = dict(totals.rejected)
+        if asking:
+            summary |= asdict(totals.usage) | totals.failed.summary()
+            summary |= _cost(config, run.ledger.seconds, totals.usage.completion_tokens)
+        summary["seconds"] = round(run.ledger.seconds, 3)
     if raw is not None:
-        written = summary["documents_plain"]
-        if stage.plain:
-            written = Manifest.load(output.shards(stage.plain)).records
-        _check_sums(summary, written)
-    write_card(
-        output.folder,
-        stage.card(summary),
-        summary,
-        ingested.sources,
-        config.seed,
-        run.identity,
-    )
+        written = {"documents_plain": _written(output, stage.plain)} if stage.plain else {}
+        parts = ("documents_augmented", "documents_plain", "documents_rejected")
+        _add_up(summary, "documents_in", parts, written)
+    elif "in" in summary:
+        written = {"out": _written(output, *stage.parts), "rejected": output.left_out.total()}
+        _add_up(summary, "in", ("out", "rejected"), written)
+    if (card := stage.card(summary)) is not None:
+        output.write_samples(totals.samples)
+        write_card(output.folder, card, summary, ingested.sources, config.seed, run.identity)
     return summary
 
 
@@ -318,12 +339,15 @@ def reasons_of(unused: Mapping[str, str]) -> Summary:
     return {"documents_plain": reasons.total(), "plain_reasons": dict(reasons)}
 
 
-def _check_sums(summary: Summary, plain_records: int) -> None:
-    """Every document is once augmented, plain or rejected; anything else would be our fault."""
-    parts = ("documents_augmented", "documents_plain", "documents_rejected")
-    whole = summary["documents_in"] == sum(summary[part] for part in parts)
-    if not whole or plain_records != summary["documents_plain"]:
-        raise RuntimeError(f"documents were lost or doubled: {plain_records} plain, {summary}")
+def _add_up(summary: Summary, whole: str, parts: Sequence[str], written: Mapping[str, int]) -> None:
+    """What went in came out or was rejected, once; anything else would be our fault."""
+    lost = summary[whole] != sum(summary[part] for part in parts)
+    if lost or any(summary[part] != count for part, count in written.items()):
+        raise RuntimeError(f"records or documents were lost or doubled: {written}, {summary}")
+
+
+def _written(output: OutputFolder, *parts: str) -> int:
+    return sum(Manifest.load(output.shards(part)).records for part in parts)
 
 
 def _cost(config: AskingConfig, seconds: float, completion_tokens: int) -> Summary:
@@ -341,7 +365,7 @@ def _identity(asked: EngineConfig | None, engine: Engine | None) -> EngineIdenti
     return EngineIdentity(*["none"] * 4) if asked is None else identify_engine(asked)
 
 
-def _reads(config: StageConfig) -> bool:
+def _reads(config: OutputConfig) -> bool:
     return isinstance(config, CorpusConfig)
 
 

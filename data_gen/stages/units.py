@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Protocol, overload
 
-from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.records import Record
 
 _READ_AHEAD = 256  # records
+
+
+class Records(Protocol):
+    """Records at random access: a RecordSource, or some of its records."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Sequence[int], /) -> list[Record]:
+        """The records with these numbers, in that order."""
+        ...
 
 
 class RecordUnits(Sequence[Record]):
     """The records of a source one after another, read many at a time."""
 
-    def __init__(self, source: RecordSource) -> None:
+    def __init__(self, source: Records) -> None:
         self._source = source
         self._first, self._window = 0, list[Record]()
 

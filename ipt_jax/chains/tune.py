@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines import EngineConfig, resolve_model
-from data_gen.instruction_pretrain.tuning import (
-    TuningConfig,
-    print_counts,
-    tuning_prints,
-    write_tuning_data,
-)
+from data_gen.instruction_pretrain.tuning import Tuning, TuningConfig, print_counts
+from data_gen.stages.stage import run_stage, stage_fingerprint
 from ipt_jax.core.configuration import as_yaml, write_run_files
 from ipt_jax.core.jobs import Job, Results, hold_jobs, run_jobs
 from ipt_jax.data.pipeline import open_mixture
@@ -88,7 +84,7 @@ def tune_jobs(config: TuneConfig, folder: Path, base: Path) -> list[Job]:
     )
 
     def written(_: Results) -> Mapping[str, Any]:
-        return {"config": as_yaml(tuning), "content": tuning_prints(tuning)}
+        return {"config": as_yaml(tuning), "content": stage_fingerprint(Tuning(tuning))}
 
     def trained_on(results: Results) -> Mapping[str, Any]:
         content = run_prints(training, open_mixture(training.data))
@@ -112,7 +108,7 @@ def tune_jobs(config: TuneConfig, folder: Path, base: Path) -> list[Job]:
 
 
 def _write(config: TuningConfig, _: Results) -> dict[str, Any]:
-    return write_tuning_data(config)
+    return run_stage(Tuning(config))
 
 
 def _train(config: TrainConfig, _: Results) -> Any:

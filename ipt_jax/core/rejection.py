@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class Reason(NamedTuple):
@@ -28,6 +28,11 @@ class Rejection:
     """A word for counts."""
     detail: str
     """For a person."""
+
+    @classmethod
+    def at(cls, where: str, reason: str, detail: str) -> Self:
+        """Of what has no id but its place."""
+        return cls(where, where, reason, detail)
 
     def line(self) -> bytes:
         """Its line in rejected/."""

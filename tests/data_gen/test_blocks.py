@@ -16,10 +16,9 @@ from data_gen.engines import Completion, Request, SamplingParams
 from data_gen.stages.blocks import BlockTotals, UnitOutput, run_blocks
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.outputs import OutputFolder
-from data_gen.stages.runner import Failure
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
-from ipt_jax.core.rejection import Rejection
+from ipt_jax.core.rejection import Reason, Rejection
 from tests.data_gen.fakes import FakeEngine
 
 FAILING, LOST = "u17", "rejected/pieces-00002.jsonl"
@@ -43,8 +42,8 @@ def work(unit: Number) -> Generator[Request, Completion, UnitOutput]:
     return UnitOutput([(part, record)], counts={"texts": 2}, samples=[{"id": unit.id}])
 
 
-def failed(unit: Number, failure: Failure) -> UnitOutput:
-    piece = Rejection(unit.id, unit.id, failure.reason, failure.detail)
+def failed(unit: Number, failure: Reason) -> UnitOutput:
+    piece = Rejection.at(unit.id, failure.reason, failure.detail)
     return UnitOutput(rejected=[piece], unused={unit.id: failure.reason})
 
 

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 
 ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
-ON_NODES = RayConfig(actors=2, cpus_per_actor=0, resources={"engine": 1}, in_flight=20)
+ONE = RayConfig(actors=1, cpus_per_actor=0, resources={"engine": 1})
 
 
 class Slow(FakeEngine):
@@ -50,10 +51,16 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-def engine_on(log: Path, config: RayConfig = ON_NODES, delay: float = 0.01, poison: str = ""):
+@pytest.fixture(scope="module")
+def node(cluster: Any) -> Any:
+    """One that lives as long as the cluster, with room for two engines."""
+    return cluster.add_node(num_cpus=0, resources={"engine": 2})
+
+
+def engine_on(open_one: Callable[[], Any], config: RayConfig) -> RayEngine:
     return RayEngine(
-        lambda: Slow(log, delay, poison), config, name="fake", version="1", model="fake-model",
-        revision="r1", count_tokens=lambda prompt: len(str(prompt).split()),
+        open_one, config, name="fake", version="1", model="fake-model", revision="r1",
+        count_tokens=lambda prompt: len(str(prompt).split()),
     )  # fmt: skip
 
 
@@ -63,7 +70,7 @@ def files(output: Path) -> dict[str, bytes]:
 
 
 def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
-    nodes = [cluster.add_node(num_cpus=0, resources={"engine": 1}) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=0, resources={"mortal": 1}) for _ in range(2)]
     corpus, log = tmp_path / "corpus.jsonl", tmp_path / "log"
     lines = [json.dumps({"id": f"d{n}", "text": f"Text number {n}."}) for n in range(240)]
     corpus.write_text("\n".join(lines))
@@ -71,7 +78,8 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
         input=[str(corpus)], output=str(tmp_path / "out"), fraction=0.9, rounds=3,
         records_per_shard=60,
     )  # fmt: skip
-    engine = engine_on(log)
+    two = RayConfig(actors=2, cpus_per_actor=0, resources={"mortal": 1}, in_flight=20)
+    engine = engine_on(lambda: Slow(log, 0.01), two)
 
     def kill() -> None:
         while not log.exists() or len(log.read_text().splitlines()) < 60:
@@ -95,11 +103,9 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
     assert len(asked) <= 216 + 20 + 2
 
 
-def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(
-    cluster: Any, tmp_path: Path
-) -> None:
-    node = cluster.add_node(num_cpus=0, resources={"engine": 2})
-    engine = engine_on(tmp_path / "log", delay=0.0, poison="r7")
+def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(node: Any, tmp_path: Path) -> None:
+    two = RayConfig(actors=2, cpus_per_actor=0, resources={"engine": 1}, in_flight=20)
+    engine = engine_on(lambda: Slow(tmp_path / "log", 0.0, "r7"), two)
     asked = [Request(f"r{n}", f"prompt {n}", SamplingParams()) for n in range(50)]
     first = engine.generate(asked)
     next(first)
@@ -112,14 +118,13 @@ def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(
         k: v for k, v in expected.items() if k != "r7"
     }
     engine.close()
-    cluster.remove_node(node)
 
 
 def test_a_cluster_without_room_and_an_engine_that_cannot_open_are_told(
     cluster: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"no Ray actor has loaded its engine after 1 s.*`ray stat"):
-        engine_on(tmp_path, RayConfig(1, resources={"nowhere": 1}, start_seconds=1.0))
+        engine_on(FakeEngine, RayConfig(1, resources={"nowhere": 1}, start_seconds=1.0))
     config = EngineConfig(name="server", ray=RayConfig(actors=2))
     with pytest.raises(UserError, match="the engine `server` needs no actors"):
         open_engine(config)
@@ -137,33 +142,20 @@ class Killed(FakeEngine):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_actor_killed_while_it_loads_is_replaced(cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=0, resources={"engine": 1})
-    config = RayConfig(1, cpus_per_actor=0, resources={"engine": 1})
-    engine = RayEngine(
-        lambda: Killed(tmp_path), config, name="fake", version="1", model="m", revision="r",
-        count_tokens=lambda prompt: 1,
-    )  # fmt: skip
-    assert (
-        len(list(engine.generate([Request("a", "b", SamplingParams())]))) == engine.lost_actors == 1
-    )
+def test_an_actor_killed_while_it_loads_is_replaced(node: Any, tmp_path: Path) -> None:
+    engine = engine_on(lambda: Killed(tmp_path), ONE)
+    (answer,) = engine.generate([Request("a", "b", SamplingParams())])
+    assert answer.request_id == "a" and engine.lost_actors == 1
     engine.close()
     with pytest.raises(UserError, match="could not open its engine.*no model"):
-        RayEngine(
-            broken, config, name="fake", version="1", model="m", revision="r",
-            count_tokens=lambda prompt: 1,
-        )  # fmt: skip
-    cluster.remove_node(node)
+        engine_on(broken, ONE)
 
 
 def broken() -> Any:
     raise ValueError("no model")
 
 
-def test_a_real_model_answers_in_actors_as_it_does_here(
-    cluster: Any, smollm2: Path, tmp_path: Path
-) -> None:
-    node = cluster.add_node(num_cpus=0, resources={"engine": 1})
+def test_a_real_model_answers_in_actors_as_it_does_here(node: Any, smollm2: Path) -> None:
     config = EngineConfig(model=str(smollm2), batch_size=2)
     asked = [
         Request(
@@ -174,15 +166,9 @@ def test_a_real_model_answers_in_actors_as_it_does_here(
     here = open_engine(config)
     expected = {one.request_id: one for one in here.generate(asked)}
     assert here.count_tokens("The number 3 is") > 3
-    away = open_engine(
-        EngineConfig(
-            model=str(smollm2), batch_size=2,
-            ray=RayConfig(actors=1, cpus_per_actor=0, resources={"engine": 1}),
-        )
-    )  # fmt: skip
+    away = open_engine(replace(config, ray=ONE))
     assert (away.model, away.revision, away.version) == (here.model, here.revision, here.version)
     assert away.count_tokens("The number 3 is") == here.count_tokens("The number 3 is")
     assert {one.request_id: one for one in away.generate(asked)} == expected
     here.close()
     away.close()
-    cluster.remove_node(node)

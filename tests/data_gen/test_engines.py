@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,9 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small batches on a busy machine: threads that wait for each other cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def engine(smollm2: Path) -> TransformersEngine:
-    return TransformersEngine(smollm2, batch_size=3, context_tokens=2048)
+@pytest.fixture
+def engine(bfloat16_engine: TransformersEngine) -> TransformersEngine:
+    return bfloat16_engine
 
 
 def answers(engine: TransformersEngine, sampling: SamplingParams, *texts: str) -> dict[str, str]:
@@ -48,14 +38,11 @@ def answers(engine: TransformersEngine, sampling: SamplingParams, *texts: str) -
     return {c.request_id: c.text for c in engine.generate(requests)}
 
 
-def test_greedy_text_is_that_of_transformers_own_loop(smollm2: Path) -> None:
-    """In float32, where a batch does not change the likeliest token; rows end at different steps
-    and a fourth request takes a freed slot."""
-    from transformers import AutoModelForCausalLM
-
-    engine = TransformersEngine(smollm2, batch_size=3)
-    engine._model.float()
-    reference: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+def test_greedy_text_is_that_of_transformers_own_loop(
+    float_engine: TransformersEngine, reference: Any
+) -> None:
+    """Rows end at different steps, and a fourth request takes a freed slot."""
+    engine = float_engine
     requests = [
         Request(text, render_prompt((), text), SamplingParams(max_tokens=5 + 3 * number))
         for number, text in enumerate(TEXTS)
@@ -77,7 +64,7 @@ def test_greedy_text_is_that_of_transformers_own_loop(smollm2: Path) -> None:
 
 def test_constrained_completions_match_their_pattern_and_parse(engine: TransformersEngine) -> None:
     # A bounded pattern of the same shape, so that no completion is cut by max_tokens.
-    pattern = pairs_regex(2, 2).replace("{8,100}", "{8,20}").replace("{0,118}", "{0,12}")
+    pattern = pairs_regex(2, 2).replace("{8,100}", "{8,12}").replace("{0,118}", "{0,6}")
     assert pattern != pairs_regex(2, 2)
     sampling = SamplingParams(max_tokens=120, temperature=0.7, top_k=20, regex=pattern)
     for text in answers(engine, sampling, *TEXTS[:3]).values():
@@ -96,10 +83,9 @@ def test_constrained_and_free_requests_share_a_batch(engine: TransformersEngine)
     assert not found["free"].text.startswith("ab")
 
 
-def test_a_seed_gives_the_same_text_alone_and_in_a_batch(smollm2: Path) -> None:
-    """In float32: in bfloat16 the batch changes the last bits of the logits, and so the text."""
-    engine = TransformersEngine(smollm2, batch_size=4)
-    engine._model.float()
+def test_a_seed_gives_the_same_text_alone_and_in_a_batch(float_engine: TransformersEngine) -> None:
+    """In bfloat16 the batch changes the last bits of the logits, and so the text."""
+    engine = float_engine
     sampling = SamplingParams(max_tokens=8, temperature=1.0, top_k=50)
     alone = answers(engine, sampling, TEXTS[0])[TEXTS[0]]
     assert answers(engine, sampling, *TEXTS)[TEXTS[0]] == alone
@@ -139,16 +125,19 @@ def test_stop_strings_end_a_completion_and_are_cut(engine: TransformersEngine) -
     assert cut == whole[: whole.index(stop)]
 
 
-def test_a_prompt_past_the_context_is_an_error_and_hurts_no_other(smollm2: Path) -> None:
-    engine = TransformersEngine(smollm2, context_tokens=40)
+def test_a_prompt_past_the_context_is_an_error_and_hurts_no_other(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine.context_tokens == 2048  # of the model's 8,192
+    monkeypatch.setattr(engine, "context_tokens", 20)
     requests = [
-        Request("long", "word " * 60, SamplingParams(max_tokens=4)),
+        Request("long", "word " * 30, SamplingParams(max_tokens=4)),
         Request("short", "The sun", SamplingParams(max_tokens=99)),
     ]
     found = {c.request_id: c for c in engine.generate(requests)}
     assert found["long"].finish_reason == "error"
     assert found["short"].finish_reason in ("length", "stop")
-    assert found["short"].prompt_tokens + found["short"].completion_tokens <= 40
+    assert found["short"].prompt_tokens + found["short"].completion_tokens <= 20
 
 
 def test_a_pattern_that_does_not_compile_is_named(engine: TransformersEngine) -> None:

@@ -17,7 +17,8 @@ from data_gen.instruction_pretrain.other_formats import (
     in_pattern,
     other_patterns,
 )
-from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource, write_tuning_data
+from data_gen.instruction_pretrain.tuning import Tuning, TuningConfig, TuningSource
+from data_gen.stages.stage import run_stage
 from ipt_jax.core.records import RecordSource
 
 
@@ -119,7 +120,7 @@ def test_sequences_keep_to_one_pattern_and_nothing_is_lost(shared: Path, tmp_pat
         unique_instructions=True,
         other_patterns=0.5,
     )
-    counts = write_tuning_data(config)["datasets"]["cosmosqa"]
+    counts = run_stage(Tuning(config))["datasets"]["cosmosqa"]
     made = RecordSource(tmp_path / "made" / "shards")
     with_options = without = 0
     for record in made.read(range(len(made))):

@@ -157,10 +157,10 @@ class Refusing(FakeEngine):
 @pytest.mark.parametrize(
     ("kind", "first", "most", "failed", "asked_again"),
     [
-        ("terminal", "", 0.01, 120, 120),  # refuses everything
-        ("passing", "chain-00000007/0", 0.01, 1, 3),  # later rounds hung on it
-        ("terminal", "chain-00000007/0", 0.01, 1, 0),  # would fail again, and is one in 120
-        ("terminal", "chain-00000007/0", 0.001, 1, 3),
+        ("permanent", "", 0.01, 120, 120),  # refuses everything
+        ("transient", "chain-00000007/0", 0.01, 1, 3),  # later rounds hung on it
+        ("permanent", "chain-00000007/0", 0.01, 1, 0),  # would fail again, and is one in 120
+        ("permanent", "chain-00000007/0", 0.001, 1, 3),
     ],
 )
 def test_requests_that_failed_are_named_and_asked_again(
@@ -185,7 +185,7 @@ def test_requests_that_failed_are_named_and_asked_again(
 def test_the_door_says_what_failed_and_ends_with_its_code(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(stage, "open_engine", lambda config: Refusing("passing", ""))
+    monkeypatch.setattr(stage, "open_engine", lambda config: Refusing("transient", ""))
     identity = EngineIdentity("fake", "1", "fake-model", "r1")
     monkeypatch.setattr(stage, "identify_engine", lambda config: identity)
     for more, code in (("0.5", TOO_MANY_FAILED), ("1", 0)):

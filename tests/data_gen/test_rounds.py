@@ -82,7 +82,7 @@ def test_an_error_is_kept_in_its_turn_and_gives_no_pairs() -> None:
         ["a", "b"], ROOMY, lambda n, prompt: Request(str(n), prompt, SamplingParams())
     )
     next(chain)
-    asked = chain.send(Completion("0", ANSWER, "error", 0, 0, "terminal"))
+    asked = chain.send(Completion("0", ANSWER, "error", 0, 0, "permanent"))
     assert asked.prompt == render_prompt([], "b")  # carries nothing of it
     with pytest.raises(StopIteration) as end:
         chain.send(Completion("1", ANSWER, "stop", 0, 0))

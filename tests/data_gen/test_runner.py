@@ -14,8 +14,9 @@ from data_gen.engines import Completion, Request, SamplingParams
 from data_gen.engines.base import TokenLogprob
 from data_gen.stages import runner
 from data_gen.stages.ledger import Ledger
-from data_gen.stages.runner import Failure, Status, run_units
+from data_gen.stages.runner import Status, run_units
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Reason
 from tests.data_gen.fakes import FakeEngine
 
 
@@ -87,7 +88,7 @@ def test_what_was_answered_is_never_asked_again(
 def test_an_error_of_the_engine_is_handed_on_and_asked_again_next_time(tmp_path: Path) -> None:
     class Failing(FakeEngine):
         def answer(self, request: Request) -> Completion:
-            return Completion(request.id, "no room", "error", 1, 0, "terminal")
+            return Completion(request.id, "no room", "error", 1, 0, "permanent")
 
     assert outcomes(Failing(), tmp_path)[1] == ("u1", ["no room"])
     engine = FakeEngine()
@@ -143,7 +144,7 @@ def test_an_engine_that_breaks_on_everything_ends_the_run(tmp_path: Path) -> Non
         outcomes(Breaking(*(f"u{n}/{t}" for n in range(40) for t in range(3))), tmp_path)
 
 
-def test_a_passing_error_is_asked_again_and_a_terminal_one_is_not(tmp_path: Path) -> None:
+def test_a_transient_error_is_asked_again_and_a_permanent_one_is_not(tmp_path: Path) -> None:
     class Tired(FakeEngine):
         def __init__(self, kind: str, times: int) -> None:
             super().__init__()
@@ -158,7 +159,7 @@ def test_a_passing_error_is_asked_again_and_a_terminal_one_is_not(tmp_path: Path
             return Completion(request.id, "busy", "error", 0, 0, self.kind)  # type: ignore[arg-type]
 
     for number, (kind, times, tries, text) in enumerate(
-        [("passing", 2, 3, None), ("passing", 9, 3, "busy"), ("terminal", 1, 1, "busy")]
+        [("transient", 2, 3, None), ("transient", 9, 3, "busy"), ("permanent", 1, 1, "busy")]
     ):
         engine = Tired(kind, times)
         found = dict(outcomes(engine, tmp_path / str(number)))
@@ -177,10 +178,10 @@ def test_a_unit_whose_work_raises_does_not_end_the_run(tmp_path: Path) -> None:
     seen: list[Status] = []
     with Ledger(tmp_path) as ledger:
         found = run_units(UNITS, failing, FakeEngine(), ledger, progress=seen.append)
-        failed = {d.unit.id: d.outcome for d in found if isinstance(d.outcome, Failure)}
+        failed = {d.unit.id: d.outcome for d in found if isinstance(d.outcome, Reason)}
     expected = {"u0", "u8", *(f"u{n}" for n in range(3, 40, 4))}
     assert set(failed) == expected and seen[-1].units_failed == len(expected)
-    assert failed["u8"] == Failure("unit_failed", "KeyError: 'u8'")
+    assert failed["u8"] == Reason("unit_failed", "KeyError: 'u8'")
 
 
 def test_many_failures_in_a_row_end_the_run(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from data_gen.engines import Request, SamplingParams
@@ -43,15 +42,6 @@ def whole_text_cut(decode: Callable[..., str], ids: list[int], stops: Sequence[s
     text = decode(ids)
     cuts = [text.find(stop) for stop in stops if stop in text]
     return text[: min(cuts)] if cuts else None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small batches on a busy machine: threads that wait for each other cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["mistral", "byte level"])

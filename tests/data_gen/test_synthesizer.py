@@ -9,12 +9,11 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from data_gen.engines import EngineConfig, Request, SamplingParams, identify_engine, open_engine
 from data_gen.engines.adapter import PACKAGED, read_adapter
 from data_gen.instruction_pretrain.collection import DATASETS
-from data_gen.instruction_pretrain.formats import EOS, parse_pairs, render_prompt
+from data_gen.instruction_pretrain.formats import parse_pairs
 from ipt_jax.core.records import RecordSource
-from tests.training_runs import ROOT, script
+from tests.launching import ROOT, launch
 
 NAME = "smollm2-135m-synthesizer"
 FOLDER = PACKAGED[NAME].folder
@@ -43,48 +42,29 @@ def test_its_card_names_every_set_and_licence_and_its_command(root: Path) -> Non
     assert "python launch/tune.py --config configs/tune/smollm2_135m.yaml" in card
 
 
-def test_it_writes_pairs_without_constraint(root: Path, smollm2: Path) -> None:
-    corpus = (root / "data_gen/sample_corpus/documents.jsonl").read_text().splitlines()
-    documents = [json.loads(line) for line in corpus]
-    short = [one for one in documents if 500 < len(one["text"]) < 900]
-    # Of abstracts it asks one question, as PubMedQA does; of tales several.
-    chosen = [
-        one["text"]
-        for kind in ("pubmedqa", "fairytaleqa")
-        for one in [one for one in short if one["id"].startswith(kind)][:4]
-    ]
-    config = EngineConfig(adapter=NAME, context_tokens=2048, cache_folder=str(smollm2.parent))
-    assert identify_engine(config).model.endswith(f"+{NAME}")
-    engine = open_engine(config)
-    try:
-        sampling = SamplingParams(max_tokens=400, temperature=0.7, top_k=20, stop=(EOS,))
-        requests = [
-            Request(str(n), render_prompt((), text), sampling, n) for n, text in enumerate(chosen)
-        ]
-        found = list(engine.generate(requests))
-    finally:
-        engine.close()
-    parsed = [parse_pairs(completion.text) for completion in found]
-    # One may fail on another processor, where numbers are rounded otherwise and draws differ.
-    assert len(parsed) == 8 and sum(bool(one.pairs) for one in parsed) >= 7
-    assert sum(len(one.pairs) for one in parsed) >= 10
-    assert sum(completion.finish_reason == "stop" for completion in found) >= 7
+def short_texts(path: Path, count: int) -> list[dict[str, str]]:
+    """Documents between 400 and 900 characters long."""
+    documents = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [one for one in documents if 400 < len(one["text"]) < 900][:count]
 
 
-def test_the_papers_config_runs_on_real_pages_and_its_shards_train(
-    shared: Path, smollm2: Path, tmp_path: Path
+def test_it_writes_pairs_by_the_papers_config_and_its_shards_train(
+    root: Path, shared: Path, smollm2: Path, tmp_path: Path
 ) -> None:
+    """Without constraint: on real pages of the web, abstracts and tales."""
     pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
-    made = tmp_path / "ipt_general" / "synthesis"
-    synthesis = script(
-        *("synthesize.py", "--config", "configs/synthesize/ipt_general.yaml"),
-        *("--input", f"[{shared / 'data' / 'corpus_c4_demo' / 'c4_demo.jsonl'}]"),
-        *("--output", made, "--limit", "30", "--engine.name", "transformers"),
+    corpus, made = tmp_path / "corpus.jsonl", tmp_path / "ipt_general" / "synthesis"
+    pages = short_texts(shared / "data/corpus_c4_demo/c4_demo.jsonl", 15)
+    sample = short_texts(root / "data_gen/sample_corpus/documents.jsonl", 15)
+    assert len(pages) == len(sample) == 15
+    corpus.write_text("".join(json.dumps(one) + "\n" for one in pages + sample))
+    synthesis = launch(
+        *("launch/synthesize.py", "--config", "configs/synthesize/ipt_general.yaml"),
+        *("--input", f"[{corpus}]", "--output", made, "--engine.name", "transformers"),
         *("--engine.model", "smollm2-135m-instruct", "--engine.adapter", NAME),
-        *("--engine.cache_folder", smollm2.parent, "--engine.max_tokens", "160"),
-        timeout=600,
+        *("--engine.cache_folder", smollm2.parent, "--engine.max_tokens", "128"),
     )
-    assert synthesis.returncode == 0, synthesis.stderr
+    assert synthesis.code == 0, synthesis.err
     summary = json.loads((made / "summary.json").read_text())
     parts = ("documents_augmented", "documents_plain", "documents_rejected")
     assert summary["documents_in"] == 30 == sum(summary[part] for part in parts)
@@ -100,13 +80,13 @@ def test_the_papers_config_runs_on_real_pages_and_its_shards_train(
     mixture = yaml.safe_load((ROOT / "configs/mixtures/ipt_general.yaml").read_text())
     del mixture["tasks"]["tuning"], mixture["rates"]["tuning"]
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({**mixture, "root": str(tmp_path)}))
-    training = script(
-        *("train.py", "--run_folder", tmp_path / "run", "--model.preset", "tiny"),
+    training = launch(
+        *("launch/train.py", "--run_folder", tmp_path / "run", "--model.preset", "tiny"),
         *("--model.overrides", "{vocabulary_size: 32000}", "--data.row_tokens", "128"),
         *("--data.mixture", tmp_path / "mixture.yaml", "--batch_tokens", "1024"),
         *("--train_tokens", "8192", "--optimizer.warmup_steps", "2"),
         *("--compilation_cache", "null"),
     )
-    assert training.returncode == 0, training.stderr
+    assert training.code == 0, training.err
     trained = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 0 < trained["final_loss"] < 11

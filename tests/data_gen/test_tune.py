@@ -17,7 +17,7 @@ from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import PRESETS, ModelConfig
 from ipt_jax.models.decoder import new_params
-from tests.training_runs import ROOT, script
+from tests.launching import ROOT, launch
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
 OVERRIDES = {"vocabulary_size": 32000, "max_positions": 512}
@@ -62,9 +62,9 @@ def tune(base: Path, shared: Path, folder: Path, *more: str, adapter: Any = None
     }
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config))
-    done = script("tune.py", "--config", path, *more)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    ended = launch("launch/tune.py", "--config", path, *more)
+    assert ended.code == 0, ended.err
+    return ended.out
 
 
 def answer(**settings: Any) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from data_gen.instruction_pretrain import tuning
 from data_gen.instruction_pretrain.analysis.held_out import read_held_out
-from data_gen.instruction_pretrain.collection import Example
+from data_gen.instruction_pretrain.collection import Dataset, Example, Gathered, gather
 from data_gen.instruction_pretrain.formats import Pair, render_example
 from data_gen.instruction_pretrain.tuning import (
+    Tuning,
     TuningConfig,
     TuningSource,
     count_tokens,
@@ -21,12 +23,11 @@ from data_gen.instruction_pretrain.tuning import (
     local_folder,
     print_counts,
     sequences,
-    tuning_prints,
-    write_tuning_data,
 )
+from data_gen.stages.stage import run_stage, stage_fingerprint
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
-from ipt_jax.core.run_folder import FolderRefused
+from ipt_jax.core.run_folder import FolderRefused, prints_of
 from ipt_jax.core.tokenizers import load_tokenizer
 from tests.run_folders import unlisted
 
@@ -53,7 +54,7 @@ def config(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> TuningConf
 
 @pytest.fixture(scope="module")
 def summary(config: TuningConfig) -> dict[str, Any]:
-    return write_tuning_data(config)
+    return run_stage(Tuning(config))
 
 
 def records(config: TuningConfig, name: str = "shards") -> list[Record]:
@@ -212,7 +213,7 @@ def test_what_does_not_fit_is_cut_or_refused() -> None:
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        write_tuning_data(TuningConfig(output=str(tmp_path / "out"), **changes))
+        run_stage(Tuning(TuningConfig(output=str(tmp_path / "out"), **changes)))
 
 
 @pytest.mark.parametrize("part", ["sources", "unseen"])
@@ -222,7 +223,7 @@ def test_a_set_in_anothers_layout_is_no_success(
     wrong = TuningSource("cosmosqa", "aqua", files=["dev.json"])
     sources = {"sources": [], "unseen": [], part: [wrong]}
     with pytest.raises(UserError) as told:
-        write_tuning_data(replace(config, output=str(tmp_path / "out"), **sources))
+        run_stage(Tuning(replace(config, output=str(tmp_path / "out"), **sources)))
     said = str(told.value)
     assert "`cosmosqa` gives no example: of 254 records" in said and "dev.json:1" in said
     assert "{'malformed_record': 254}" in said and "wilburOne/cosmosqa" in said
@@ -247,33 +248,56 @@ def test_a_finished_folder_is_kept_and_another_is_not_overwritten(
     config: TuningConfig, summary: dict[str, Any]
 ) -> None:
     before = (Path(config.output) / "shards" / "manifest.json").read_bytes()
-    assert write_tuning_data(config) == summary
+    assert run_stage(Tuning(config)) == summary
     with pytest.raises(FolderRefused) as caught:
-        write_tuning_data(replace(config, sequence_tokens=300))
+        run_stage(Tuning(replace(config, sequence_tokens=300)))
     assert caught.value.differs == ("sequence_tokens",)
     assert (Path(config.output) / "shards" / "manifest.json").read_bytes() == before
     assert not unlisted(Path(config.output))
 
 
+def test_a_run_that_stopped_goes_on_with_the_next_data_set(
+    config: TuningConfig, summary: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[str] = []
+
+    def stopping(dataset: Dataset, *place: Any, **how: Any) -> Gathered:
+        if dataset.name == "babi" and "babi" not in gathered:
+            gathered.append(dataset.name)
+            raise KeyboardInterrupt
+        gathered.append(dataset.name)
+        return gather(dataset, *place, **how)
+
+    monkeypatch.setattr(tuning, "gather", stopping)
+    again = replace(config, output=str(tmp_path / "again"))
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Tuning(again))
+    assert run_stage(Tuning(again)) == summary
+    assert gathered == ["fairytaleqa", "aqua", "babi", "babi", "logiqa"]
+    for name in ("shards", "templated"):
+        one, other = (RecordSource(Path(c.output) / name) for c in (config, again))
+        assert one.fingerprint == other.fingerprint
+
+
 def test_data_sets_and_tokenizer_count_by_content(tmp_path: Path) -> None:
     (tmp_path / "set" / "out").mkdir(parents=True)
     (tmp_path / "set" / "train.json").write_text("one")
-    config = TuningConfig([TuningSource("aqua", "set")], root=str(tmp_path))
+    config = TuningConfig(sources=[TuningSource("aqua", "set")], root=str(tmp_path))
     load_tokenizer(config.tokenizer).save_pretrained(tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     output = str(tmp_path / "set" / "out")
     config = replace(config, output=output, tokenizer=str(tmp_path / "here"))
-    before = tuning_prints(config)
+    before = prints_of(stage_fingerprint(Tuning(config)))
     (tmp_path / "set" / "out" / "summary.json").write_text("its own")
-    assert tuning_prints(config) == before
+    assert prints_of(stage_fingerprint(Tuning(config))) == before
     (tmp_path / "set" / "train.json").write_text("two")
     there = replace(config, tokenizer=str(tmp_path / "there"))
-    same = tuning_prints(there)
+    same = prints_of(stage_fingerprint(Tuning(there)))
     assert {key for key in before if before[key] != same[key]} == {"data sets/aqua"}
     with open(tmp_path / "there" / "tokenizer.json", "a") as file:
         file.write(" ")
     load_tokenizer.cache_clear()
-    after = tuning_prints(there)
+    after = prints_of(stage_fingerprint(Tuning(there)))
     differ = {key.partition(".")[0] for key in before if before[key] != after[key]}
     assert differ == {"data sets/aqua", "tokenizer"}
 

@@ -171,11 +171,11 @@ def test_patterns_stops_chats_draws_and_long_prompts(engine: VllmEngine) -> None
     assert found["stop"].text == whole.text[: whole.text.index(stop)]
     assert found["stop"].finish_reason == "stop" and whole.finish_reason == "length"
     assert found["chat"].finish_reason in ("stop", "length") and found["chat"].prompt_tokens > 15
-    assert found["long"].finish_reason == "error" and found["long"].error_kind == "terminal"
+    assert found["long"].finish_reason == "error" and found["long"].error_kind == "permanent"
     assert found["drawn"].completion_tokens > 0
     bad = Request("bad", "a", SamplingParams(max_tokens=4, regex="(a"))
     refused = next(iter(engine.generate([bad])))
-    assert refused.finish_reason == "error" and refused.error_kind == "terminal"
+    assert refused.finish_reason == "error" and refused.error_kind == "permanent"
     # And the engine is alive after it.
     assert next(iter(engine.generate([requests[-1]]))).finish_reason in ("stop", "length")
 

@@ -17,7 +17,7 @@ pytest.importorskip("resiliparse", reason="reads web archives: pip install 'ipt-
 
 from data_gen.corpus import Document, corpus_sha256, find_files, read_corpus
 from data_gen.corpus import archive_records as archive_records_module
-from data_gen.corpus.archive_records import Damage, captures
+from data_gen.corpus.archive_records import captures
 from data_gen.corpus.html import html_text
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.rejection import Rejection
@@ -155,11 +155,8 @@ def test_what_is_no_page_is_rejected_with_its_reason(tmp_path: Path) -> None:
 def told(data: bytes) -> list[str]:
     """The id of each whole record, `-` or the id in dashes for a damaged one."""
     found = [one for _, one in captures(io.BytesIO(data))]
-    short = [one.name.removeprefix("urn:uuid:") for one in found]
-    return [
-        f"-{name}-" if isinstance(one, Damage) else name
-        for one, name in zip(found, short, strict=True)
-    ]
+    marked = [f"-{one.id}-" if isinstance(one, Rejection) else one.name for one in found]
+    return [name.replace("urn:uuid:", "") for name in marked]
 
 
 def whole() -> list[bytes]:

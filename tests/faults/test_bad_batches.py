@@ -17,15 +17,8 @@ from ipt_jax.training.hooks import SkipLog
 from ipt_jax.training.loop import train
 from ipt_jax.training.optimizer import GuardConfig, OptimizerConfig
 from ipt_jax.training.processes import Stopping
-from tests.training_runs import (
-    CORPUS,
-    figures,
-    finish,
-    make_config,
-    positions,
-    start,
-    write_config,
-)
+from tests.launching import refused
+from tests.training_runs import CORPUS, figures, make_config, positions
 
 NO_ROWS: Any = None
 POISON = 1e38  # a loss weight: finite, but a row of them sums to infinity
@@ -52,19 +45,12 @@ def config_of(shards: Path, folder: Path, **changes):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=mixture))
 
 
-def run(shards: Path, tmp_path: Path, **changes) -> tuple[int, str, str]:
-    path = write_config(config_of(shards, tmp_path / "run", **changes), tmp_path / "c.yaml")
-    return finish([start(path)])[0]
-
-
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_batch_of_nan_is_skipped_and_its_records_named(tmp_path):
-    shards = write_shards(tmp_path / "shards", {7})
-    code, _, errors = run(shards, tmp_path)
-    assert code == 0, errors[-3000:]
+    summary = train(config_of(write_shards(tmp_path / "shards", {7}), tmp_path / "run"))
     bad = json.loads(CORPUS.read_text(encoding="utf-8").splitlines()[7])["id"]
     skipped = lines(tmp_path / "run" / "skipped.jsonl")
     assert skipped, "the poisoned record was never drawn"
@@ -72,7 +58,6 @@ def test_a_batch_of_nan_is_skipped_and_its_records_named(tmp_path):
         assert line["reason"] == "loss or gradient not finite"
         assert bad in [record["id"] for record in line["records"]]
         assert all(record["where"] for record in line["records"])
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (
         summary["skipped"] == len(skipped) == lines(tmp_path / "run/metrics.jsonl")[-1]["skipped"]
     )
@@ -197,8 +182,5 @@ def test_batches_without_a_token_to_learn_are_named_and_the_others_counted(tmp_p
 
 
 @pytest.mark.parametrize("key", ["guard.spike_deviations", "guard.stop_after"])
-def test_bounds_that_cannot_be_are_refused(tmp_path, key):
-    shards = write_shards(tmp_path / "shards", set())
-    path = write_config(config_of(shards, tmp_path / "run"), tmp_path / "c.yaml")
-    code, _, errors = finish([start(path, f"--{key}", "-1")])[0]
-    assert code == 2 and f"{key}=-1" in errors
+def test_bounds_that_cannot_be_are_refused(key):
+    assert f"{key}=-1" in refused("launch/train.py", f"--{key}", "-1").said

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,21 +24,17 @@ from tests.faults.saved_run import (
     largest_file,
     restored,
 )
+from tests.training_runs import free_port, with_devices
 
 ROOT = Path(__file__).parents[2]
 
 
 def start(action: str, folder: Path, *arguments: object, devices: int = 1) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
     command = [sys.executable, "-m", "tests.faults.saved_run", action, str(folder)]
     return subprocess.Popen(
         [*command, *map(json.dumps, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=with_devices(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -219,9 +214,7 @@ def test_saved_on_8_devices_restored_on_4_2_1_and_other_meshes(training, uninter
 
 
 def test_two_processes_save_together_and_agree_on_what_to_restore(uninterrupted, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     source = shutil.copytree(uninterrupted[0], tmp_path / "source")
     folder = tmp_path / "checkpoints"
     both = [start("one_of_two", folder, str(source), address, index) for index in range(2)]

@@ -16,6 +16,7 @@ from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.hooks import DamageFile
 from ipt_jax.training.loop import train
 from tests.damaged_shards import damage, unreadable
+from tests.launching import launch
 from tests.training_runs import (
     CORPUS,
     figures,
@@ -114,15 +115,15 @@ def test_what_shows_while_rows_are_made_is_counted_and_named(shards):
     wait_for_steps(config.run_folder, 8, process)
     process.send_signal(signal.SIGKILL)  # some batches past the checkpoint
     finish([process])
-    code, said, errors = finish([start(path, "--resume", "required")])[0]
-    assert code == 0, errors[-3000:]
+    ended = launch("launch/train.py", "--config", path, "--resume", "required")
+    assert ended.code == 0, ended.err
     lines = told(config.run_folder)
     assert {(line["task"], line["record"]): line["step"] for line in lines} == first
     assert len(lines) == len(first)
     for line in lines:
         assert line["what"].startswith("record ") and ".arrayrecord" in line["what"]
     assert summary_of(config.run_folder)["damaged_records"] == counted(set(first))
-    assert f"{len(first)} damaged record(s) left out" in said
+    assert f"{len(first)} damaged record(s) left out" in ended.out
     # And what the model saw has no token of them.
     tokens = sum(summary_of(config.run_folder)["source_tokens"].values())
     assert tokens == figures(config.run_folder, "tokens")[24] < 24 * 512

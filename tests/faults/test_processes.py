@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.training import processes
+from ipt_jax.training.loop import train
 from ipt_jax.training.processes import abort_on_error
 from tests.training_runs import (
     ROOT,
@@ -40,11 +40,9 @@ def shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def alone(shards, tmp_path_factory) -> Path:
     """The run of one process with one device."""
-    folder = tmp_path_factory.mktemp("alone")
-    config = write_config(make_config(shards, folder / "run"), folder / "config.yaml")
-    (code, _, errors), *_ = finish([start(config)])
-    assert code == 0, errors[-3000:]
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train(make_config(shards, folder))
+    return folder
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
@@ -53,7 +51,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "options"), [(2, 1, ()), (4, 1, SHARDING), (2, 4, ("--mesh.context", "4"))]
+    ("count", "devices", "options"), [(4, 1, SHARDING), (2, 4, ("--mesh.context", "4"))]
 )
 def test_several_processes_give_the_losses_of_one(shards, alone, tmp_path, count, devices, options):
     config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
@@ -78,38 +76,33 @@ def test_a_signal_to_one_stops_all_and_another_number_of_them_goes_on(shards, al
     (code, said, errors), *_ = finish([start(config, "--resume", "required", devices=4)])
     assert code == 0, errors[-3000:]
     assert f"steps {stopped} → 24" in said and "data 4" in said
-    assert_same_run(tmp_path / "run", alone)
+    assert_same_run(tmp_path / "run", alone)  # what two processes began, and one ended
 
 
-def test_a_silent_process_is_named_and_not_waited_for(shards, tmp_path):
-    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
-    # Batches enough that the run cannot end before process 1 falls silent.
-    longer = ("--train_tokens", str(512 * 5000), "--watchdog.timeout_seconds", "20")
-    processes = start_several(config, 2, *longer)
+def test_a_silent_process_is_named_and_a_killed_one_takes_the_others_with_it(shards, tmp_path):
+    """The one killed is the first, whose end JAX answers by aborting the others."""
+    silent, killed = tmp_path / "silent", tmp_path / "killed"
+    # Batches enough that the runs cannot end before something happens to them.
+    longer = ("--train_tokens", str(512 * 5000))
+    watched = (*longer, "--watchdog.timeout_seconds", "45")
+    config = write_config(make_config(shards, silent), tmp_path / "silent.yaml")
+    waiting = start_several(config, 2, *watched)
     try:
-        wait_for_steps(tmp_path / "run", 6, processes[0])
-        processes[1].send_signal(signal.SIGSTOP)
-        since = time.monotonic()
-        _, errors = processes[0].communicate(timeout=600)
-        assert processes[0].returncode == 75
-        assert 15 < time.monotonic() - since < 60
-        assert "Silent: process 1 (" in errors and f"pid {processes[1].pid})" in errors
+        wait_for_steps(silent, 6, waiting[0])
+        waiting[1].send_signal(signal.SIGSTOP)
+        config = write_config(make_config(shards, killed), tmp_path / "killed.yaml")
+        processes = start_several(config, 2, *longer)  # while the first wait for each other
+        wait_for_steps(killed, 6, processes[0])
+        processes[0].kill()
+        _, (code, _, errors) = finish(processes, timeout=90)  # not JAX's own 100 s
+        assert code == 75 and "Another process of this run ended" in errors
+        _, errors = waiting[0].communicate(timeout=600)
+        assert waiting[0].returncode == 75
+        assert "Silent: process 1 (" in errors and f"pid {waiting[1].pid})" in errors
         assert "in the phase 'step'" in errors and "most recent call first" in errors
     finally:
-        for process in processes:
+        for process in waiting:
             process.kill()
-
-
-def test_a_killed_process_takes_the_others_with_it(shards, tmp_path):
-    """The first one, whose end JAX answers by aborting the others."""
-    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
-    processes = start_several(config, 2, "--train_tokens", str(512 * 5000))
-    wait_for_steps(tmp_path / "run", 6, processes[0])
-    processes[0].kill()
-    since = time.monotonic()
-    _, (code, _, errors) = finish(processes)
-    assert code == 75 and "Another process of this run ended" in errors
-    assert time.monotonic() - since < 30  # not JAX's own 100 s
 
 
 def test_processes_with_different_configs_do_not_train(shards, tmp_path):
@@ -129,6 +122,7 @@ def test_processes_with_different_configs_do_not_train(shards, tmp_path):
 ABORT = """
 import os, signal, threading
 from ipt_jax.training import processes
+from ipt_jax.training.loop import train
 processes.leave_when_aborted()
 child = os.fork()
 if child == 0:

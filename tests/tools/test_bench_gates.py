@@ -1,11 +1,9 @@
 """The benchmark of the gates: every contender runs on the same documents, ratios are of rounds."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.launching import launch
 
 
 def test_contenders_run_and_absent_peers_are_named(tmp_path: Path) -> None:
@@ -13,11 +11,8 @@ def test_contenders_run_and_absent_peers_are_named(tmp_path: Path) -> None:
     texts = [" ".join(f"word{number * k % 97}" for k in range(60)) + "." for number in range(40)]
     texts[7] = texts[3]
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    command = [sys.executable, "tools/bench_gates.py", "--data", str(data), "--rounds", "3"]
-    done = subprocess.run(
-        [*command, "--output", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    ended = launch("tools/bench_gates.py", "--data", data, "--rounds", "3", "--output", out)
+    assert ended.code == 0, ended.err
     figures = json.loads(out.read_text())
     assert figures["documents"] == 40 and figures["rounds"] == 3
     for job in figures["jobs"].values():
@@ -36,4 +31,4 @@ def test_contenders_run_and_absent_peers_are_named(tmp_path: Path) -> None:
     ran = peers & set(figures["jobs"]["MinHash, raw text to candidates"])
     assert ran | set(figures["left_out"]) == peers
     for name in figures["left_out"]:
-        assert f"{name} left out: " in done.stdout
+        assert f"{name} left out: " in ended.out

@@ -3,11 +3,10 @@
 import argparse
 import json
 import math
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,17 +79,18 @@ def test_a_wrong_contestant_and_one_that_breaks_get_no_speed_but_a_reason(
     assert rows[2]["reason"] == "RuntimeError: no such instruction"
 
 
-def test_turns_alternate_and_the_first_round_warms_up() -> None:
+def test_turns_alternate_and_the_first_round_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on only while something is called: a takes 2 s, b takes 4 s."""
     import gpu_attention
 
     calls: list[str] = []
-    work = {n: lambda n=n: (calls.append(n), time.sleep(0.002)) for n in ("a", "b")}
-    found = gpu_attention.alternate(work, rounds=3, round_seconds=0.002)
-    assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
-    assert all(0.002 <= t < 0.2 for times in found.values() for t in times)
-    assert calls[:4] == ["a", "a", "b", "b"]  # compiled, then counted
-    order = [name for name, after in zip(calls[4:], [*calls[5:], ""], strict=True) if name != after]
-    assert order[0] == "a" and {"a", "b"} == set(order)
+    work = {name: partial(calls.append, name) for name in ("a", "b")}
+    clock = SimpleNamespace(perf_counter=lambda: 2.0 * calls.count("a") + 4.0 * calls.count("b"))
+    monkeypatch.setattr(gpu_attention, "time", clock)
+    found = gpu_attention.alternate(work, rounds=3, round_seconds=8.0)
+    assert found == {"a": [2.0] * 3, "b": [4.0] * 3}
+    assert "".join(calls[:4]) == "aabb"  # compiled, then counted
+    assert "".join(calls[4:]) == "aaaabb" + "bbaaaa" + "aaaabb" + "bbaaaa"
 
 
 def test_packed_rows_have_segments_of_the_asked_mean() -> None:
@@ -102,29 +102,21 @@ def test_packed_rows_have_segments_of_the_asked_mean() -> None:
     assert 350 < mean < 650
 
 
-def test_our_step_and_the_plain_one_train_the_same_model(tmp_path: Path) -> None:
-    import gpu_training
+def test_variants_of_the_step_train_the_same_state_in_turns(tmp_path: Path) -> None:
+    import gpu_steps
 
     rows = Rows()
-    gpu_training.train(
-        "ipt_500m",
-        True,
-        rows,
-        backend="reference",
-        rounds=2,
-        seconds=300,
-        dry_run=True,
-        trace=tmp_path / "trace",
-    )
+    gpu_steps.measure("ipt_500m", rows, 2, 300, True, tmp_path / "trace")
     kinds = [row["row"] for row in rows]
-    assert kinds == ["memory", "trace", "training", "training"], rows
-    assert rows[0]["compiler_bytes"] > 0 and rows[1]["files"] > 0
-    for row in rows[2:]:
-        assert row["tokens_per_second"] > 0 and row["rounds"] == 2 and row["alternating"]
+    assert kinds == ["compiled", "trace", "compiled", "training", "training"], rows
+    assert list(Path(rows[1]["folder"]).rglob("*.pb"))
+    for row in rows[3:]:
+        assert row["tokens_per_second"] > 0 and row["rounds"] == 2 and row["temp_bytes"] > 0
         assert row["mfu_causal"] is None, "no MFU on a device whose peak is not known"
-        # Both begin at log V, on the same data with the same mask.
-        assert row["loss"] == pytest.approx(math.log(256), rel=0.02)
-    batch = gpu_training.batch_of(gpu_training.TRAININGS["tiny"], True)
+    # Both begin near log V, on the same data with the same mask; the second trains on.
+    first, second = (row["loss"] for row in rows if row["row"] == "compiled")
+    assert first == pytest.approx(math.log(256), rel=0.02) and second < first
+    batch = gpu_steps.batch_of(64, 2, 256)
     starts = np.flatnonzero(np.asarray(batch["positions"][0]) == 0)
     changes = np.flatnonzero(np.diff(np.asarray(batch["segment_ids"][0]))) + 1
     assert starts.tolist() == [0, *changes] and len(starts) > 1
@@ -208,30 +200,9 @@ def test_only_sizes_that_can_be_built_are_tried() -> None:
 def test_all_parts_together_fit_into_the_time() -> None:
     import bench_gpu
 
-    assert sum(part.seconds for part in bench_gpu.PARTS) <= bench_gpu.ALL_SECONDS < 480
+    assert sum(part.seconds for part in bench_gpu.PARTS) <= bench_gpu.ALL_SECONDS < 720
     kinds = {part.name for part in (*bench_gpu.PARTS, *bench_gpu.MORE_PARTS)}
     assert {f"{kind}:{width}" for kind in ("autotune", "tiles") for width in (64, 128)} <= kinds
-
-
-def test_moments_of_8b_lie_in_bfloat16() -> None:
-    import gpu_training
-    import jax
-    import jax.numpy as jnp
-
-    params = {"w": jnp.ones((4, 4))}
-    for name, kind in (("ipt_500m", "float32"), ("llama3_8b", "bfloat16")):
-        state = gpu_training.optimizer_of(gpu_training.TRAININGS[name]).init(params)
-        assert {str(x.dtype) for x in jax.tree.leaves(state) if x.ndim} == {kind}
-
-
-def test_memory_is_predicted_by_the_dry_run_in_a_process_of_its_own() -> None:
-    import bench_gpu
-
-    environment = {**bench_gpu.environment_of(_options(wheels=None), Path()), "PATH": ""}
-    rows = bench_gpu.run_process("predict:ipt_500m", 300, _options(), environment, [])
-    assert [row["row"] for row in rows] == ["prediction"], rows
-    # The preset `tiny`: 34k parameters, and three times as much again beside them.
-    assert rows[0]["model"] == "ipt_500m" and 4e5 < rows[0]["bytes"] < 1e7
 
 
 WORKER = """
@@ -240,8 +211,8 @@ name = sys.argv[sys.argv.index("--part") + 1]
 print('noise')
 print('ROW {"row": "attention", "contestant": "x"}', flush=True)
 if name == "probe:pallas":
-    time.sleep(60)
-if name == "attention:128":
+    time.sleep(3600)
+if name == "case:causal:4096:128":
     sys.exit("error: it broke")
 """
 
@@ -254,22 +225,19 @@ def test_a_part_that_hangs_or_breaks_keeps_its_rows_and_is_named(
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
     monkeypatch.setattr(bench_gpu, "WORKER", worker)
-    begin = time.monotonic()
     kept = tmp_path / "rows.jsonl"
     hung = bench_gpu.run_process("probe:pallas", 2.0, _options(rows=kept), {}, [])
-    assert time.monotonic() - begin < 30
     assert hung == [
         {"row": "attention", "contestant": "x"},
         {"row": "skipped", "what": "the rest of probe:pallas", "why": "stopped after 2 s"},
     ]
     assert [json.loads(line) for line in kept.read_text().splitlines()] == hung
-    broke = bench_gpu.run_process("attention:128", 60.0, _options(), {}, [])
+    broke = bench_gpu.run_process("case:causal:4096:128", 60.0, _options(), {}, [])
     assert broke[1]["why"] == "ended with 1: error: it broke"
     probe = {"row": "probe", "contestant": "pallas_hopper", "good": False}
-    assert bench_gpu.left_out([*hung, probe, {**probe, "contestant": "y", "good": True}]) == [
-        "pallas",
-        "pallas_hopper",
-    ]
+    good = {**probe, "contestant": "y", "good": True}
+    late = {**hung[1], "what": "the rest of probe:y"}  # hung after a row that was good
+    assert bench_gpu.left_out([*hung, probe, good, late]) == ["pallas", "pallas_hopper"]
 
 
 def test_parts_without_time_are_named_and_the_page_says_what_it_holds_for(
@@ -282,17 +250,16 @@ def test_parts_without_time_are_named_and_the_page_says_what_it_holds_for(
     options = _options(
         dry_run=False,
         seconds=0.0,
-        parts=["attention:64", "training:ipt_500m"],
+        parts=["case:causal:4096:128", "steps:ipt_500m"],
         write=True,
-        wheels=None,
     )
-    bench_gpu.bench(options, tmp_path)
+    bench_gpu.bench(options)
     text = capsys.readouterr().out
     assert text.strip() == page.read_text().strip()
-    for what in ("attention:64", "training:ipt_500m", "predict:ipt_500m"):
+    for what in options.parts:
         assert f"- {what}: no time left" in text
     with pytest.raises(SystemExit, match="--parts nonsense: known are probe:cudnn_packed"):
-        bench_gpu.bench(_options(parts=["nonsense"], wheels=None), tmp_path)
+        bench_gpu.bench(_options(parts=["nonsense"]))
 
 
 def test_the_page_shows_speed_memory_and_what_failed() -> None:
@@ -312,11 +279,10 @@ def test_the_page_shows_speed_memory_and_what_failed() -> None:
             "spread": [150000.0, 160000.0],
             "mfu_causal": 0.501,
             "mfu_full": 0.55,
-            "alternating": True,
+            "peak_bytes": 50e9,
+            "temp_bytes": None,
             **model,
         },
-        {"row": "memory", "peak_bytes": 50e9, "compiler_bytes": 49e9, **model},
-        {"row": "prediction", "model": "ipt_500m", "bytes": 60.5e9},
         {"row": "failed", "contestant": "cudnn", "reason": "no plan", **model},
     ]
     text = bench_gpu.render(rows, _options(dry_run=False, rounds=5))
@@ -324,11 +290,8 @@ def test_the_page_shows_speed_memory_and_what_failed() -> None:
     assert (
         "| causal | 4096 | 128 | forward | pallas | 512 (500, 520) | 1.23 | 1.05 | 0.0021 |" in text
     )
-    assert (
-        "| ipt_500m | 16 × 2048 dense | ours, pallas | 158,000 (150,000, 160,000) | 50.1% | 55.0% |"
-        in text
-    )
-    assert "| ipt_500m | 16 × 2048 dense | 50.00 | 49.00 | 60.50 |" in text
+    speeds = "158,000 (150,000, 160,000) | 50.1% | 55.0%"
+    assert f"| ipt_500m | 16 × 2048 dense | ours, pallas | {speeds} | 50.0 |  |" in text
     assert "- cudnn, ipt_500m 16 × 2048 dense: no plan" in text
 
 
@@ -336,17 +299,3 @@ def test_the_page_in_the_repository_claims_nothing_that_was_not_measured() -> No
     text = (ROOT / "docs" / "results" / "gpu.md").read_text(encoding="utf-8")
     measured = "NVIDIA" in text and "contestants in turns" in text
     assert measured or ("nothing has been measured" in text and "TFLOP/s" not in text)
-
-
-def test_wheels_that_the_step_imports_are_listed_without_jax() -> None:
-    done = subprocess.run(
-        [sys.executable, "tools/bench_gpu.py", "--list_wheels"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    names = {line.split("==")[0] for line in done.stdout.split()}
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert {"flax", "optax", "orbax-checkpoint", "grain"} <= names
-    assert not names & {"jax", "jaxlib", "numpy", "ipt-jax"}

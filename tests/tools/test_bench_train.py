@@ -1,26 +1,19 @@
 """The benchmark of training: contenders that take turns, ratios that add up."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.launching import ROOT, launch
 
 
 def test_contenders_take_turns_and_ratios_are_of_pairs(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    command = [sys.executable, "tools/bench_train.py", "overhead", "--size", "tiny"]
-    done = subprocess.run(
-        [*command, "--rounds", "3", "--steps", "20", "--output", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    sizes = ("--size", "tiny", "--rounds", "3", "--steps", "20", "--output", out)
+    ended = launch("tools/bench_train.py", "overhead", *sizes)
+    assert ended.code == 0, ended.err
     found = json.loads(out.read_text())
     assert found["rounds"] == 3 and found["environment"]["packages"]["jax"]
     contenders = found["contenders"]
@@ -31,7 +24,7 @@ def test_contenders_take_turns_and_ratios_are_of_pairs(tmp_path: Path) -> None:
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
         assert figures["tokens_per_second"] > 0
     # What it prints is what it writes.
-    assert json.loads(done.stdout[done.stdout.index("{") :]) == found
+    assert json.loads(ended.out[ended.out.index("{") :]) == found
 
 
 def test_a_contender_that_fails_is_named(tmp_path: Path) -> None:

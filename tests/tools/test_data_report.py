@@ -1,14 +1,13 @@
 """The report on a mixture's data: every plot is there, with the figures of its batches."""
 
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from tests.data_report import CHARTS, ROOT, load_tool, write_mixture
+from tests.data_report import CHARTS, load_tool, write_mixture
+from tests.launching import launch
 
 HOSTILE = "<script>x</script>"
 
@@ -52,13 +51,13 @@ class Reader(HTMLParser):
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """What the command prints, and the page."""
     folder = tmp_path_factory.mktemp("report")
-    command = [sys.executable, "tools/data_report.py", "--output", str(folder / "out/report.html")]
-    command += ["--data.mixture", str(write_mixture(folder)), "--data.skip_damaged", "true"]
-    command += ["--batches", "30", "--rows", "8", "--data.row_tokens", "256"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=True
+    ended = launch(
+        *("tools/data_report.py", "--output", folder / "out/report.html"),
+        *("--data.mixture", write_mixture(folder), "--data.skip_damaged", "true"),
+        *("--batches", "30", "--rows", "8", "--data.row_tokens", "256"),
     )
-    return done.stdout, (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert ended.code == 0, ended.err
+    return ended.out, (folder / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_plot_and_table_is_there(made: tuple[str, str]) -> None:

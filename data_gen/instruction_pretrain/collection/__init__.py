@@ -20,7 +20,6 @@ from data_gen.instruction_pretrain.collection.base import (
     Example,
     Gathered,
     Question,
-    Unusable,
     gather,
 )
 
@@ -33,7 +32,6 @@ __all__ = [
     "Example",
     "Gathered",
     "Question",
-    "Unusable",
     "gather",
 ]
 

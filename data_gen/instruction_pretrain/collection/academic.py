@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import Dataset, Question
 from data_gen.instruction_pretrain.collection.files import Files, Located, rows
 from data_gen.instruction_pretrain.collection.flan import FLAN, flan_records
 from data_gen.instruction_pretrain.collection.nested import each_or_row, whole
 from data_gen.instruction_pretrain.collection.squad import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 _LETTERS = "ABCDEFGH"
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
@@ -26,7 +27,7 @@ _LETTER_AT_END = re.compile(
 )
 
 
-def _race_questions(record: Any) -> Iterator[Question | Unusable]:
+def _race_questions(record: Any) -> Iterator[Question | Reason]:
     """The official article with its questions, or a row of a copy, which holds one of them."""
     if "questions" in record:
         asked = (record["questions"], record["options"], record["answers"])
@@ -44,7 +45,7 @@ def _chosen(question: str, options: Sequence[str], letter: str) -> Pair:
     return Pair(question, by_letter.get(letter.strip().upper(), letter), tuple(options))
 
 
-def _dream_questions(record: Any) -> Iterator[Question | Unusable]:
+def _dream_questions(record: Any) -> Iterator[Question | Reason]:
     """The turns are the text; the record is a list, not an object."""
     turns, questions, _ = record
     text = "\n".join(turns)
@@ -80,7 +81,7 @@ def _logiqa_records(files: Files) -> Iterator[Located]:
             yield Located(where, {**record, "options": [*map(_unmarked, _LETTERS, options)]})
 
 
-def _logiqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _logiqa_questions(record: Any) -> Iterator[Question | Reason]:
     if "article" in record:
         yield from _race_questions(record)
         return
@@ -95,13 +96,13 @@ def _unmarked(letter: str, option: str) -> str:
     return bare if bare != option else option.replace(f"{letter}.", "", 1)
 
 
-def _reclor_questions(record: Any) -> Iterator[Question | Unusable]:
+def _reclor_questions(record: Any) -> Iterator[Question | Reason]:
     options, label = record["answers"], record["label"]
     answer = options[label] if 0 <= label < len(options) else str(label)
     yield Question(record["context"], Pair(record["question"], answer, tuple(options)))
 
 
-def _aqua_questions(record: Any) -> Iterator[Question | Unusable]:
+def _aqua_questions(record: Any) -> Iterator[Question | Reason]:
     """The last sentence asks; what is said before it is the text."""
     *premises, asked = _SENTENCE_END.split(record["question"].strip())
     options = tuple(_MARKER.sub("", option) for option in record["options"])
@@ -113,12 +114,12 @@ def _aqua_questions(record: Any) -> Iterator[Question | Unusable]:
     for pattern in (_LETTER_AT_END, bare, _LETTER_AT_END):
         rationale = pattern.sub("", rationale)
     if not premises:
-        yield Unusable("no_context", f"a single sentence: {asked}")
+        yield Reason("no_context", f"a single sentence: {asked}")
         return
     yield Question(" ".join(premises), Pair(asked, answer, options, rationale or None))
 
 
-def _aqua_flan_questions(record: Any) -> Iterator[Question | Unusable]:
+def _aqua_flan_questions(record: Any) -> Iterator[Question | Reason]:
     letter, rationale = record["answer"].strip("() "), record["explanation"]
     return _aqua_questions({**record, "correct": letter, "rationale": rationale})
 

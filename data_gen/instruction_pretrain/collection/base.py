@@ -20,6 +20,7 @@ from data_gen.instruction_pretrain.formats import (
     Pair,
 )
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.rejection import Reason, Rejection
 
 MOST_EXAMPLES = 10_000  # of one data set, those with the most pairs (App. A)
 # Table 12; sets with texts of several domains are in none of its columns.
@@ -47,20 +48,6 @@ class Question:
     of a long text the window round it is the context."""
     before: tuple[str, ...] = ()
     """What the same conversation asked before: the same words after other turns ask anew."""
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """A record, or a question of one, that no example holds."""
-
-    reason: str
-    """`malformed_file`, `malformed_record`, `unlabelled` (its answer is withheld, as in test sets),
-    `no_context`, `no_question`, `no_answer`, `answer_not_among_options`, `holds_a_tag`,
-    `repeated_question`, `unanswerable`."""
-    detail: str = ""
-    """What was found."""
-    where: str = ""
-    """File and record; filled in by `gather`."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +83,9 @@ class Dataset:
     """
     records: Callable[[Files], Iterator[Located]]
     """Reads the chosen files; one record at a time."""
-    questions: Callable[[Any], Iterator[Question | Unusable]]
-    """Turns a record into questions; may raise what a malformed record makes it raise."""
+    questions: Callable[[Any], Iterator[Question | Reason]]
+    """Turns a record into questions, or reasons for which there is none; may raise what a malformed
+    record makes it raise."""
     held_out: tuple[str, ...] = ()
     """Patterns of the official validation files."""
     hub: str = ""
@@ -116,12 +104,14 @@ class Gathered:
 
     examples: list[Example] = field(default_factory=list)
     """In the order of their first questions."""
-    unusable: list[Unusable] = field(default_factory=list)
-    """Each with place and reason."""
+    rejected: list[Rejection] = field(default_factory=list)
+    """Records and questions that no example holds: `malformed_file`, `malformed_record`,
+    `unlabelled` (its answer is withheld, as in test sets), `no_context`, `no_question`,
+    `no_answer`, `answer_not_among_options`, `holds_a_tag`, `repeated_question`, `unanswerable`."""
     records: int = 0
     """Records read, the unreadable ones included."""
     questions: int = 0
-    """Questions found: pairs of examples, and unusable ones that the adapter did give."""
+    """Questions found: pairs of examples, and rejected ones that the adapter did give."""
     in_windows: int = 0
     """Of them, those whose context is a window of a longer text."""
     surplus_examples: int = 0
@@ -131,8 +121,8 @@ class Gathered:
 
     @property
     def reasons(self) -> Counter[str]:
-        """Unusable records and questions by reason."""
-        return Counter(piece.reason for piece in self.unusable)
+        """What was rejected, by reason."""
+        return Counter(piece.reason for piece in self.rejected)
 
 
 def gather(
@@ -155,20 +145,18 @@ def gather(
         for record in _records(dataset, opened, folder):
             found.records += 1
             for piece in _pieces(dataset, record):
-                problem = piece if isinstance(piece, Unusable) else check(piece)
+                problem = piece if isinstance(piece, Reason) else check(piece)
                 found.questions += isinstance(piece, Question)
                 if problem is None and isinstance(piece, Question):
                     text = window(piece.text, *piece.at) if piece.at else piece.text
                     found.in_windows += text is not piece.text
                     of_text = texts.setdefault(text.strip(), _Text())
-                    found.unusable += of_text.add(piece, record.where)
+                    found.rejected += of_text.add(piece, record.where)
                 elif problem is not None:
-                    found.unusable.append(
-                        Unusable(problem.reason, problem.detail, problem.where or record.where)
-                    )
+                    found.rejected.append(Rejection.at(record.where, *problem))
     examples = []
     for text, of_text in texts.items():
-        found.unusable += of_text.settle()
+        found.rejected += of_text.settle()
         found_id = example_id(dataset.name, text)
         examples.append(Example(found_id, dataset.name, text, tuple(of_text.pairs)))
     if len(examples) > most_examples:
@@ -194,9 +182,9 @@ class _Text:
         self.pairs: list[Pair] = []
         self._asked: set[tuple[str, ...]] = set()
         self._last: tuple[str, ...] = ()
-        self._waiting: list[tuple[tuple[str, ...], Pair, Unusable]] = []
+        self._waiting: list[tuple[tuple[str, ...], Pair, Rejection]] = []
 
-    def add(self, question: Question, where: str) -> list[Unusable]:
+    def add(self, question: Question, where: str) -> list[Rejection]:
         """Take the question, or keep it waiting; what turned out to be repeated."""
         pair = _stripped(question.pair)
         before = tuple(asked.strip().lower() for asked in question.before)
@@ -204,7 +192,7 @@ class _Text:
         follows = bool(self._waiting) and self._waiting[-1][0] == before
         repeated = [] if follows else self.settle()
         if turns in self._asked:
-            again = Unusable("repeated_question", question.pair.instruction, where)
+            again = Rejection.at(where, "repeated_question", question.pair.instruction)
             self._waiting.append((turns, pair, again))
             return repeated
         if follows and self._last != before:
@@ -215,7 +203,7 @@ class _Text:
         self.pairs.append(pair)
         return repeated + self.settle()
 
-    def settle(self) -> list[Unusable]:
+    def settle(self) -> list[Rejection]:
         """Those that waited in vain."""
         repeated = [again for _, _, again in self._waiting]
         self._waiting = []
@@ -227,24 +215,24 @@ def example_id(dataset: str, text: str) -> str:
     return f"{dataset}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def check(question: Question) -> Unusable | None:
-    """Why a question is unusable, if it is."""
+def check(question: Question) -> Reason | None:
+    """Why a question cannot be used, if it cannot."""
     pair = question.pair
     words = [question.text, pair.instruction, pair.response, *pair.options, pair.rationale or ""]
     for word in words:
         if not isinstance(word, str):
-            return Unusable("malformed_record", f"{word!r} is no text")
+            return Reason("malformed_record", f"{word!r} is no text")
     if not question.text.strip():
-        return Unusable("no_context", pair.instruction)
+        return Reason("no_context", pair.instruction)
     if not pair.instruction.strip():
-        return Unusable("no_question", pair.response)
+        return Reason("no_question", pair.response)
     if not pair.response.strip():
-        return Unusable("no_answer", pair.instruction)
+        return Reason("no_answer", pair.instruction)
     if pair.options and pair.response.strip() not in {option.strip() for option in pair.options}:
-        return Unusable("answer_not_among_options", f"{pair.response!r} of {pair.options!r}")
+        return Reason("answer_not_among_options", f"{pair.response!r} of {pair.options!r}")
     whole = f"{question.text} {pair.question} {pair.answer}"
     tags = [tag for tag in _TAGS if tag in whole]
-    return Unusable("holds_a_tag", tags[0]) if tags else None
+    return Reason("holds_a_tag", tags[0]) if tags else None
 
 
 def _records(dataset: Dataset, files: Files, folder: str | Path) -> Iterator[Located]:
@@ -259,19 +247,19 @@ def _records(dataset: Dataset, files: Files, folder: str | Path) -> Iterator[Loc
         ) from error
 
 
-def _pieces(dataset: Dataset, record: Located) -> list[Question | Unusable]:
+def _pieces(dataset: Dataset, record: Located) -> list[Question | Reason]:
     if record.error:
-        return [Unusable("malformed_file", record.error)]
+        return [Reason("malformed_file", record.error)]
     label, value = dataset.label, record.value
     if label and isinstance(value, dict) and label in value and value[label] in _NO_LABEL:
-        return [Unusable("unlabelled", f"`{label}` is {value[label]!r}")]
+        return [Reason("unlabelled", f"`{label}` is {value[label]!r}")]
     try:
         found = list(dataset.questions(value))
     except MALFORMED as error:
         if label and isinstance(error, KeyError) and error.args == (label,):
-            return [Unusable("unlabelled", f"it has no `{label}`")]
-        return [Unusable("malformed_record", f"{type(error).__name__}: {error}")]
-    return found or [Unusable("no_question", "the record holds none")]
+            return [Reason("unlabelled", f"it has no `{label}`")]
+        return [Reason("malformed_record", f"{type(error).__name__}: {error}")]
+    return found or [Reason("no_question", "the record holds none")]
 
 
 def _stripped(pair: Pair) -> Pair:

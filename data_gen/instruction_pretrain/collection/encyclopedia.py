@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import Dataset, Question
 from data_gen.instruction_pretrain.collection.files import rows
 from data_gen.instruction_pretrain.collection.squad import (
     conversation,
@@ -14,19 +14,20 @@ from data_gen.instruction_pretrain.collection.squad import (
 )
 from data_gen.instruction_pretrain.collection.tables import table_questions, table_records
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 
-def _topiocqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _topiocqa_questions(record: Any) -> Iterator[Question | Reason]:
     """One turn; a conversation changes its passages, and a passage has its turns in their order."""
     asked, answer = record["Question"], record["Answer"]
     if answer.strip() == "UNANSWERABLE":
-        yield Unusable("unanswerable", asked)
+        yield Reason("unanswerable", asked)
     else:
         before = tuple(record.get("Context", ())[::2])  # questions, each with its answer
         yield Question(record["Gold_passage"]["text"], Pair(asked, answer), before=before)
 
 
-def _qed_questions(record: Any) -> Iterator[Question | Unusable]:
+def _qed_questions(record: Any) -> Iterator[Question | Reason]:
     """The sentence that the answer follows from is the chain of thought, where there is one.
 
     Questions that QED's annotators explain by no single sentence have the answer of Natural
@@ -42,7 +43,7 @@ def _qed_questions(record: Any) -> Iterator[Question | Unusable]:
     yield Question(record["paragraph_text"], Pair(record["question_text"], answer, (), rationale))
 
 
-def _hotpot_questions(record: Any) -> Iterator[Question | Unusable]:
+def _hotpot_questions(record: Any) -> Iterator[Question | Reason]:
     """The paragraphs with supporting facts are the text.
 
     The others distract: on the development set all ten have 5,600 characters, the two 830, and
@@ -57,7 +58,7 @@ def _hotpot_questions(record: Any) -> Iterator[Question | Unusable]:
         wanted = {title for title, _ in facts}
     missing = wanted - {title for title, _ in paragraphs}
     if missing:
-        yield Unusable("no_context", f"there is no paragraph {min(missing)!r}")
+        yield Reason("no_context", f"there is no paragraph {min(missing)!r}")
         return
     text = "\n".join(
         f"{title}: {''.join(said).strip()}" for title, said in paragraphs if title in wanted

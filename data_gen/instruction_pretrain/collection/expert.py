@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import Dataset, Question
 from data_gen.instruction_pretrain.collection.nested import each, each_or_row, entries
 from data_gen.instruction_pretrain.collection.squad import (
     conversation,
@@ -14,9 +14,10 @@ from data_gen.instruction_pretrain.collection.squad import (
     squad_records,
 )
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 
-def _qasper_questions(record: Any) -> Iterator[Question | Unusable]:
+def _qasper_questions(record: Any) -> Iterator[Question | Reason]:
     """The questions of a whole paper."""
     lines = [record["title"], record["abstract"]]
     for section in record["full_text"]:
@@ -25,11 +26,11 @@ def _qasper_questions(record: Any) -> Iterator[Question | Unusable]:
     return one_by_one(record["qas"], lambda asked: _qasper_question(text, asked))
 
 
-def _qasper_question(text: str, asked: Any) -> Question | Unusable:
+def _qasper_question(text: str, asked: Any) -> Question | Reason:
     """Of several annotators the first who found an answer has it."""
     answers = [annotation["answer"] for annotation in asked["answers"]]
     if answers and all(answer["unanswerable"] for answer in answers):
-        return Unusable("unanswerable", asked["question"])
+        return Reason("unanswerable", asked["question"])
     found = [(said, _place(text, answer)) for answer in answers if (said := _qasper_answer(answer))]
     answer, at = found[0] if found else ("", None)
     return Question(text, Pair(asked["question"], answer), at=at)
@@ -62,7 +63,7 @@ def _conversations(document: Any) -> Iterator[tuple[object, Any]]:
             yield f"{name}[{place}]", record
 
 
-def _convfinqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _convfinqa_questions(record: Any) -> Iterator[Question | Reason]:
     """The turns of a conversation on a page of a report: prose, a table, prose.
 
     A turn's answer is the result of its program, as the official files hold it; the re-laid-out
@@ -102,7 +103,7 @@ def _number(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _pubmed_questions(record: Any) -> Iterator[Question | Unusable]:
+def _pubmed_questions(record: Any) -> Iterator[Question | Reason]:
     """The abstract without its conclusion, which is the chain of thought to yes, no or maybe."""
     if "context" in record:  # a row of the hub's tables
         contexts, decision = record["context"]["contexts"], record.get("final_decision")

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import Dataset, Question
 from data_gen.instruction_pretrain.collection.files import Files, Located, rows, unquoted_rows
 from data_gen.instruction_pretrain.collection.flan import FLAN, flan_records
 from data_gen.instruction_pretrain.collection.nested import each
 from data_gen.instruction_pretrain.collection.squad import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 _LINE = re.compile(r"(\d+) (.*)")
 _MARKED = re.compile(r"(\([A-H]\)) (.*)", re.DOTALL)
@@ -40,7 +41,7 @@ def _babi_records(files: Files) -> Iterator[Located]:
             yield Located(line.where, record)
 
 
-def _babi_questions(record: Any) -> Iterator[Question | Unusable]:
+def _babi_questions(record: Any) -> Iterator[Question | Reason]:
     yield Question(record["text"], Pair(record["question"], record["answer"].replace(",", ", ")))
 
 
@@ -48,7 +49,7 @@ def _stories(document: Any) -> Iterator[tuple[object, Any]]:
     yield from enumerate(document["data"])
 
 
-def _spartqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _spartqa_questions(record: Any) -> Iterator[Question | Reason]:
     """The questions of a story, a list of one string."""
     text = " ".join(record["story"])
     return one_by_one(record["questions"], lambda asked: _spartqa_question(text, asked))
@@ -70,7 +71,7 @@ def _spelt(answer: str) -> str:
     return "Do not know" if answer == "DK" else answer
 
 
-def _qasc_questions(record: Any) -> Iterator[Question | Unusable]:
+def _qasc_questions(record: Any) -> Iterator[Question | Reason]:
     """Two facts are the text; what follows from both is the chain of thought."""
     if isinstance(record["question"], dict):
         asked, choices = record["question"]["stem"], record["question"]["choices"]
@@ -83,14 +84,14 @@ def _qasc_questions(record: Any) -> Iterator[Question | Unusable]:
     yield Question(text, Pair(asked, answer, tuple(options.values()), record["combinedfact"]))
 
 
-def _ecqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _ecqa_questions(record: Any) -> Iterator[Question | Reason]:
     """Statements for and against the options are the text; the explanation leads to the answer."""
     text = "\n".join(said for said in (record["taskA_pos"], record["taskA_neg"]) if said.strip())
     options = tuple(record[f"q_op{number}"] for number in range(1, 6))
     yield Question(text, Pair(record["q_text"], record["q_ans"], options, record["taskB"]))
 
 
-def _flan_questions(record: Any) -> Iterator[Question | Unusable]:
+def _flan_questions(record: Any) -> Iterator[Question | Reason]:
     """FLAN left the statements out; the explanation is the text, and so no chain of thought."""
     marked = [_MARKED.fullmatch(option) for option in record["options"]]
     options = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import Dataset, Question
 from data_gen.instruction_pretrain.collection.files import Files, Located, unquoted_rows
 from data_gen.instruction_pretrain.collection.squad import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 
 def _fairytale_records(files: Files) -> Iterator[Located]:
@@ -32,11 +33,11 @@ def _fairytale_records(files: Files) -> Iterator[Located]:
             yield Located(where if value else row.where, value, row.error)
 
 
-def _fairytale_questions(record: Any) -> Iterator[Question | Unusable]:
+def _fairytale_questions(record: Any) -> Iterator[Question | Reason]:
     wanted = [part.strip() for part in record["cor_section"].split(",") if part.strip()]
     missing = [part for part in wanted if part not in record["sections"]]
     if missing:
-        yield Unusable("no_context", f"there is no section {missing[0]}")
+        yield Reason("no_context", f"there is no section {missing[0]}")
         return
     text = "\n".join(record["sections"][part].strip() for part in wanted)
     yield Question(text, Pair(record["question"], record["answer1"] or ""))
@@ -63,7 +64,7 @@ def _narrative_records(files: Files) -> Iterator[Located]:
                 yield Located(f"{file.name}[{number}]", {**row.value, "summaries": texts})
 
 
-def _narrative_questions(record: Any) -> Iterator[Question | Unusable]:
+def _narrative_questions(record: Any) -> Iterator[Question | Reason]:
     text = record["summaries"].get(record["document_id"]) or ""
     yield Question(text, Pair(record["question"], record["answer1"]))
 
@@ -85,7 +86,7 @@ def _mctest_records(files: Files) -> Iterator[Located]:
             yield Located(story.where, {"cells": story.value, "letters": of_story})
 
 
-def _mctest_questions(record: Any) -> Iterator[Question | Unusable]:
+def _mctest_questions(record: Any) -> Iterator[Question | Reason]:
     """Four questions of five cells each stand behind id, properties and story."""
     cells, letters = record["cells"], record["letters"]
     text = cells[2].replace("\\newline", "\n").replace("\\tab", "\t")

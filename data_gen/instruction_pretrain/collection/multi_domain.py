@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from data_gen.instruction_pretrain.collection.base import MULTI_DOMAIN, Dataset, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import MULTI_DOMAIN, Dataset, Question
 from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, rows
 from data_gen.instruction_pretrain.collection.nested import each
 from data_gen.instruction_pretrain.collection.squad import (
@@ -18,6 +18,7 @@ from data_gen.instruction_pretrain.collection.squad import (
     squad_records,
 )
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 # Marks of sentences in MultiRC's own files.
 _SENTENCE = re.compile(r"<b>Sent \d+: </b>|<br>")
@@ -28,7 +29,7 @@ def _dialogues(document: Any) -> Iterator[tuple[object, Any]]:
     yield from enumerate(document["data"] if isinstance(document, dict) else document)
 
 
-def _coqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _coqa_questions(record: Any) -> Iterator[Question | Reason]:
     """The turns of a dialogue as pairs of one text, `unknown` a pair too (Table 13)."""
     turns = list(zip(record["questions"], record["answers"], strict=True))
 
@@ -41,20 +42,20 @@ def _coqa_questions(record: Any) -> Iterator[Question | Unusable]:
     return conversation(one_by_one(turns, question))
 
 
-def _doqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _doqa_questions(record: Any) -> Iterator[Question | Reason]:
     """The turns of a dialogue on a reply, with the answers as the expert worded them."""
     text = record["context"]
     turns = one_by_one(record["qas"], lambda asked: answered(text, asked, "input_text"))
     return conversation(turns)
 
 
-def _ropes_questions(record: Any) -> Iterator[Question | Unusable]:
+def _ropes_questions(record: Any) -> Iterator[Question | Reason]:
     """Background and situation are the text."""
     text = f"{record['background'].strip()}\n{record['situation'].strip()}"
     return one_by_one(asked_in(record), lambda asked: answered(text, asked))
 
 
-def _quartz_questions(record: Any) -> Iterator[Question | Unusable]:
+def _quartz_questions(record: Any) -> Iterator[Question | Reason]:
     options = {choice["label"]: choice["text"] for choice in record["question"]["choices"]}
     answer = options.get(record["answerKey"], record["answerKey"])
     yield Question(
@@ -70,7 +71,7 @@ def _multirc_records(files: Files) -> Iterator[Located]:
         yield from each(files, lambda document: enumerate(document["data"]))
 
 
-def _multirc_questions(record: Any) -> Iterator[Question | Unusable]:
+def _multirc_questions(record: Any) -> Iterator[Question | Reason]:
     """Multiple choice where one answer is right; all right answers as one where several are.
 
     A response to multiple choice is one option (Table 7), and where several answers are right,
@@ -79,9 +80,9 @@ def _multirc_questions(record: Any) -> Iterator[Question | Unusable]:
     passage = record["passage"] if "passage" in record else record["paragraph"]
     text = _SENTENCE.sub("", passage["text"])
 
-    def question(asked: Any) -> Question | Unusable:
+    def question(asked: Any) -> Question | Reason:
         if any(answer.get("label") == -1 for answer in asked["answers"]):
-            return Unusable("unlabelled", asked["question"])
+            return Reason("unlabelled", asked["question"])
         options = tuple(answer["text"] for answer in asked["answers"])
         right = [
             answer["text"]
@@ -123,14 +124,14 @@ def _quail_xml(file: DataFile) -> Iterator[Located]:
             yield Located(f"{file.name}:{text.get('id')}.{asked.get('id')}", record)
 
 
-def _quail_questions(record: Any) -> Iterator[Question | Unusable]:
+def _quail_questions(record: Any) -> Iterator[Question | Reason]:
     """The option `not enough information` is what answers an unanswerable question."""
     options = tuple(record["answers"])
     label = int(record["correct_answer_id"])
     yield Question(record["context"], Pair(record["question"], options[label], options))
 
 
-def _cosmos_questions(record: Any) -> Iterator[Question | Unusable]:
+def _cosmos_questions(record: Any) -> Iterator[Question | Reason]:
     options = tuple(record[f"answer{number}"] for number in range(4))
     label = int(record["label"])
     yield Question(record["context"], Pair(record["question"], options[label], options))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import Dataset, Question
 from data_gen.instruction_pretrain.collection.files import Files, Located, documents, rows
 from data_gen.instruction_pretrain.collection.squad import (
     one_by_one,
@@ -17,6 +17,7 @@ from data_gen.instruction_pretrain.collection.squad import (
 )
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.json_lines import parse_json
+from ipt_jax.core.rejection import Reason
 
 # Evidence is whole pages, longer than a sequence of tuning (4,096 tokens, Table 8) can hold.
 TRIVIA_WORDS = 800
@@ -39,31 +40,31 @@ def _newsqa_records(files: Files) -> Iterator[Located]:
                 yield Located(f"{file.name}[{place}]", story)
 
 
-def _newsqa_questions(record: Any) -> Iterator[Question | Unusable]:
+def _newsqa_questions(record: Any) -> Iterator[Question | Reason]:
     """The answer that most of the annotators agree on."""
     if "story_text" in record:
         yield _newsqa_row(record)
         return
     text = record["text"]
 
-    def question(asked: Any) -> Question | Unusable:
+    def question(asked: Any) -> Question | Reason:
         agreed = asked["consensus"]
         if agreed.get("badQuestion") or agreed.get("noAnswer"):
             problem = "no answer in it" if agreed.get("noAnswer") else "a bad question"
-            return Unusable("unanswerable", f"{problem}, say most: {asked['q']}")
+            return Reason("unanswerable", f"{problem}, say most: {asked['q']}")
         return Question(text, Pair(asked["q"], text[agreed["s"] : agreed["e"]]))
 
     yield from one_by_one(record["questions"], question)
 
 
-def _newsqa_row(row: dict[str, str]) -> Question | Unusable:
+def _newsqa_row(row: dict[str, str]) -> Question | Reason:
     """A question of the table, with `196:228|196:202,217:228|None` for three annotators."""
     votes = Counter(row["answer_char_ranges"].lower().split("|"))
     if row.get("validated_answers"):
         votes = Counter(parse_json(row["validated_answers"]))
     ranges = votes.most_common(1)[0][0]
     if ranges in ("none", "bad_question"):
-        return Unusable("unanswerable", row["question"])
+        return Reason("unanswerable", row["question"])
     spans = [span.split(":") for span in ranges.split(",")]
     answer = ", ".join(row["story_text"][int(start) : int(end)].strip() for start, end in spans)
     return Question(row["story_text"], Pair(row["question"], answer))
@@ -88,7 +89,7 @@ def _trivia_records(files: Files) -> Iterator[Located]:
             yield Located(f"{document.where}[{place}]", {"asked": record, "folder": folder})
 
 
-def _trivia_questions(record: Any) -> Iterator[Question | Unusable]:
+def _trivia_questions(record: Any) -> Iterator[Question | Reason]:
     """One question for each document whose beginning holds the answer, or another name for it."""
     asked, folder = record["asked"], record["folder"]
     answer = asked["Answer"]
@@ -104,7 +105,7 @@ def _trivia_questions(record: Any) -> Iterator[Question | Unusable]:
             yield Question(text, Pair(asked["Question"], answer["Value"]))
     if not found:
         problem = f"none of {len(evidence)} documents begins with the answer"
-        yield Unusable("no_context", f"{problem}: {asked['Question']}")
+        yield Reason("no_context", f"{problem}: {asked['Question']}")
 
 
 def _beginning(text: str) -> str:
@@ -112,7 +113,7 @@ def _beginning(text: str) -> str:
     return text[: words[-1].end()] if words else ""
 
 
-def _tweet_questions(record: Any) -> Iterator[Question | Unusable]:
+def _tweet_questions(record: Any) -> Iterator[Question | Reason]:
     answers = record["Answer"]
     yield Question(record["Tweet"], Pair(record["Question"], answers[0] if answers else ""))
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import MALFORMED, Question, Unusable
+from data_gen.instruction_pretrain.collection.base import MALFORMED, Question
 from data_gen.instruction_pretrain.collection.files import Files, Located, rows
 from data_gen.instruction_pretrain.collection.nested import each
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 # What the layout's conversational sets answer where the text holds no answer, and append to texts.
 CANNOT_ANSWER = "CANNOTANSWER"
@@ -32,7 +33,7 @@ def _paragraphs(document: Any) -> Iterator[tuple[object, Any]]:
             yield number, article  # which is no paragraph, and is counted as such
 
 
-def squad_questions(record: Any) -> Iterator[Question | Unusable]:
+def squad_questions(record: Any) -> Iterator[Question | Reason]:
     """The questions of a paragraph with the first of their answers, or that of a hub's row."""
     return one_by_one(asked_in(record), lambda asked: answered(record["context"], asked))
 
@@ -42,11 +43,11 @@ def asked_in(record: Any) -> list[Any]:
     return [record] if "question" in record else record["qas"]
 
 
-def answered(text: str, asked: Any, key: str = "text") -> Question | Unusable:
+def answered(text: str, asked: Any, key: str = "text") -> Question | Reason:
     """A question with its answer; `key` is where an answer's words are."""
     answer = asked.get("orig_answer") or _first(asked["answers"], key)
     if asked.get("is_impossible") or CANNOT_ANSWER in answer.values():
-        return Unusable("unanswerable", asked["question"])
+        return Reason("unanswerable", asked["question"])
     at = _place(text, answer)
     text = text.rstrip().removesuffix(CANNOT_ANSWER)
     return Question(text, Pair(asked["question"], answer[key]), at=at)
@@ -70,7 +71,7 @@ def _place(text: str, answer: Any) -> tuple[int, int] | None:
     return (start, start + len(said)) if start >= 0 else None
 
 
-def conversation(pieces: Iterable[Question | Unusable]) -> Iterator[Question | Unusable]:
+def conversation(pieces: Iterable[Question | Reason]) -> Iterator[Question | Reason]:
     """The turns of a conversation, each after those before it."""
     before: tuple[str, ...] = ()
     for piece in pieces:
@@ -82,12 +83,12 @@ def conversation(pieces: Iterable[Question | Unusable]) -> Iterator[Question | U
 
 
 def one_by_one(
-    items: Iterable[Any], convert: Callable[[Any], Question | Unusable]
-) -> Iterator[Question | Unusable]:
+    items: Iterable[Any], convert: Callable[[Any], Question | Reason]
+) -> Iterator[Question | Reason]:
     """What `convert` makes of each; a malformed one does not take its record's others along."""
     for place, item in enumerate(items):
         try:
             yield convert(item)
         except MALFORMED as error:
             problem = f"question {place}: {type(error).__name__}: {error}"
-            yield Unusable("malformed_record", problem)
+            yield Reason("malformed_record", problem)

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Question, Unusable
+from data_gen.instruction_pretrain.collection.base import Question
 from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, unquoted_rows
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 _COLUMNS = ["id", "utterance", "context", "targetValue"]
 _ESCAPED = re.compile(r"\\([np\\])")
@@ -56,10 +57,10 @@ def _text(table: str) -> str:
     return "\n".join(" | ".join(" ".join(cell.split()) for cell in row) for row in read)
 
 
-def table_questions(record: Any) -> Iterator[Question | Unusable]:
+def table_questions(record: Any) -> Iterator[Question | Reason]:
     """Several right values are one answer."""
     if record["problem"]:
-        yield Unusable("no_context", f"the table {record['context']} {record['problem']}")
+        yield Reason("no_context", f"the table {record['context']} {record['problem']}")
         return
     values = [_unescaped(value) for value in record["targetValue"].split("|")]
     pair = Pair(_unescaped(record["utterance"]), ", ".join(values))

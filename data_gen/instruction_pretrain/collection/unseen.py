@@ -14,11 +14,11 @@ from typing import Any
 from data_gen.instruction_pretrain.collection.base import (
     Dataset,
     Question,
-    Unusable,
 )
 from data_gen.instruction_pretrain.collection.files import Files, Located, rows, unquoted_rows
 from data_gen.instruction_pretrain.collection.squad import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
+from ipt_jax.core.rejection import Reason
 
 _VERDICTS = {
     "SUPPORTS": "Supported",
@@ -48,7 +48,7 @@ def _social_records(files: Files) -> Iterator[Located]:
                 yield Located(row.where, {"line": row.value, "label": label})
 
 
-def _social_questions(record: Any) -> Iterator[Question | Unusable]:
+def _social_questions(record: Any) -> Iterator[Question | Reason]:
     if "line" in record:
         record = {**record["line"], "label": record["label"]}
     options = tuple(record[f"answer{letter}"] for letter in "ABC")
@@ -56,7 +56,7 @@ def _social_questions(record: Any) -> Iterator[Question | Unusable]:
     yield Question(record["context"], Pair(record["question"], answer, options))
 
 
-def _textbook_questions(record: Any) -> Iterator[Question | Unusable]:
+def _textbook_questions(record: Any) -> Iterator[Question | Reason]:
     """A lesson's topics are the text; questions on diagrams are not of text, and are left out."""
     topics = sorted(record["topics"].values(), key=lambda topic: topic.get("orderID") or "")
     text = "\n".join(topic["content"]["text"].strip() for topic in topics)
@@ -99,7 +99,7 @@ def _columns(files: Files, folder: str) -> dict[str, dict[str, str]]:
     }
 
 
-def _why_questions(record: Any) -> Iterator[Question | Unusable]:
+def _why_questions(record: Any) -> Iterator[Question | Reason]:
     """Why there is an effect; the explanation leads to the cause."""
     pair = Pair(record["question"], record["cause"], rationale=record["explanation"] or None)
     yield Question(record["ctx"], pair)
@@ -131,7 +131,7 @@ def _fever_records(files: Files) -> Iterator[Located]:
             yield Located(claim.where, {"claim": value, "pages": found})
 
 
-def _fever_questions(record: Any) -> Iterator[Question | Unusable]:
+def _fever_questions(record: Any) -> Iterator[Question | Reason]:
     """Beginnings of pages are the text; the sentences of the evidence lead to the verdict."""
     claim, pages = record["claim"], record["pages"]
     verdict = _VERDICTS[claim["label"]]
@@ -139,7 +139,7 @@ def _fever_questions(record: Any) -> Iterator[Question | Unusable]:
     missing = [title for title, _ in evidence if title not in pages]
     if missing or not evidence:
         problem = f"there is no page {missing[0]}" if missing else "it has no evidence"
-        yield Unusable("no_context", f"{problem}: {claim['claim']}")
+        yield Reason("no_context", f"{problem}: {claim['claim']}")
         return
     said = {title: _sentences(pages[title]["lines"]) for title, _ in evidence}
     text = "\n".join(" ".join(filter(None, page.values())) for page in said.values())

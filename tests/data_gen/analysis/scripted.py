@@ -29,7 +29,7 @@ class ScriptedEngine(FakeEngine):
         text = self._say(prompt if isinstance(prompt, str) else prompt[0].content)
         tokens = self.count_tokens(str(prompt))
         if text is None:
-            return Completion(request.id, "no", "error", tokens, 0, error_kind="terminal")
+            return Completion(request.id, "no", "error", tokens, 0, error_kind="permanent")
         for stop in request.sampling.stop:
             text = text.split(stop)[0]
         reason = "length" if self._cut else "stop"

@@ -23,6 +23,7 @@ from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource
 from ipt_jax.core.run_folder import FolderRefused
+from tests.launching import launch
 from tests.run_folders import unlisted
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -195,14 +196,12 @@ def test_the_command_and_its_config(shared: Path, root: Path, tmp_path: Path) ->
         ReadingComprehensionConfig, ["--config", str(root / config)], prog="x", description="x"
     )
     assert given.output == "runs/reading_comprehension" and given.most_per_sub == 2
-    command = [sys.executable, "launch/synthesize.py", "--config", config]
-    command += ["--output", str(tmp_path)]
-    texts = shared / "data/lmops_adaptllm_raw_texts/*.txt"
-    done = subprocess.run(
-        [*command, "--input", f"[{texts}]"], cwd=root, capture_output=True, text=True, timeout=120
+    texts = f"[{shared / 'data/lmops_adaptllm_raw_texts/*.txt'}]"
+    ended = launch(
+        "launch/synthesize.py", "--config", config, "--output", tmp_path, "--input", texts
     )
-    assert done.returncode == 0, done.stderr
+    assert ended.code == 0, ended.err
     for line in ('"documents_in": 12', '"documents_augmented": 12', '"documents_rejected": 0'):
-        assert line in done.stdout
+        assert line in ended.out
     assert len(records(tmp_path, "augmented")) == 12
     assert {"config.yaml", "environment.json", "card.md"} <= {p.name for p in tmp_path.iterdir()}

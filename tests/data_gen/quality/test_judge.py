@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from data_gen.engines import Completion, EngineConfig, Request
 from data_gen.engines.streaming import RequestSource
 from data_gen.quality.judge import JudgeConfig, JudgeGate, Verdict, build_prompt, parse_verdict
-from data_gen.quality.stage import FilterConfig, Given, check_records, run_filter
+from data_gen.quality.stage import Filter, FilterConfig, check_records
 from data_gen.stages.ledger import Ledger
+from data_gen.stages.stage import run_stage
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import Record, ShardWriter
+from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.rejection import Reason
 
 
@@ -166,7 +168,8 @@ def judged(
     folder: Path, judge: Judge, records: list[Record], config: JudgeConfig | None = None
 ) -> tuple[list[Reason | None], dict[str, Any]]:
     with Ledger(folder) as ledger:
-        gate = JudgeGate(config or JudgeConfig(), judge, ledger)
+        gate = JudgeGate(config or JudgeConfig())
+        gate.begin(judge, ledger)
         try:
             return check_records(records, [gate]), gate.summary()
         finally:
@@ -214,27 +217,61 @@ def test_a_judging_that_stopped_goes_on_and_asks_each_question_once(tmp_path: Pa
             shards.write(record)
 
     def config(name: str) -> FilterConfig:
-        asked = JudgeConfig(engine=EngineConfig(max_failed_share=0.5))
-        return FilterConfig([str(tmp_path / "in")], str(tmp_path / name), ["judge"], judge=asked)
+        asked, given = (
+            JudgeConfig(engine=EngineConfig(max_failed_share=0.5)),
+            [str(tmp_path / "in")],
+        )
+        return FilterConfig(input=given, output=str(tmp_path / name), gates=["judge"], judge=asked)
 
     first, second, whole = Judge(dies_after=480), Judge(), Judge()
     with pytest.raises(KeyboardInterrupt):
-        run_filter(config("out"), given=Given(engine=first))
-    summary = run_filter(config("out"), given=Given(engine=second))
-    assert summary == run_filter(config("whole"), given=Given(engine=whole))
+        run_stage(Filter(config("out")), engine=first)
+    summary = run_stage(Filter(config("out")), engine=second)
+    assert summary == run_stage(Filter(config("whole")), engine=whole)
     answered = [r for r in first.asked if "It is error." not in str(r.prompt)]
     assert len(answered) + len(second.asked) == 900 and whole.most_under_way == 700
     for name in ("shards/part-00000.arrayrecord", "rejected/judge.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     asked = len(second.asked)
-    assert run_filter(config("out"), given=Given(engine=second)) == summary
+    assert run_stage(Filter(config("out")), engine=second) == summary
     assert len(second.asked) == asked
     # With fewer failures allowed it is not, and those alone are asked again.
     strict = JudgeConfig(engine=EngineConfig(max_failed_share=0.1))
     again, healthy = replace(config("out"), judge=strict), Judge()
     healthy.REPLIES = (*Judge.REPLIES[:-1], ("error", ("Score: 5", "stop")))
-    summary = run_filter(again, given=Given(engine=healthy))
+    summary = run_stage(Filter(again), engine=healthy)
     assert len(healthy.asked) == 300 and summary["out"] == 600
     with pytest.raises(UserError, match="keep_at_least|judge changed"):
         (tmp_path / "out" / "summary.json").unlink()
-        run_filter(replace(again, judge=replace(strict, keep_at_least=5)), given=Given(healthy))
+        run_stage(Filter(replace(again, judge=replace(strict, keep_at_least=5))), engine=healthy)
+
+
+def test_what_the_judge_answers_later_changes_what_follows_it(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "in") as shards:
+        for name in "ab":
+            shards.write(pair(name, "Ask.", "It is good."))
+    config = FilterConfig(
+        input=[str(tmp_path / "in")], output=str(tmp_path / "out"), gates=["judge", "exact_text"]
+    )
+
+    class FailsFirst(Judge):
+        def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+            for place, completion in enumerate(super().generate(requests)):
+                failed = replace(completion, text="http_400: no", finish_reason="error")
+                yield completion if place < 1 else failed
+
+    def kept() -> list[str]:
+        source = RecordSource(tmp_path / "out" / "shards")
+        return [record.id for record in source.read(range(len(source)))]
+
+    run_stage(Filter(config), engine=FailsFirst())
+    assert kept() == ["b"]
+    summary, healthy = run_stage(Filter(config), engine=Judge()), Judge()
+    assert kept() == ["a"] and summary["gates"][2]["rejected"] == {"duplicate": 1}
+    # As an earlier version left it.
+    (tmp_path / "out" / "ledger.sqlite").unlink()
+    marker = json.loads((tmp_path / "out" / "run.json").read_text())
+    for name in ("method", "judge.engine.constrain", "judge.engine.vllm.dtype"):
+        del marker["fingerprint"][name]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(marker))
+    assert run_stage(Filter(config), engine=healthy) == summary and not healthy.asked
