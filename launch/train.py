@@ -4,13 +4,11 @@ from ipt_jax.core.interrupts import importing
 
 with importing():
     from ipt_jax.core.configuration import parse_config, run_main
-    from ipt_jax.training.compilation import enable_compilation_cache
     from ipt_jax.training.config import TrainConfig
     from ipt_jax.training.dry_run import describe, estimate_memory, use_virtual_devices
-    from ipt_jax.training.host_memory import configure_malloc
     from ipt_jax.training.loop import train
     from ipt_jax.training.processes import abort_on_error, connect
-    from ipt_jax.training.xla_flags import apply_gpu_flags
+    from ipt_jax.training.startup import apply_gpu_flags, configure_malloc, enable_compilation_cache
 
 
 def main() -> None:

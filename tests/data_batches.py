@@ -1,11 +1,25 @@
-"""What tests compare batches by."""
+"""What tests compare batches by, and lengths to plan them from."""
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
+from ipt_jax.data.encode import Lengths
+
 Batch = dict[str, np.ndarray]
+
+
+class Made(Lengths):
+    """Lengths that lie in memory."""
+
+    def __init__(self, values: list[int]) -> None:
+        super().__init__(Path("made"), len(values))
+        self.__dict__["array"] = np.asarray(values, np.int32)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__.copy()
 
 
 def digest(batches: Iterable[Batch]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.mixture import DataConfig
 from ipt_jax.data.pipeline import open_mixture
 from tests.damaged_shards import damage
 

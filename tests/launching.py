@@ -14,7 +14,7 @@ from unittest import mock
 from ipt_jax.core import configuration
 from ipt_jax.core.configuration import run_main
 from ipt_jax.core.errors import UserError
-from ipt_jax.training import host_memory
+from ipt_jax.training import startup
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +64,7 @@ def launch(script: str, *arguments: str | Path) -> Ended:
         mock.patch.object(sys, "argv", [script, *map(str, arguments)]),
         mock.patch.object(sys, "path", [str(ROOT / Path(script).parent), *sys.path]),
         mock.patch.object(configuration, "run_main", noting),
-        mock.patch.object(host_memory, "configure_malloc"),
+        mock.patch.object(startup, "configure_malloc"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -29,7 +29,7 @@ from ipt_jax.core.configuration import write_run_files
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.jobs import Job, hold_jobs, run_jobs
 from ipt_jax.core.run_folder import FolderRefused, RunFolder
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.mixture import DataConfig
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 from ipt_jax.evaluation import harness
 from ipt_jax.hf.export import export_hugging_face

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ipt_jax.core.configuration import as_yaml
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.mixture import DataConfig
 from ipt_jax.models.config import ModelConfig
 from ipt_jax.training.checkpoints import CheckpointConfig
 from ipt_jax.training.config import TrainConfig

@@ -36,7 +36,7 @@ WORKER = Path(__file__).with_name("bench_workers.py")
 QUIET = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 # On processors that are not Intel's MKL takes AVX2 kernels; this makes it look at what they can.
 SHIM = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
-# What ipt_jax.training.host_memory sets, for a process that does not.
+# What ipt_jax.training.startup sets, for a process that does not.
 MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",

@@ -35,11 +35,11 @@ def ours(size: str) -> tuple[Run, int]:
     from ipt_jax.models.config import DecoderConfig
     from ipt_jax.models.sharding import BATCH, MeshConfig, make_mesh
     from ipt_jax.training.checkpoints import CheckpointConfig, Checkpoints
-    from ipt_jax.training.host_memory import configure_malloc
     from ipt_jax.training.metrics import MetricsConfig, MetricsLog
     from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-    from ipt_jax.training.phases import Phases
+    from ipt_jax.training.startup import configure_malloc
     from ipt_jax.training.step import TrainSetup
+    from ipt_jax.training.watchdog import Phases
 
     configure_malloc()  # as launch/train.py does
     width, mlp_width, heads, head_width, vocabulary, B, T = SIZES[size]
@@ -101,14 +101,14 @@ def ours(size: str) -> tuple[Run, int]:
             state, found = step(state, batches[position % len(batches)])
             position += 1
             if besides == "metrics" and pending is not None:
-                log.add(position - 1, pending)
+                log.after_step(position - 1, jax.device_get(pending))
             elif pending is not None:
                 float(pending["loss"])  # as the loop does: at most two steps are under way
             pending = found
         if besides == "checkpoint":
             saver.wait()
         if besides == "metrics" and pending is not None:
-            log.add(position, pending)
+            log.after_step(position, jax.device_get(pending))
         return float(pending["loss"]) if pending is not None else 0.0
 
     return run, decoder.parameter_count()

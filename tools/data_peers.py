@@ -17,9 +17,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from ipt_jax.core.example_proto import example_class
 from ipt_jax.core.records import DEFAULT_OPTIONS, Record, RecordSource, ShardWriter, serialize
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.config import DataConfig
-from ipt_jax.data.lengths import index_lengths
-from ipt_jax.data.mixture import OpenMixture, open_mixture
+from ipt_jax.data.encode import index_lengths
+from ipt_jax.data.mixture import DataConfig, OpenMixture, open_mixture
 from ipt_jax.data.packing import Tokenised, assemble_rows, best_fit, concat_and_split, flatten
 from ipt_jax.data.pipeline import batches
 from ipt_jax.data.token_run import TokenizeConfig, tokenize

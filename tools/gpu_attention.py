@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipt_jax.attention.ranges import KeyRanges, key_ranges
 from ipt_jax.attention.reference import reference_attention
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import AttentionSpec, KeyRanges, key_ranges
 
 Emit = Callable[..., None]
 OURS = ("pallas_hopper", "pallas")

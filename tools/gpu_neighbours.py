@@ -20,8 +20,8 @@ import optax
 from gpu_attention import alternate  # beside this file
 
 from ipt_jax.models.config import PRESETS, DecoderConfig
-from ipt_jax.models.layers import rms_norm, rotary, rotate
-from ipt_jax.training.loss import summed_cross_entropy
+from ipt_jax.models.decoder import rms_norm, rotary, rotate
+from ipt_jax.training.step import summed_cross_entropy
 
 Emit = Callable[..., None]
 PRESET = "ipt_1_3b"

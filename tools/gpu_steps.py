@@ -25,7 +25,7 @@ from ipt_jax.attention.backends import Choice
 from ipt_jax.chips.devices import device_of
 from ipt_jax.models.config import PRESETS, SAVEABLE, DecoderConfig
 from ipt_jax.models.sharding import MeshConfig, make_mesh
-from ipt_jax.training import loss
+from ipt_jax.training import step as loss
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ipt_jax.training.step import TrainSetup
 

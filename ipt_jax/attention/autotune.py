@@ -14,9 +14,8 @@ import jax.numpy as jnp
 
 from ipt_jax.attention import pallas_gpu
 from ipt_jax.attention.block_sizes import Tile, block_sizes
-from ipt_jax.attention.ranges import key_ranges
-from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.chips.target import target
+from ipt_jax.attention.spec import AttentionSpec, key_ranges
+from ipt_jax.chips.devices import target
 
 
 def candidates(kernel: str) -> Iterator[Tile]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ipt_jax.attention.ranges import KeyRanges, key_ranges
-from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.chips.target import Target, target
+from ipt_jax.attention.spec import AttentionSpec, KeyRanges, key_ranges
+from ipt_jax.chips.devices import Target, target
 
 
 @dataclass(frozen=True)
@@ -238,8 +237,15 @@ def check_backend(backend: str, spec: AttentionSpec) -> None:
         raise ValueError(_refused(backend, reason))
 
 
-def choose_backend(backend: str, spec: AttentionSpec, call: CallShape) -> Choice:
+def choose_backend(
+    backend: str,
+    spec: AttentionSpec,
+    call: CallShape,
+    fails: Callable[[str], str | None] = lambda name: None,
+) -> Choice:
     """The backend that `attention` will use: the one named, or `auto`'s first that does not refuse.
+
+    `fails` tries what does not refuse, and gives a reason against it or None.
 
     Raises:
       ValueError: no such backend, or it cannot do this.
@@ -251,7 +257,7 @@ def choose_backend(backend: str, spec: AttentionSpec, call: CallShape) -> Choice
         return Choice(backend)
     passed_over = []
     for name in candidates(call.target, spec, call.dtype):
-        reason = unsupported_reason(name, spec, call)
+        reason = unsupported_reason(name, spec, call) or fails(name)
         if reason is None:
             return Choice(name, tuple(passed_over))
         passed_over.append((name, reason))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 SMALLEST_TILE = 16  # a tensor core's product has at least so many rows and columns
 

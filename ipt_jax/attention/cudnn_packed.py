@@ -25,8 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ipt_jax.attention import pallas_gpu
 from ipt_jax.attention.partition import over_devices
-from ipt_jax.attention.ranges import PADDING, KeyRanges, key_ranges
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import PADDING, AttentionSpec, KeyRanges, key_ranges
 
 # Axes as in `partition`: b rows, t tokens, k key heads, g query heads of a group, h head width.
 _GIVEN = "b t k g h, b t k h, b t k h, b t"

@@ -1,7 +1,7 @@
 """What each persistent block of the Hopper kernels works on, and in which order.
 
 Plain arithmetic on small integer arrays, the same on every device: it is tested without a GPU.
-Which tiles of columns a tile of rows visits comes from `ipt_jax.attention.ranges`; rows are queries
+Which tiles of columns a tile of rows visits comes from `ipt_jax.attention.spec`; rows are queries
 and columns keys for the forward kernel and dq, and the other way round for dk and dv.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ipt_jax.attention.ranges import tile_bounds
+from ipt_jax.attention.spec import tile_bounds
 
 # Columns of a work table; from BOUNDS on the four bounds of each warpgroup.
 BATCH, ITEM, FIRST, LAST, BOUNDS = 0, 1, 2, 3, 4

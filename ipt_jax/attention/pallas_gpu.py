@@ -28,9 +28,8 @@ from jax.experimental.pallas import triton
 
 from ipt_jax.attention.block_sizes import BlockSizes, Tile, block_sizes
 from ipt_jax.attention.partition import on_devices
-from ipt_jax.attention.ranges import KeyRanges, tile_bounds
-from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.chips.target import target
+from ipt_jax.attention.spec import AttentionSpec, KeyRanges, tile_bounds
+from ipt_jax.chips.devices import target
 
 LOG2_E = math.log2(math.e)
 # Scores are in base 2. A masked one lies so far below every running maximum that its weight is 0
@@ -161,18 +160,9 @@ def forward(
     return out[:, :length], log_sum[..., :length]
 
 
-def d_query(
-    how: KernelConfig,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    d_out: jax.Array,
-    log_sum: jax.Array,
-    delta: jax.Array,
-    starts: jax.Array,
-    stops: jax.Array,
-) -> jax.Array:
+def d_query(how: KernelConfig, *arrays: jax.Array) -> jax.Array:
     """The gradient of the queries; `starts` and `stops` are each query's keys."""
+    q, k, v, d_out, log_sum, delta, starts, stops = arrays
     length, tile = q.shape[1], how.tile
     q, d_out, starts, stops = (_whole_tiles(x, 1, tile.queries) for x in (q, d_out, starts, stops))
     k, v = (_whole_tiles(x, 1, tile.keys) for x in (k, v))
@@ -193,18 +183,9 @@ def d_query(
     return d_q[:, :length]
 
 
-def d_key_value(
-    how: KernelConfig,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    d_out: jax.Array,
-    log_sum: jax.Array,
-    delta: jax.Array,
-    starts: jax.Array,
-    stops: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+def d_key_value(how: KernelConfig, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradients of keys and values; `starts` and `stops` are each key's queries."""
+    q, k, v, d_out, log_sum, delta, starts, stops = arrays
     length, tile = k.shape[1], how.tile
     q, d_out = (_whole_tiles(x, 1, tile.queries) for x in (q, d_out))
     log_sum, delta = (_whole_tiles(x, 3, tile.queries) for x in (log_sum, delta))

@@ -34,11 +34,10 @@ from ipt_jax.attention.hopper_machine import (
     wgmma,
 )
 from ipt_jax.attention.partition import on_devices
-from ipt_jax.chips.target import target
+from ipt_jax.chips.devices import target
 
 if TYPE_CHECKING:
-    from ipt_jax.attention.ranges import KeyRanges
-    from ipt_jax.attention.spec import AttentionSpec
+    from ipt_jax.attention.spec import AttentionSpec, KeyRanges
 
 ITEM_ROWS = ROWS * WARPGROUPS
 LOG2E = math.log2(math.e)
@@ -293,18 +292,9 @@ def forward(
     return out[:, :T].reshape(q.shape), log_sum[:, :, :T].reshape(B, K, G, T)
 
 
-def d_query(
-    setting: Setting,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    d_out: jax.Array,
-    log_sum: jax.Array,
-    delta: jax.Array,
-    starts: jax.Array,
-    stops: jax.Array,
-) -> jax.Array:
+def d_query(setting: Setting, *arrays: jax.Array) -> jax.Array:
     """The gradient of the queries; `starts` and `stops` are each query's keys."""
+    q, k, v, d_out, log_sum, delta, starts, stops = arrays
     B, T, K, G, h = q.shape
     H = K * G
     tiles = replace(setting.tuning.dq, ping_pong=False)
@@ -322,18 +312,9 @@ def d_query(
     return d_q[:, :T].reshape(q.shape)
 
 
-def d_key_value(
-    setting: Setting,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    d_out: jax.Array,
-    log_sum: jax.Array,
-    delta: jax.Array,
-    starts: jax.Array,
-    stops: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+def d_key_value(setting: Setting, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradients of keys and values; `starts` and `stops` are each key's queries."""
+    q, k, v, d_out, log_sum, delta, starts, stops = arrays
     B, T, K, h = k.shape
     queries, H = q.shape[1], K * q.shape[3]
     tiles = replace(setting.tuning.dkv, ping_pong=False)

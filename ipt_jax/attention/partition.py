@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from ipt_jax.chips.target import target
+from ipt_jax.chips.devices import target
 
 # Letter of an axis -> the mesh axes that split it, as `ipt_jax.models.sharding` splits batches and
 # projections: b rows, t queries, s keys, k key heads; g query heads of a group, h head width.

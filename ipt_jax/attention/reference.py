@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
-    from ipt_jax.attention.ranges import KeyRanges
-    from ipt_jax.attention.spec import AttentionSpec
+    from ipt_jax.attention.spec import AttentionSpec, KeyRanges
 
 QUERY_BLOCK = 128  # on CPU, 64 to 128 ran fastest: larger blocks compute more masked scores
 MASKED = -1e30  # finite: a fully masked row stays free of NaN

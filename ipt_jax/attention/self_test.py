@@ -27,10 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipt_jax.attention.backends import CallShape, Choice, attention, candidates, unsupported_reason
-from ipt_jax.attention.ranges import PADDING
-from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.chips.target import Target
+from ipt_jax.attention.backends import CallShape, Choice, attention, choose_backend
+from ipt_jax.attention.spec import PADDING, AttentionSpec
+from ipt_jax.chips.devices import Target
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.json_lines import load_json
 
@@ -108,18 +107,15 @@ def _read(file: Path) -> Choice | None:
 
 
 def _choose(asked: Tried, row_tokens: int, target: Target, ask: Callable) -> Choice:
-    passed_over: list[tuple[str, str]] = []
+    def fails(name: str) -> str | None:
+        said = ask(["try", name, json.dumps(asdict(asked))], SECONDS)
+        far = said.get("distance")
+        if far is not None and far < ALLOWED:  # not where it is no number
+            return None
+        return said.get("failed") or f"is off by {far:.2g} of the reference's size"
+
     call = CallShape(target, asked.dtype, row_tokens, asked.head_width)
-    for name in candidates(target, asked.spec, asked.dtype):
-        reason = unsupported_reason(name, asked.spec, call)
-        if reason is None:
-            said = ask(["try", name, json.dumps(asdict(asked))], SECONDS)
-            far = said.get("distance")
-            if far is not None and far < ALLOWED:  # not where it is no number
-                return Choice(name, tuple(passed_over))
-            reason = said.get("failed") or f"is off by {far:.2g} of the reference's size"
-        passed_over.append((name, reason))
-    return Choice("reference", tuple(passed_over))
+    return choose_backend("auto", asked.spec, call, fails)
 
 
 def _key(asked: Tried, row_tokens: int, device: dict[str, Any]) -> str:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from ipt_jax.attention.partition import over_devices
-from ipt_jax.attention.ranges import PADDING
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import PADDING, AttentionSpec
 
 LANES = 128  # rows are whole multiples of it
 TILES = (512, 256, 128)  # the first that divides the row; JAX takes 128; not measured on a TPU

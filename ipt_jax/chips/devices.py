@@ -1,10 +1,22 @@
-"""The accelerators that we know, found again by JAX's `device_kind`, and their descriptions."""
+"""The accelerators that we know, those this machine has, and those a program is compiled for.
+
+JAX can compile for a chip that is not there (`ipt_jax.chips.topology`); its default backend is then
+another one. So attention, kernels and plans ask `target` for which devices they are compiled.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
 
 
 @dataclass(frozen=True)
@@ -187,3 +199,108 @@ def device_of(device: HasKind) -> Device | None:
         if any(re.fullmatch(kind, device.device_kind) for kind in known.kinds):
             return known
     return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a program is compiled for."""
+
+    platform: str
+    """As JAX calls it: cpu, gpu or tpu."""
+    kind: str
+    """`device_kind`, as its maker calls it."""
+    capability: str = ""
+    """A GPU's compute capability, as `9.0`."""
+    cores: int = 0
+    """A GPU's streaming multiprocessors."""
+    mesh: Mesh | None = field(default=None, compare=False)
+    """The devices together; None: one."""
+
+    @classmethod
+    def of(cls, devices: Any) -> Target:
+        """That of a jax.Device, or of the devices of a mesh, which are alike."""
+        mesh = devices if isinstance(devices, Mesh) else None
+        device: Any = devices if mesh is None else mesh.devices.flat[0]
+        return cls(
+            device.platform,
+            device.device_kind,
+            str(getattr(device, "compute_capability", "")),
+            int(getattr(device, "core_count", None) or 0) if device.platform == "gpu" else 0,
+            mesh,
+        )
+
+    @property
+    def device_kind(self) -> str:
+        """The kind, by the name that `device_of` knows."""
+        return self.kind
+
+    @property
+    def major(self) -> int:
+        """Of an NVIDIA GPU's compute capability; 0 elsewhere."""
+        first = self.capability.partition(".")[0]
+        return int(first) if self.platform == "gpu" and first.isdecimal() else 0
+
+    @property
+    def known(self) -> Device | None:
+        """Its data sheet, where we have it."""
+        return device_of(self)
+
+    def size(self, axis: str) -> int:
+        """Devices along an axis of the mesh; 1 without one."""
+        return 1 if self.mesh is None else self.mesh.shape.get(axis, 1)
+
+
+_TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
+def target() -> Target:
+    """As the innermost `compiling_for` says, else this process's first device."""
+    return _TARGET.get() or Target.of(jax.local_devices()[0])
+
+
+@contextmanager
+def compiling_for(what: Target) -> Iterator[None]:
+    """Functions that are traced in the body are traced for `what`."""
+    token = _TARGET.set(what)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+
+
+def why_no_gpu(environment: Mapping[str, str], platforms: str | None, devices: Path) -> str | None:
+    """Why JAX will not use an NVIDIA GPU; None if it will.
+
+    Args:
+      environment: of the process.
+      platforms: JAX's setting, `jax.config.jax_platforms`.
+      devices: where the driver's device files are looked for.
+    """
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return f"JAX_PLATFORMS={platforms}"
+    if environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides all GPUs"
+    if not any(devices.glob("nvidia[0-9]*")) and not (devices / "nvidiactl").exists():
+        return "no NVIDIA GPU here"
+    if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
+        return "there is an NVIDIA GPU, but JAX's CUDA plugin is not installed"
+    return None
+
+
+def gpu_count(environment: Mapping[str, str], devices: Path) -> int:
+    """How many NVIDIA GPUs a process here sees; 0 where the device files do not tell."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return len(named.split(","))
+    return sum(1 for _ in devices.glob("nvidia[0-9]*"))
+
+
+def has_tpu(platforms: str | None, devices: Path) -> bool:
+    """Whether JAX will use a TPU."""
+    if platforms and "tpu" not in platforms.split(","):
+        return False
+    files = any(devices.glob("accel[0-9]*")) or any((devices / "vfio").glob("[0-9]*"))
+    return files and importlib.util.find_spec("libtpu") is not None

@@ -10,8 +10,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from ipt_jax.chips.devices import Device
-from ipt_jax.chips.target import Target, compiling_for
+from ipt_jax.chips.devices import Device, Target, compiling_for
 from ipt_jax.core.errors import UserError
 
 GPUS_PER_HOST = 8

@@ -19,20 +19,17 @@ import dataclasses
 import hashlib
 import logging
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.manifest import atomic_write
 from ipt_jax.data.packing import PackedSegments, best_fit
-from ipt_jax.data.schedule import ExampleRange, MixtureSchedule
+from ipt_jax.data.schedule import ExampleRange, MixtureSchedule, Recent
 
 _LOG = logging.getLogger(__name__)
 _VERSION = "1"
@@ -101,25 +98,12 @@ class BestFitRows:
         self._times, self._rows, self._changes = [0], [0], [0]
         self._saved = 0
         self._load()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._windows: OrderedDict[int, tuple[ExampleRange, PackedSegments]] = OrderedDict()
-        self._lock = threading.RLock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_windows"], state["_lock"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+        self._windows: Recent[int, tuple[ExampleRange, PackedSegments]] = Recent(_KEPT_WINDOWS)
 
     def take(self, start: int, stop: int) -> Packed:
         """Rows ``start``..``stop`` - 1."""
         found: list[Packed] = []
-        with self._lock:
+        with self._windows.lock:
             while self._rows[-1] < stop and not self._at_end:
                 self._next()
             number = bisect.bisect_right(self._rows, start) - 1
@@ -143,7 +127,7 @@ class BestFitRows:
 
     def count(self) -> int:
         """Rows of one epoch; only where the rows end with it."""
-        with self._lock:
+        with self._windows.lock:
             while not self._at_end:
                 self._next()
             return self._rows[-1]
@@ -152,7 +136,7 @@ class BestFitRows:
         """Rows before a task's cap is reached; None if that is not within ``rows``."""
         if self._surely_lasts(task, share, rows):
             return None
-        with self._lock:
+        with self._windows.lock:
             while (time := self._plan.time_of(task, share)) > self._times[-1]:
                 if self._rows[-1] >= rows:
                     return None
@@ -225,8 +209,7 @@ class BestFitRows:
 
     def _window(self, number: int) -> tuple[ExampleRange, PackedSegments]:
         if number in self._windows:
-            self._windows.move_to_end(number)
-            return self._windows[number]
+            return self._windows.keep(number, self._windows[number])
         first = self._times[number]
         window = self._pack(first, self._times[number + 1])
         planned = self._rows[number + 1] - self._rows[number]
@@ -246,10 +229,7 @@ class BestFitRows:
         generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, "<u8")))
         tasks = len(self._plan.orders)
         rank = _spread(pieces, stretch.task[pieces.example], tasks, self._row_tokens, generator)
-        self._windows[number] = stretch, pieces.in_order(rank)
-        while len(self._windows) > _KEPT_WINDOWS:
-            self._windows.popitem(last=False)
-        return self._windows[number]
+        return self._windows.keep(number, (stretch, pieces.in_order(rank)))
 
     def _load(self) -> None:
         if not self.path.exists():
@@ -303,12 +283,17 @@ def _spread(
     """
     if not pieces.rows:
         return np.empty(0, np.int64)
+    # Of each row [R]: its first piece, the run of full rows that it would belong to, whether it is
+    # full. Rows of one long document stay together, _RUN_ROWS at a time.
     first = np.searchsorted(pieces.row, np.arange(pieces.rows))
     run = pieces.start[first] // (row_tokens * _RUN_ROWS) * len(task) + pieces.example[first]
     full = pieces.length[first] == row_tokens
-    # Units: runs of full rows of one document, and other rows alone.
+    # Of each row its unit: a run of full rows of one document, or the row alone (below 0, so that
+    # no run has its number).
     unit = np.unique(np.where(full, run, -1 - np.arange(pieces.rows)), return_inverse=True)[1]
     units = int(unit.max()) + 1
+    # Tokens of each task in each unit [U, tasks], and from them the unit's kind: the two tasks that
+    # fill most of it, or twice the one that fills nearly all.
     cells = unit[pieces.row] * tasks + task
     tokens = np.bincount(cells, pieces.length, minlength=units * tasks).reshape(units, tasks)
     size = tokens.sum(axis=1)
@@ -316,14 +301,18 @@ def _spread(
     second = most[:, min(1, tasks - 1)]
     pure = tokens[np.arange(units), most[:, 0]] > 0.95 * size
     kind = most[:, 0] * tasks + np.where(pure, most[:, 0], second)
+    # Units kind by kind, drawn within each. `begins` and `counts` say where each kind lies.
     drawn = generator.permutation(units)
-    order = drawn[np.argsort(kind[drawn], kind="stable")]  # kind by kind
+    order = drawn[np.argsort(kind[drawn], kind="stable")]
     before = np.cumsum(size[order]) - size[order]
     begins = np.flatnonzero(np.diff(kind[order], prepend=-1))
     counts = np.diff(begins, append=units)
+    # A unit's place in 0..1: the share of its kind's tokens before it, and within the unit a point
+    # drawn once a kind, so that kinds of equal sizes do not fall into step.
     total = np.repeat(np.add.reduceat(size[order], begins), counts)
     phase = np.repeat(generator.random(len(begins)), counts)
     place = (before - np.repeat(before[begins], counts) + phase * size[order]) / total
+    # Units by their places, and rows by their units; rows of a unit keep their order.
     rank = np.empty(units, np.int64)
     rank[order[np.argsort(place, kind="stable")]] = np.arange(units)
     rows = np.empty(pieces.rows, np.int64)

@@ -103,6 +103,8 @@ def concat_and_split(
         loss = np.pad(loss, (0, missing))
         number = np.pad(number, (0, missing), constant_values=-1)
         source = np.pad(source, (0, missing), constant_values=-1)
+    # Whether the next token, which is the target, belongs to the same example [RT]; then, by row:
+    # where an example or a row begins, and from that the column that each token's segment began at.
     same = number[1:] == number[:-1]
     number_RT = number[:-1].reshape(rows, T)
     real_RT = number_RT >= 0
@@ -127,6 +129,8 @@ def best_fit(lengths: np.ndarray, row_tokens: int) -> PackedSegments:
     like the others; one without tokens lies nowhere. Rows made of one piece of T come first, in
     the order of examples; the others follow from the longest example to the shortest.
     """
+    # Of each example the rows that it fills and what is left over; then one piece a filled row,
+    # `nth` of its example, and the rests from the longest to the shortest.
     whole, rest = np.divmod(lengths, row_tokens)
     example = np.repeat(np.arange(len(lengths)), whole)
     nth = np.arange(len(example)) - np.repeat(np.cumsum(whole) - whole, whole)
@@ -178,6 +182,9 @@ def assemble_rows(
         token where the example was cut there. Where it ends, the target has weight 0.
     """
     R, T = pieces.rows, row_tokens
+    # Pieces and, behind the last piece of each row that is not full, one of padding: row, length
+    # and task of each of these [n + padded], row by row. `order` is their number among the two
+    # lists one after the other, so that what is at or past n is padding.
     free = T - np.bincount(pieces.row, pieces.length, minlength=R).astype(np.int64)
     (padded,) = np.nonzero(free)
     order = np.argsort(np.concatenate([pieces.row, padded]), kind="stable")
@@ -188,6 +195,7 @@ def assemble_rows(
     source = np.asarray(sources, np.int32)[pieces.example]
     source = np.concatenate([source, np.zeros(len(padded), np.int32)])[order]
     source = np.where(real, source, -1).astype(np.int32)
+    # Segments count from 1 in each row: all real pieces up to this one, less those before the row.
     segment = np.cumsum(real)
     first = np.searchsorted(row, np.arange(R))
     segment = (segment - (segment - real)[first][row]) * real

@@ -12,7 +12,6 @@ import numpy as np
 
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.records import Record
-from ipt_jax.data.bad_records import read_records
 from ipt_jax.data.best_fit import BestFitRows
 from ipt_jax.data.encode import extra_tokens, read_examples
 from ipt_jax.data.mixture import OpenMixture
@@ -25,6 +24,7 @@ from ipt_jax.data.packing import (
     flatten,
 )
 from ipt_jax.data.schedule import MixtureSchedule, TaskSampler
+from ipt_jax.data.sources import read_records
 from ipt_jax.data.tasks import NATURAL
 
 _CACHE_TOKENS = 4 << 20  # tokenised examples kept: one is cut over several rows and batches

@@ -22,13 +22,32 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ipt_jax.data.lengths import Lengths
+from ipt_jax.data.encode import Lengths
 
 # A window's places are made at once; its size changes memory, not order.
 WINDOW_TOKENS = 1 << 20
 WINDOW_EXAMPLES = 1 << 11
 _STRIDE = 256  # cumulative tokens are kept for every 256th example of an epoch: 4 bytes a record
 _TABLES = 3  # epochs of one task kept in memory
+
+
+class Recent[K, V](OrderedDict[K, V]):
+    """The values used last, and a lock for them. Pickles empty: another process makes its own."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.lock = most, threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.most,)
+
+    def keep(self, key: K, value: V) -> V:
+        """Hold a value, and let go of those unused for longest."""
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > self.most:
+            self.popitem(last=False)
+        return value
 
 
 def permutation(seed: int, task: str, epoch: int, records: int) -> np.ndarray:
@@ -66,10 +85,7 @@ class TaskSampler:
         self.records = lengths.records
         self._lengths, self._extra = lengths, extra_tokens  # BOS and EOS of each example
         self.epoch_tokens = lengths.tokens(extra_tokens)
-        self._tables: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": OrderedDict()}
+        self._tables: Recent[int, tuple[np.ndarray, np.ndarray]] = Recent(_TABLES)
 
     @functools.cached_property
     def longest(self) -> int:
@@ -78,18 +94,15 @@ class TaskSampler:
 
     def _table(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of an epoch, and its tokens before every ``_STRIDE``-th example."""
-        if epoch not in self._tables:
-            order = permutation(self.seed, self.name, epoch, self.records)
-            sums = [np.zeros(1, np.int64)]
-            for start in range(0, self.records, _STRIDE * 4096):  # gathered lengths stay small
-                part = self._gather(order[start : start + _STRIDE * 4096])
-                blocks = np.add.reduceat(part, np.arange(0, len(part), _STRIDE))
-                sums.append(sums[-1][-1] + np.cumsum(blocks))
-            self._tables[epoch] = order, np.concatenate(sums)
-            while len(self._tables) > _TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(epoch)
-        return self._tables[epoch]
+        if epoch in self._tables:
+            return self._tables.keep(epoch, self._tables[epoch])
+        order = permutation(self.seed, self.name, epoch, self.records)
+        sums = [np.zeros(1, np.int64)]
+        for start in range(0, self.records, _STRIDE * 4096):  # gathered lengths stay small
+            part = self._gather(order[start : start + _STRIDE * 4096])
+            blocks = np.add.reduceat(part, np.arange(0, len(part), _STRIDE))
+            sums.append(sums[-1][-1] + np.cumsum(blocks))
+        return self._tables.keep(epoch, (order, np.concatenate(sums)))
 
     def _gather(self, records: np.ndarray) -> np.ndarray:
         lengths = self._lengths.array[records].astype(np.int64)
@@ -112,6 +125,8 @@ class TaskSampler:
         """How many examples have their middle before ``doubled`` / 2 tokens (or examples)."""
         if self.by == "examples":
             return doubled // 2
+        # Whole epochs, then the block of _STRIDE examples in which the place lies, by the sums kept
+        # for each; only that block's middles (doubled, to stay whole numbers) are worked out.
         epoch, rest = divmod(doubled, 2 * self.epoch_tokens)
         order, before = self._table(epoch)
         block = max(int(np.searchsorted(2 * before, rest)) - 1, 0)
@@ -152,20 +167,7 @@ class MixtureSchedule:
         self._times, self._rates = [0], [list(rates)]
         self._shares = [[0.0] * len(self.orders)]
         self._tokens_at = [0]
-        self._reset()
-
-    def _reset(self) -> None:
-        self._windows: OrderedDict[int, ExampleRange] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_windows"], state["_lock"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+        self._windows: Recent[int, ExampleRange] = Recent(4)
 
     @property
     def first_rates(self) -> list[float]:
@@ -181,7 +183,7 @@ class MixtureSchedule:
 
     def change(self, time: int, rates: Sequence[float]) -> None:
         """Let other rates hold from a time on, later than those of earlier changes."""
-        with self._lock:
+        with self._windows.lock:
             tokens = time if self.by_tokens else self.tokens(time)
             shares = [self._doubled(i, time) for i in range(len(self.orders))]
             self._times.append(time)
@@ -206,6 +208,8 @@ class MixtureSchedule:
 
     def _doubled_times(self, task: int, doubled: np.ndarray) -> np.ndarray:
         """Twice the time at which a task's share is ``doubled`` / 2; infinite if it never is."""
+        # The stage in which each share is reached: shares grow from stage to stage, so it is the
+        # last that begins at or below it. A task of rate 0 there never gets further.
         shares = np.asarray([shares[task] for shares in self._shares])
         stage = np.searchsorted(shares, doubled, side="right") - 1
         rates = np.asarray([rates[task] for rates in self._rates])[stage]
@@ -251,19 +255,15 @@ class MixtureSchedule:
 
     def _window(self, number: int) -> ExampleRange:
         if number in self._windows:
-            self._windows.move_to_end(number)
-            return self._windows[number]
+            return self._windows.keep(number, self._windows[number])
         first = number * self._width
         window = self.between(first, first + self._width)
         window = dataclasses.replace(window, starts=self.tokens(first) + window.starts)
-        self._windows[number] = window
-        while len(self._windows) > 4:
-            self._windows.popitem(last=False)
-        return window
+        return self._windows.keep(number, window)
 
     def stretch(self, first: int, last: int) -> ExampleRange:
         """The examples that hold the stream's tokens first..last-1."""
-        with self._lock:
+        with self._windows.lock:
             number = self._window_of(first)
             windows = [self._window(number)]
             while windows[-1].starts[-1] < last:

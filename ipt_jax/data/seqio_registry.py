@@ -22,9 +22,8 @@ import numpy as np
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
-from ipt_jax.data.config import load_mixture_config
-from ipt_jax.data.encode import extra_tokens, tokenise
-from ipt_jax.data.lengths import index_lengths
+from ipt_jax.data.encode import extra_tokens, index_lengths, tokenise
+from ipt_jax.data.mixture import load_mixture_config
 from ipt_jax.data.sources import Source, open_source
 from ipt_jax.data.tasks import Mixture, Task, registered_mixtures, registered_tasks
 from ipt_jax.data.token_shards import TokenSource

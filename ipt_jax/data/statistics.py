@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipt_jax.core.errors import UserError
-from ipt_jax.data.encode import extra_tokens
-from ipt_jax.data.lengths import Lengths
+from ipt_jax.data.encode import Lengths, extra_tokens
 from ipt_jax.data.packing import source_tokens
 from ipt_jax.data.pipeline import OpenMixture, batches
 

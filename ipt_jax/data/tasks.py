@@ -1,13 +1,103 @@
-"""Task and Mixture, with seqio's words and meaning, and their registries."""
+"""Task and Mixture, with seqio's words and meaning, their preprocessors and their registries.
 
+A preprocessor takes the fields of one record as a dict and returns the fields of one record. It
+finds the record's text under ``text`` and its id under ``id``, whatever their keys in the file,
+and everything else under its own key. It may add ``parts`` and ``loss``. One record stays one
+record: a source is read at random access, so nothing can be dropped or split here.
+"""
+
+import functools
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.preprocessors import preprocessors
+
+Fields = dict[str, Any]
+Preprocessor = Callable[..., Fields]
+
+
+def _text(fields: Fields, key: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str):
+        found = f"is a {type(value).__name__}" if key in fields else "is missing"
+        raise UserError(f"`{key}` {found}, not text; the record has {sorted(fields)}")
+    return value
+
+
+def pair(
+    fields: Fields,
+    *,
+    instruction: str = "instruction",
+    response: str = "response",
+    before: str = "Instruction: ",
+    between: str = "\n\nAnswer: ",
+) -> Fields:
+    """An instruction and its response as one text, loss on the response only.
+
+    ``instruction`` and ``response`` are keys. The form is FineInstructions' by default:
+    ``Instruction: …``, an empty line, ``Answer: …``.
+    """
+    parts = (before + _text(fields, instruction) + between, _text(fields, response))
+    return {**fields, "text": "".join(parts), "parts": parts, "loss": (0.0, 1.0)}
+
+
+def join(fields: Fields, *, keys: Sequence[str], by: str = "\n\n") -> Fields:
+    """The texts under ``keys`` one after another, ``by`` between them."""
+    return {**fields, "text": by.join(_text(fields, key) for key in keys)}
+
+
+def strip(fields: Fields) -> Fields:
+    """The text without white space at its beginning and end."""
+    if fields.get("parts") is not None:
+        raise UserError("`strip` would shorten `text` but not its `parts`: put it before `pair`")
+    return {**fields, "text": _text(fields, "text").strip()}
+
+
+_REGISTRY: dict[str, Preprocessor] = {"pair": pair, "join": join, "strip": strip}
+
+
+def register_preprocessor(name: str, preprocessor: Preprocessor) -> Preprocessor:
+    """Add a preprocessor. Raises UserError where another has its name.
+
+    A length index knows a preprocessor by its name and settings only: give one that changes its
+    texts a new name.
+    """
+    return _register(_REGISTRY, "preprocessor", name, preprocessor)
+
+
+def unregister_preprocessor(name: str) -> None:
+    """Forget the preprocessor of that name, if any."""
+    _REGISTRY.pop(name, None)
+
+
+def preprocessors(
+    asked: Sequence[str | Mapping[str, Mapping[str, Any]]],
+) -> tuple[tuple[str, Preprocessor], ...]:
+    """Name and function of each, settings bound; picklable.
+
+    Raises UserError for an unknown name or setting, and for a setting that is missing.
+    """
+    made = []
+    for item in asked:
+        one = item if isinstance(item, Mapping) else {item: {}}
+        if len(one) != 1:
+            raise UserError(f"{item!r} should be one preprocessor: `name` or `name: {{settings}}`.")
+        ((name, settings),) = one.items()
+        if name not in _REGISTRY:
+            raise UserError(f"there is no preprocessor {name!r}. {did_you_mean(name, _REGISTRY)}")
+        function = _REGISTRY[name]
+        settings = dict(settings or {})
+        try:
+            inspect.signature(function).bind({}, **settings)
+        except TypeError as error:
+            raise UserError(f"the preprocessor {name!r} has wrong settings: {error}.") from error
+        made.append((name, functools.partial(function, **settings) if settings else function))
+    return tuple(made)
+
 
 NATURAL = "natural"
 HUB = "hf://"  # how the source of a data set on the hub begins
@@ -53,7 +143,7 @@ class Task:
     subset: str | None = None
     """Which subset (configuration) of a data set, where it has several."""
     preprocessors: tuple[str | Mapping[str, Mapping[str, Any]], ...] = ()
-    """Names in ``preprocessors.py``, in order, each alone or with its settings: ``{pair: {…}}``."""
+    """Names of preprocessors, in order, each alone or with its settings: ``{pair: {…}}``."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -212,18 +302,26 @@ _TASKS: dict[str, Task] = {}
 _MIXTURES: dict[str, Mixture] = {}
 
 
+def _register[T](registry: dict[str, T], kind: str, name: str, value: T) -> T:
+    if registry.setdefault(name, value) != value:
+        raise UserError(f"another {kind} is already registered as {name!r}: rename one.")
+    return value
+
+
+def _registered[T](registry: dict[str, T], kind: str, name: str) -> T:
+    if name not in registry:
+        raise UserError(f"no {kind} is registered as {name!r}. {did_you_mean(name, registry)}")
+    return registry[name]
+
+
 def register_task(task: Task) -> Task:
     """Add a task. Raises UserError where another task has its name."""
-    if _TASKS.setdefault(task.name, task) != task:
-        raise UserError(f"another task is already registered as {task.name!r}: rename one.")
-    return task
+    return _register(_TASKS, "task", task.name, task)
 
 
 def get_task(name: str) -> Task:
     """The registered task. Raises UserError naming the nearest where there is none."""
-    if name not in _TASKS:
-        raise UserError(f"no task is registered as {name!r}. {did_you_mean(name, _TASKS)}")
-    return _TASKS[name]
+    return _registered(_TASKS, "task", name)
 
 
 def register_mixture(
@@ -235,16 +333,12 @@ def register_mixture(
     """Add a mixture of registered tasks. Raises UserError for a task or rate that cannot be."""
     tasks = tuple(get_task(task) for task in rates)
     mixture = Mixture(name, tasks, dict(rates), by, tuple(stages))
-    if _MIXTURES.setdefault(name, mixture) != mixture:
-        raise UserError(f"another mixture is already registered as {name!r}: rename one.")
-    return mixture
+    return _register(_MIXTURES, "mixture", name, mixture)
 
 
 def get_mixture(name: str) -> Mixture:
     """The registered mixture. Raises UserError naming the nearest where there is none."""
-    if name not in _MIXTURES:
-        raise UserError(f"no mixture is registered as {name!r}. {did_you_mean(name, _MIXTURES)}")
-    return _MIXTURES[name]
+    return _registered(_MIXTURES, "mixture", name)
 
 
 def registered_tasks() -> tuple[Task, ...]:

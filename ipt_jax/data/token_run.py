@@ -38,11 +38,9 @@ from ipt_jax.core.records import SHARD_FILES
 from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.core.shards import count_records
 from ipt_jax.core.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
-from ipt_jax.data.bad_records import read_records
-from ipt_jax.data.config import DataConfig, load_mixture
-from ipt_jax.data.encode import extra_tokens, tokenise
-from ipt_jax.data.lengths import lengths_name, write_lengths
-from ipt_jax.data.sources import Source, open_source
+from ipt_jax.data.encode import extra_tokens, lengths_name, tokenise, write_lengths
+from ipt_jax.data.mixture import DataConfig, load_mixture
+from ipt_jax.data.sources import Source, open_source, read_records
 from ipt_jax.data.tasks import HUB, Mixture, Task
 from ipt_jax.data.token_shards import (
     OPTIONS,

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.example_proto import example_class
 from ipt_jax.core.manifest import MANIFEST_NAME, TOKENS_FORMAT, Manifest, check_shards
-from ipt_jax.core.records import Record
+from ipt_jax.core.records import Record, RecordSource
 from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.data.packing import Tokenised
 from ipt_jax.data.tasks import Task
@@ -96,7 +96,7 @@ def serialize_damaged(why: str) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-class TokenSource:
+class TokenSource(RecordSource):
     """The examples of a folder of token shards at random access; picklable, threads may share it.
 
     Raises UserError naming the shard that is missing, cut short or changed, and the key of the
@@ -113,19 +113,6 @@ class TokenSource:
         _check_task(task, tokenizer, self.manifest)
         check_shards(self.manifest, verify, skip_damaged)
         self._shards = self.manifest.reader()
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same examples; what a length index names."""
-        return self.manifest.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def where(self, index: int) -> str:
-        """Shard and place of an example, for messages."""
-        path, number = self._shards.place(index)
-        return f"record {number} of {path}"
 
     def examples(self, indices: Sequence[int]) -> list[Tokenised]:
         """The examples at ``indices``, in that order. Raises UserError naming what is damaged."""

@@ -15,8 +15,7 @@ from ipt_jax.core.weight_files import follow_umask
 from ipt_jax.hf.export import atomic_folder, dtype_named, write_json
 from ipt_jax.hf.load import read_json, tensor_headers
 from ipt_jax.hf.weights import DTYPES
-from ipt_jax.models.config import DecoderConfig
-from ipt_jax.models.layers import Params
+from ipt_jax.models.config import DecoderConfig, Params
 from ipt_jax.models.lora import FACTORS, TARGETS, LoraConfig, adapter_shapes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

@@ -30,7 +30,7 @@ ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 def export_hugging_face(
     folder: Path,
     config: DecoderConfig,
-    params: Params,
+    weights: Params | Iterator[tuple[str, np.ndarray]],
     tokenizer: Tokenizer,
     *,
     dtype: str = "float32",
@@ -40,31 +40,16 @@ def export_hugging_face(
 ) -> Path:
     """Write `folder` for `transformers.AutoModelForCausalLM` and `AutoTokenizer`.
 
-    The folder appears only when it is whole and `check`, if given, has passed on it: `check` gets
-    the finished folder under a temporary name and raises to refuse it. `generation` is what
+    `weights` are our parameters, or tensors by name in the order of `tensor_shapes`. The folder
+    appears only when it is whole and `check`, if given, has passed on it: `check` gets the finished
+    folder under a temporary name and raises to refuse it. `generation` is what
     generation_config.json says, by default BOS and EOS of the tokenizer.
 
     Raises:
       UserError: the folder holds something else, or an unknown dtype.
     """
-    options: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes, "check": check}
-    tensors = to_hugging_face(config, params)
-    return export_tensors(folder, config, tensors, tokenizer, generation=generation, **options)
-
-
-def export_tensors(
-    folder: Path,
-    config: DecoderConfig,
-    tensors: Iterator[tuple[str, np.ndarray]],
-    tokenizer: Tokenizer,
-    *,
-    dtype: str = "float32",
-    shard_bytes: int = SHARD_BYTES,
-    check: Callable[[Path], None] | None = None,
-    generation: Mapping[str, Any] | None = None,
-) -> Path:
-    """`export_hugging_face` of tensors that come by name, in the order of `tensor_shapes`."""
     numpy_dtype = dtype_named(dtype)
+    tensors = to_hugging_face(config, weights) if isinstance(weights, dict) else weights
     with atomic_folder(folder, "config.json", check) as working:
         _write_weights(working, config, tensors, numpy_dtype, shard_bytes)
         ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}

@@ -15,9 +15,8 @@ from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.lazy_array import LazyArray
 from ipt_jax.core.weight_files import weight_files
 from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
-from ipt_jax.models.config import DecoderConfig, RopeScaling
+from ipt_jax.models.config import DecoderConfig, Params, RopeScaling
 from ipt_jax.models.decoder import new_params
-from ipt_jax.models.layers import Params
 
 # What transformers takes where a config.json lacks the key.
 _DEFAULTS = {"mistral": {"sliding_window": 4096, "num_key_value_heads": 8}, "llama": {}}

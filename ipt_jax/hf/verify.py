@@ -77,8 +77,8 @@ def logit_difference(
     @jax.jit
     def forward(placed: Any, ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         weights, factors = placed
-        model = module_of(config_in_float32(config), weights)
-        return model.logits(model(ids_BT, positions_BT, adapters=factors, lora=lora))
+        model = module_of(config_in_float32(config), weights, factors, lora)
+        return model.logits(model(ids_BT, positions_BT))
 
     worst = 0.0
     for text in texts:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ipt_jax.core.errors import UserError, did_you_mean
 
+Params = dict[str, Any]  # parameters as a nested dict, by attribute name
 # What a block can keep for the backward pass -> what it then need not recompute.
 SAVEABLE: dict[str, str] = {
     "query_key_value": "three projections and their rotary embedding",

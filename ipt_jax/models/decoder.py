@@ -8,8 +8,11 @@ grow with depth. Query, key and value projections are one matrix laid out by key
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +20,167 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from ipt_jax.attention.backends import attention
-from ipt_jax.attention.ranges import key_ranges
-from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.chips.target import target
-from ipt_jax.models.config import DecoderConfig
-from ipt_jax.models.layers import (
-    Params,
-    dropout,
-    project,
-    rms_norm,
-    rotary,
-    rotate,
-    split,
-)
-from ipt_jax.models.lora import LoraConfig, add_low_rank
+from ipt_jax.attention.spec import AttentionSpec, key_ranges
+from ipt_jax.chips.devices import target
+from ipt_jax.models.config import DecoderConfig, Params, RopeScaling
+from ipt_jax.models.lora import FACTORS, LoraConfig
 
 INITIAL_DEVIATION = 0.02
-# The projections by their common input, in a block's order.
-ADAPTED_INPUTS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("o_proj",),
-    ("gate_proj", "up_proj"),
-    ("down_proj",),
+
+
+def project(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Contract x [B, T, …] with weight […, out…] along all but B and T: [B, T, out…].
+
+    Rows are flattened to [B·T, …] first: XLA's CPU backend runs the weight gradient of a
+    three-dimensional product 1.6 to 1.9 times slower than that of a matrix product.
+    """
+    rows = x.reshape(-1, *x.shape[2:])
+    axes = x.ndim - 2
+    return jnp.tensordot(rows, weight, axes).reshape(*x.shape[:2], *weight.shape[axes:])
+
+
+def split(x: jax.Array, sizes: tuple[int, ...], axis: int) -> tuple[jax.Array, ...]:
+    """x cut along an axis into parts of these sizes.
+
+    Its gradient is put together by one concatenation. That of slices is a sum of padded arrays,
+    which took 9% of a GPU's train step where this takes 7% (docs/results/gpu.md).
+    """
+    parts: tuple[jax.Array, ...] = _split(sizes, axis, x)
+    return parts
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _split(sizes: tuple[int, ...], axis: int, x: jax.Array) -> tuple[jax.Array, ...]:
+    ends = itertools.accumulate(sizes)
+    return tuple(
+        jax.lax.slice_in_dim(x, end - size, end, axis=axis)
+        for size, end in zip(sizes, ends, strict=True)
+    )
+
+
+def _split_forward(
+    sizes: tuple[int, ...], axis: int, x: jax.Array
+) -> tuple[tuple[jax.Array, ...], None]:
+    return _split(sizes, axis, x), None
+
+
+def _split_backward(
+    sizes: tuple[int, ...], axis: int, _: None, parts: tuple[jax.Array, ...]
+) -> tuple[jax.Array]:
+    return (jnp.concatenate(parts, axis),)
+
+
+_split.defvjp(_split_forward, _split_backward)
+
+
+def rms_norm(x: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
+    """x / root mean square of its last axis, times the weight; computed in float32."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + epsilon)
+    return (x32 * scale).astype(x.dtype) * weight_D
+
+
+def rotary(
+    positions_BT: jax.Array, head_width: int, theta: float, scaling: RopeScaling | None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary angles, each float32 [B, T, 1, h / 2]."""
+    frequency = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    if scaling is not None:
+        frequency = _scaled(frequency, scaling)
+    angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _scaled(frequency: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Llama 3.1: slow frequencies are divided by the factor, those between blended."""
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_positions * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x_BTHh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary embedding in Hugging Face's layout: the pair of i is i + h / 2."""
+    cosine, sine = rope
+    first, second = jnp.split(x_BTHh.astype(jnp.float32), 2, -1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, -1).astype(x_BTHh.dtype)
+
+
+def dropout(x: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+    """x with a share `rate` of its entries set to 0 and the others scaled by 1 / (1 - rate)."""
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weight", "factors", "key"],
+    meta_fields=["targets", "cut", "scale", "rate"],
 )
+@dataclass(frozen=True)
+class Projection:
+    """One product of a common input for several projections, each with its adapter if it has one.
+
+    All blocks' together, each array with a leading axis L, or one block's inside their scan.
+    """
+
+    weight: jax.Array
+    """[…, out…]"""
+    targets: tuple[str, ...]
+    """The projections' names, see `ipt_jax.models.lora.TARGETS`."""
+    cut: Callable[[jax.Array], tuple[jax.Array, ...]]
+    """The product [B, T, out…] as that of each target."""
+    factors: Params
+    """The adapters' factors by name, […, r] and [r, …]; none of a target without adapter."""
+    key: jax.Array | None
+    """Random key while training with dropout on the adapters' input; None: no dropout. One mask
+    serves all targets, where PEFT draws one for each."""
+    scale: float
+    """Factor on the adapters' output."""
+    rate: float
+    """Of that dropout."""
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """What each of `targets` makes of x, [B, T, in] or [B, T, H, h]: [B, T, …]."""
+        outputs = self.cut(project(x, self.weight))
+        factors = [[self.factors.get(name) for name in FACTORS[target]] for target in self.targets]
+        inner = [a for a, _ in factors if a is not None]
+        if not inner:
+            return outputs
+        if self.key is not None:
+            x = dropout(x, self.key, self.rate)
+        # One product for all of them: x is the large array, and is read once.
+        product = self.scale * project(x, jnp.concatenate(inner, -1))
+        parts = iter(jnp.split(product, len(inner), -1))
+        return tuple(
+            out if b is None else out + project(next(parts), b)
+            for out, (_, b) in zip(outputs, factors, strict=True)
+        )
+
+
+def _heads(qkv: jax.Array) -> tuple[jax.Array, ...]:
+    """Queries [B, T, K, G, h], keys and values [B, T, K, h] of [B, T, K, G + 2, h]."""
+    q, k, v = split(qkv, (qkv.shape[-2] - 2, 1, 1), -2)
+    return q, k[..., 0, :], v[..., 0, :]
+
+
+def _gate_up(product: jax.Array) -> tuple[jax.Array, ...]:
+    gate, up = split(product, (1, 1), -2)
+    return gate[..., 0, :], up[..., 0, :]
+
+
+def _whole(product: jax.Array) -> tuple[jax.Array, ...]:
+    return (product,)
+
+
+# A block's projections in its order: the weight, the names that it holds, and how they are cut.
+PROJECTIONS: dict[str, tuple[tuple[str, ...], Callable[[jax.Array], tuple[jax.Array, ...]]]] = {
+    "query_key_value_LDKGh": (("q_proj", "k_proj", "v_proj"), _heads),
+    "output_LHhD": (("o_proj",), _whole),
+    "gate_up_LD2F": (("gate_proj", "up_proj"), _gate_up),
+    "down_LFD": (("down_proj",), _whole),
+}
 
 
 class Blocks(nnx.Module):
@@ -71,6 +212,8 @@ class Decoder(nnx.Module):
         self.final_norm_D = nnx.Param(jnp.ones((D,)))
         if not config.tied_embeddings:
             self.unembedding_VD = _normal(rngs, (V, D), INITIAL_DEVIATION)
+        self.lora: LoraConfig | None = None
+        self.adapters: Params = nnx.data({})
 
     def __call__(
         self,
@@ -81,8 +224,6 @@ class Decoder(nnx.Module):
         dropout_key: jax.Array | None = None,
         backend: str = "auto",
         place: Callable[[jax.Array], jax.Array] = lambda x_BTD: x_BTD,
-        adapters: Params | None = None,
-        lora: LoraConfig | None = None,
     ) -> jax.Array:
         """The residual stream after the final norm, [B, T, D] in the compute dtype.
 
@@ -95,14 +236,7 @@ class Decoder(nnx.Module):
           backend: attention backend, see `ipt_jax.attention.backends`.
           place: pins the residual stream to its devices, see
             `ipt_jax.models.sharding.constrain_activations`.
-          adapters: low-rank adapters, see `ipt_jax.models.lora.new_adapters`; None: none.
-          lora: what the adapters are; given exactly when they are.
-
-        Raises:
-          ValueError: one of adapters and lora without the other.
         """
-        if (adapters is None) != (lora is None):
-            raise ValueError("Decoder: adapters and lora come together or not at all.")
         c = self.config
         dtype = jnp.dtype(c.compute_dtype)
         spec = attention_spec(c, segments=segment_ids_BT is not None)
@@ -112,40 +246,27 @@ class Decoder(nnx.Module):
         # Without dropout the keys are never looked at, but a scan needs something to scan over.
         root_key = dropout_key if dropout_key is not None else jax.random.key(0)
         keys = jax.random.split(root_key, (c.layers + 1, 2))
-        adapter_keys = None
-        if lora is not None and lora.dropout > 0 and dropout_key is not None:
-            # Beside the decoder's own keys, whose draws stay what they are without adapters.
-            root_key = jax.random.fold_in(dropout_key, 1)
-            adapter_keys = jax.random.split(root_key, (c.layers, len(ADAPTED_INPUTS)))
 
         def drop(x: jax.Array, key: jax.Array) -> jax.Array:
             return dropout(x, key, c.dropout) if use_dropout else x
 
+        def cast(leaf: jax.Array) -> jax.Array:
+            is_number = jnp.issubdtype(leaf.dtype, jnp.floating)  # and no key of dropout
+            return leaf.astype(dtype) if is_number else leaf
+
         def block(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, None]:
-            w, key, factors, adapter_key = scanned
-            w, factors = jax.tree.map(lambda p: p.astype(dtype), (w, factors))
-
-            def adapt(number: int, x: jax.Array, *outputs: jax.Array) -> tuple[jax.Array, ...]:
-                if lora is None:
-                    return outputs
-                one = None if adapter_key is None else adapter_key[number]
-                return add_low_rank(outputs, x, ADAPTED_INPUTS[number], lora, factors, one)
-
+            w, key = scanned
+            w = jax.tree.map(cast, w)
             y = rms_norm(x_BTD, w["attention_norm_LD"], c.norm_epsilon)
-            qkv = project(y, w["query_key_value_LDKGh"])
-            q, k, v = split(qkv, (qkv.shape[-2] - 2, 1, 1), -2)
-            q, k, v = adapt(0, y, q, k[..., 0, :], v[..., 0, :])
+            q, k, v = w["query_key_value_LDKGh"](y)
             q = rotate(q.reshape(*q.shape[:2], c.heads, c.head_width), rope)
             q, k, v = checkpoint_name((q, rotate(k, rope), v), "query_key_value")
             y = attention(q, k, v, spec, segment_ids_BT, backend, ranges=ranges)
-            (out,) = adapt(1, y, project(y, w["output_LHhD"], axes=2))
+            (out,) = w["output_LHhD"](y)
             x_BTD = x_BTD + drop(checkpoint_name(out, "attention_output"), key[0])
             y = rms_norm(x_BTD, w["mlp_norm_LD"], c.norm_epsilon)
-            gate, up = split(project(y, w["gate_up_LD2F"]), (1, 1), -2)
-            gate_up = adapt(2, y, gate[..., 0, :], up[..., 0, :])
-            gate, up = checkpoint_name(gate_up, "gate_up")
-            y = jax.nn.silu(gate) * up
-            (out,) = adapt(3, y, project(y, w["down_LFD"]))
+            gate, up = checkpoint_name(w["gate_up_LD2F"](y), "gate_up")
+            (out,) = w["down_LFD"](jax.nn.silu(gate) * up)
             return place(x_BTD + drop(out, key[1])), None
 
         remat, kept = c.remat_on(target().platform)
@@ -159,10 +280,24 @@ class Decoder(nnx.Module):
             # A scan's body needs no guard against common subexpressions.
             block = jax.checkpoint(block, policy=policy, prevent_cse=False)
         x_BTD = place(drop(self.embedding_VD[...][tokens_BT].astype(dtype), keys[-1, 0]))
-        weights = nnx.to_pure_dict(nnx.state(self.blocks, nnx.Param))
-        factors = None if adapters is None else adapters["blocks"]
-        x_BTD, _ = jax.lax.scan(block, x_BTD, (weights, keys[:-1], factors, adapter_keys))
+        x_BTD, _ = jax.lax.scan(block, x_BTD, (self._block_weights(dropout_key), keys[:-1]))
         return rms_norm(x_BTD, self.final_norm_D[...].astype(dtype), c.norm_epsilon)
+
+    def _block_weights(self, dropout_key: jax.Array | None) -> Params:
+        """The blocks' parameters by name, those of `PROJECTIONS` as such with their adapters."""
+        weights, lora = nnx.to_pure_dict(nnx.state(self.blocks, nnx.Param)), self.lora
+        keys = None
+        if lora is not None and lora.dropout > 0 and dropout_key is not None:
+            # Beside the decoder's own keys, whose draws stay what they are without adapters.
+            root_key = jax.random.fold_in(dropout_key, 1)
+            keys = jax.random.split(root_key, (self.config.layers, len(PROJECTIONS)))
+        for number, (name, (targets, cut)) in enumerate(PROJECTIONS.items()):
+            adapted = [target for target in targets if lora and target in lora.targets]
+            factors = {f: self.adapters["blocks"][f] for t in adapted for f in FACTORS[t]}
+            key = keys[:, number] if keys is not None and adapted else None
+            scale, rate = (lora.scale, lora.dropout) if lora else (1.0, 0.0)
+            weights[name] = Projection(weights[name], targets, cut, factors, key, scale, rate)
+        return weights
 
     def unembedding(self) -> jax.Array:
         """The output projection, [V, D] in the parameters' dtype."""
@@ -180,12 +315,28 @@ def attention_spec(config: DecoderConfig, *, segments: bool) -> AttentionSpec:
     return AttentionSpec(causal=True, window=config.window, segments=segments)
 
 
-def module_of(config: DecoderConfig, params: Params) -> Decoder:
-    """The decoder with these parameters (concrete, abstract or traced)."""
+def module_of(
+    config: DecoderConfig,
+    params: Params,
+    adapters: Params | None = None,
+    lora: LoraConfig | None = None,
+) -> Decoder:
+    """The decoder with these parameters (concrete, abstract or traced).
+
+    Its projections have `adapters` (see `ipt_jax.models.lora.new_adapters`), which are what `lora`
+    says, where these are given.
+
+    Raises:
+      ValueError: one of adapters and lora without the other.
+    """
+    if (adapters is None) != (lora is None):
+        raise ValueError("Decoder: adapters and lora come together or not at all.")
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(abstract, nnx.Param)
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+    model = nnx.merge(graph, state)
+    model.lora, model.adapters = lora, nnx.data(adapters or {})
+    return model
 
 
 def new_params(config: DecoderConfig, key: jax.Array) -> Params:

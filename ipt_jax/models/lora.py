@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ipt_jax.core.errors import UserError, did_you_mean
-from ipt_jax.models.config import DecoderConfig
-from ipt_jax.models.layers import Params, dropout, project
+from ipt_jax.models.config import DecoderConfig, Params
 
 # What can be adapted, by Hugging Face's name, and the names of its factors a and b.
 FACTORS: dict[str, tuple[str, str]] = {
@@ -121,37 +120,3 @@ def adapter_count(decoder: DecoderConfig, lora: LoraConfig) -> int:
 def base_params(params: Params, lora: LoraConfig) -> Params:
     """The frozen weights in the dtype that `lora` keeps them in."""
     return jax.tree.map(lambda p: p.astype(lora.base_dtype), params)
-
-
-def add_low_rank(
-    outputs: tuple[jax.Array, ...],
-    x: jax.Array,
-    targets: tuple[str, ...],
-    lora: LoraConfig,
-    factors: Params,
-    key: jax.Array | None,
-) -> tuple[jax.Array, ...]:
-    """Each of the projections' `outputs` plus its adapter's share; without an adapter, as it is.
-
-    Args:
-      outputs: what `targets` made of x, [B, T, …] each.
-      x: their common input, [B, T, in] or [B, T, H, h].
-      targets: the projections' names.
-      lora: rank, scale, dropout rate.
-      factors: one block's factors by name, in the compute dtype.
-      key: random key while training with dropout; None: no dropout. One mask serves all
-        `targets` of this input, where PEFT draws one for each.
-    """
-    found = [target for target in targets if target in lora.targets]
-    if not found:
-        return outputs
-    if key is not None:
-        x = dropout(x, key, lora.dropout)
-    # One product for all of them: x is the large array, and is read once.
-    a = jnp.concatenate([factors[FACTORS[target][0]] for target in found], -1)
-    inner = lora.scale * project(x, a, axes=a.ndim - 1)
-    parts = dict(zip(found, jnp.split(inner, len(found), -1), strict=True))
-    return tuple(
-        out + project(parts[target], factors[FACTORS[target][1]]) if target in parts else out
-        for target, out in zip(targets, outputs, strict=True)
-    )

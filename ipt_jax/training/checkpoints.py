@@ -34,8 +34,9 @@ from jax.experimental import multihost_utils
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import sync_folder
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.models.layers import Params
+from ipt_jax.models.config import Params
 from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
+from ipt_jax.training.processes import anywhere
 from ipt_jax.training.saved_arrays import StreamedArrays, differences, hold, open_saved
 
 # Orbax logs every save, each default it takes, and what it raises anyway, with its traceback.
@@ -185,7 +186,7 @@ class Checkpoints:
             if chosen is None:
                 break
             restored, reason = self._read(chosen, abstract)
-            if _everywhere(restored is not None):
+            if not anywhere(restored is None):
                 assert restored is not None
                 if first:
                     self._settle(chosen, position)
@@ -491,10 +492,3 @@ def _from_first(number: int | None) -> int | None:
     sent = np.int32(-1 if number is None else number)
     received = int(multihost_utils.broadcast_one_to_all(sent))
     return None if received < 0 else received
-
-
-def _everywhere(done: bool) -> bool:
-    """Whether all processes have `done`, the same answer in each."""
-    if jax.process_count() == 1:
-        return done
-    return bool(np.all(multihost_utils.process_allgather(np.int32(done))))

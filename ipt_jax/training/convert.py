@@ -20,11 +20,10 @@ from ipt_jax.core.tokenizer_export import enable_special_tokens
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.hf.adapters import merge_lora, write_peft
-from ipt_jax.hf.export import export_hugging_face, export_tensors
+from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import open_hugging_face, read_config, read_json
 from ipt_jax.hf.verify import logit_difference
-from ipt_jax.models.config import DecoderConfig
-from ipt_jax.models.layers import Params
+from ipt_jax.models.config import DecoderConfig, Params
 from ipt_jax.training.checkpoints import SAVES, load_params, newest_list, save_params
 from ipt_jax.training.starting_weights import (
     TrainedRun,
@@ -131,16 +130,15 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
         atomic_write(folder / "verification.json", json.dumps(result))
 
     options: dict[str, Any] = {"dtype": config.dtype, "check": check if config.verify else None}
-    if run.lora is None or base is None:
-        options["generation"] = generation
-        export_hugging_face(output, run.decoder, params, tokenizer, **options)
-    elif peft_base is None:
-        tensors = merge_lora(run.decoder, run.lora, params, read_tensors(base, run.decoder))
-        options["generation"] = generation
-        export_tensors(output, run.decoder, tensors, tokenizer, **options)
-    else:
+    if run.lora is not None and peft_base is not None:
         name = config.base_name or str(peft_base.resolve())
         write_peft(output, run.decoder, run.lora, params, name, tokenizer, **options)
+    else:
+        whole: Any = params
+        if run.lora is not None and base is not None:
+            whole = merge_lora(run.decoder, run.lora, params, read_tensors(base, run.decoder))
+        options["generation"] = generation
+        export_hugging_face(output, run.decoder, whole, tokenizer, **options)
     if config.control_text:
         enable_special_tokens(output)
     return output, difference

@@ -25,13 +25,12 @@ from jaxlib import version as jaxlib_version
 from ipt_jax.chips.devices import DEVICES, Device
 from ipt_jax.chips.topology import compiled_for, described_devices, why_not
 from ipt_jax.core.errors import UserError, did_you_mean
-from ipt_jax.data.config import load_mixture
+from ipt_jax.data.mixture import load_mixture
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
-from ipt_jax.training.accumulation import with_accumulation
-from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.config import TrainConfig, with_accumulation
+from ipt_jax.training.startup import compiler_options
 from ipt_jax.training.step import TrainSetup, make_setup
-from ipt_jax.training.xla_flags import compiler_options
 
 USABLE = 0.9  # of a device's memory: the rest goes to the runtime and to fragments
 

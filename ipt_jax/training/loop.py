@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +20,35 @@ from ipt_jax.chips.devices import device_of
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import atomic_write
 from ipt_jax.data.packing import Rows
-from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
+from ipt_jax.data.pipeline import Lookahead, MixtureRows, OpenMixture, batches, open_mixture
 from ipt_jax.models.sharding import make_mesh
-from ipt_jax.training.accumulation import with_accumulation
-from ipt_jax.training.attention import with_tested_attention
-from ipt_jax.training.bad_records import DamageFile
 from ipt_jax.training.checkpoints import Checkpoints
-from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.guard import restarted
-from ipt_jax.training.lookahead import Lookahead
+from ipt_jax.training.config import TrainConfig, with_accumulation
+from ipt_jax.training.hooks import DamageFile, Hook, Profiler, SkipLog
 from ipt_jax.training.metrics import MetricsLog
-from ipt_jax.training.phases import Phases
+from ipt_jax.training.optimizer import restarted
 from ipt_jax.training.processes import (
     GlobalBatches,
+    Stopping,
     SyncPoint,
     anywhere,
     barrier,
     everyones_error,
     refuse_other_configs,
 )
-from ipt_jax.training.profile import Profiler
-from ipt_jax.training.run_folder import open_run_folder, shared_values
-from ipt_jax.training.skipped_batches import SkipLog
+from ipt_jax.training.run_folder import describe, open_run_folder, shared_values, summarise
 from ipt_jax.training.starting_weights import load_initial_params
+from ipt_jax.training.startup import with_tested_attention
 from ipt_jax.training.state import TrainState, not_finite, place_params, weights
 from ipt_jax.training.step import TrainSetup, make_setup
-from ipt_jax.training.stopping import Stopping
-from ipt_jax.training.summary import describe, summarise
-from ipt_jax.training.watchdog import Watchdog
+from ipt_jax.training.watchdog import Phases, Watchdog
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     """Run the training that `config` describes, from its newest checkpoint if there is one.
+
+    Args:
+      hooks: what else to do beside its steps, after what every run does.
 
     Returns:
       The summary that is also written to summary.json in the run folder.
@@ -74,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     placement = GlobalBatches(mesh, config.batch_rows, config.data.row_tokens)
     _check_tokenizer(config, setup, mixture.tokenizer.vocab_size)
     with open_run_folder(config, mesh, mixture) as folder:
-        return _train(config, folder, phases, mesh, mixture, setup, placement)
+        return _train(config, folder, phases, mesh, mixture, setup, placement, hooks)
 
 
 def _train(
@@ -85,6 +82,7 @@ def _train(
     mixture: OpenMixture,
     setup: TrainSetup,
     placement: GlobalBatches,
+    hooks: Sequence[Hook],
 ) -> dict[str, Any]:
     """`train` in the folder that it holds."""
     first_process = jax.process_index() == 0
@@ -131,15 +129,18 @@ def _train(
             device=device_of(mesh.devices.flat[0]),
             write=first_process,
         )
+        hooks = (damage, Profiler(folder, config.profile), log, skips, *hooks)
 
-        def record(position: int, metrics: dict[str, jax.Array]) -> None:
+        def read(position: int, metrics: dict[str, jax.Array]) -> None:
             with stop.noting():
-                skips.record(position, log.add(position, metrics))
+                values = jax.device_get(metrics)  # waits for the device to reach it
+                for hook in hooks:
+                    hook.after_step(position, values)
 
         def save(position: int, state: TrainState) -> None:
             # Several processes save together: one that fails cannot let the others go on.
             with stop.noting() if jax.process_count() == 1 else nullcontext():
-                kept = _progress(log, progress)
+                kept = {**log.progress(), "base_norm": progress["base_norm"]}
                 checkpoints.save(position, state.saved, kept, log.mean_since_save())
                 if stop.error is not None:
                     checkpoints.wait()
@@ -149,34 +150,41 @@ def _train(
         agreement = SyncPoint(mesh)
         pending, code, stopping = None, 0, False
         phases.switch("other")
-        with log, Profiler(folder, config.profile) as profiler:
+        with ExitStack() as stack:
+            for hook in hooks:
+                stack.enter_context(hook)
             while position < config.steps and not stopping:
                 with phases("data"):
                     batch = placement(next(stream))
+                with phases("compiling" if position == first else "step"):
+                    position += 1
                     with stop.noting():
-                        damage.note(position + 1, stream.damaged)
-                phase = "compiling" if position == first else "step"
-                with phases(phase), profiler.step(position + 1, pending):
+                        for hook in hooks:
+                            hook.before_step(position)
                     state, metrics = setup.step_function(state, batch)
                     # Asked for now, the copy does not wait behind the kernels of the next step.
                     jax.copy_to_host_async(metrics)
-                    position += 1
+                    with stop.noting():
+                        for hook in hooks:
+                            hook.after_launch(position, state)
                     stop.note(stream.error)
                     code = agreement.reached_sync_point(stop.code)
                     # The step before is read only now: the device never waits for the host.
                     if pending is not None:
-                        record(position - 1, pending)
+                        read(position - 1, pending)
                     pending = metrics
                 watchdog.position = position
                 stopping = code > 0 or skips.too_many
                 due = position % config.checkpoints.every_steps == 0
                 if stopping or due or position == config.steps:
                     with phases("step"):
-                        record(position, pending)
+                        read(position, pending)
                     pending = None
                     with phases("checkpoint"):
                         save(position, state)
-                        log.saved()
+                    with stop.noting():
+                        for hook in hooks:
+                            hook.after_save(position)
             with phases("checkpoint"):
                 with stop.noting() if jax.process_count() == 1 else nullcontext():
                     checkpoints.wait()
@@ -240,10 +248,6 @@ def _norm(params: Any) -> float:
     """A number that other weights would not have; 0 without any."""
     square = jax.jit(lambda tree: optax.global_norm(jax.tree.map(jnp.float32, tree)))
     return float(square(params)) if jax.tree.leaves(params) else 0.0
-
-
-def _progress(log: MetricsLog, first: dict[str, Any]) -> dict[str, Any]:
-    return {**log.progress(), "base_norm": first["base_norm"]}
 
 
 def _rows(config: TrainConfig, mixture: OpenMixture) -> MixtureRows:

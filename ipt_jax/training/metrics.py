@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ipt_jax.chips.devices import Device
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import append_lines
-from ipt_jax.training.jsonl_log import drop_later_lines
-from ipt_jax.training.phases import Phases
-from ipt_jax.training.writers import TensorBoardWriter, WandbWriter, Writer
+from ipt_jax.training.hooks import Hook, drop_later_lines
+from ipt_jax.training.watchdog import Phases
+from ipt_jax.training.writers import EventFile, WandbWriter
 
 SAVED_METRICS = ("loss", "gradient_norm")  # means since the save before; what tells the best
 # Phase -> the key of its share of the time.
@@ -65,7 +64,7 @@ class MetricsConfig:
             )
 
 
-class MetricsLog:
+class MetricsLog(Hook):
     """Adds up tokens and writes a line every so many steps; use as a context manager.
 
     Totals are Python integers: device integers would overflow after 2³¹ tokens.
@@ -113,7 +112,7 @@ class MetricsLog:
         self._devices, self._device = devices, device
         self._path = folder / "metrics.jsonl"
         self._writing = False
-        self._writers: list[Writer] = []
+        self._writers: list[EventFile | WandbWriter] = []
         self._screen: _Screen | None = None
         self._losses: list[float] = []
         self._norms: list[float] = []
@@ -137,32 +136,25 @@ class MetricsLog:
             **({} if self.crowded_lists is None else {"crowded_lists": self.crowded_lists}),
         }
 
-    def add(self, position: int, metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """Take in the metrics of batch number `position`; waits for the device to reach it.
-
-        Returns:
-          The same metrics as numpy values.
-        """
-        host = jax.device_get(dict(metrics))
-        for name, count in zip(self.source_tokens, host["source_tokens"], strict=True):
+    def after_step(self, position: int, metrics: Mapping[str, Any]) -> None:
+        for name, count in zip(self.source_tokens, metrics["source_tokens"], strict=True):
             self.source_tokens[name] += int(count)
-        if "crowded_lists" in host:
-            self.crowded_lists = (self.crowded_lists or 0) + int(host["crowded_lists"])
-        if not host["skipped"]:
-            for name, count in zip(self.learnt_tokens, host["learnt_tokens"], strict=True):
+        if "crowded_lists" in metrics:
+            self.crowded_lists = (self.crowded_lists or 0) + int(metrics["crowded_lists"])
+        if not metrics["skipped"]:
+            for name, count in zip(self.learnt_tokens, metrics["learnt_tokens"], strict=True):
                 self.learnt_tokens[name] += int(count)
-            self._losses.append(float(host["loss"]))
-            self._norms.append(float(host["gradient_norm"]))
+            self._losses.append(float(metrics["loss"]))
+            self._norms.append(float(metrics["gradient_norm"]))
         now = time.perf_counter()
         self.seconds += now - self._seen
         self._seen = now
         due = position % self._config.every_steps == 0
         if due or position == self._steps or position == self._first + 1:
-            self.last = self._line(position, host)
+            self.last = self._line(position, metrics)
             self._note(self.last)
         elif self._screen is not None:
             self._screen.at(position)
-        return host
 
     def mean_since_save(self) -> dict[str, float]:
         """Mean `loss` and `gradient_norm` of the batches since the last save.
@@ -174,8 +166,7 @@ class MetricsLog:
         sums = map(math.fsum, (self._losses, self._norms))
         return {n: s / len(self._losses) for n, s in zip(SAVED_METRICS, sums, strict=True)}
 
-    def saved(self) -> None:
-        """A checkpoint was saved: `mean_since_save` begins anew."""
+    def after_save(self, position: int) -> None:
         self._losses.clear()
         self._norms.clear()
 
@@ -184,7 +175,7 @@ class MetricsLog:
         if self._write and self._first < self._steps:
             self._writing = True
             if self._config.tensorboard:
-                self._writers.append(TensorBoardWriter(self._folder, self._first))
+                self._writers.append(EventFile(self._folder / "tensorboard", self._first + 1))
             if self._config.wandb_project is not None:
                 project, mode = self._config.wandb_project, self._config.wandb_mode
                 self._writers.append(WandbWriter(self._folder, project, mode))

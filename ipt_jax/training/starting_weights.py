@@ -16,8 +16,7 @@ from ipt_jax.core.fingerprint import digest_of, file_digest, folder_digest
 from ipt_jax.hf.adapters import merge_lora
 from ipt_jax.hf.load import open_hugging_face, read_config, stream_hugging_face
 from ipt_jax.hf.weights import DTYPES, from_hugging_face, to_hugging_face
-from ipt_jax.models.config import DecoderConfig, ModelConfig
-from ipt_jax.models.layers import Params
+from ipt_jax.models.config import DecoderConfig, ModelConfig, Params
 from ipt_jax.models.lora import TARGETS, LoraConfig
 from ipt_jax.training.checkpoints import load_params, newest_list
 

@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from ipt_jax.models.config import DecoderConfig
 from ipt_jax.models.decoder import Params, new_params
 from ipt_jax.models.lora import LoraConfig, base_params, new_adapters
-from ipt_jax.models.sharding import shardings
-from ipt_jax.training.guard import GuardConfig, GuardState, new_guard
+from ipt_jax.training.optimizer import GuardConfig, GuardState, new_guard
 
-_GUARD = GuardConfig()
 PART_BYTES = 128 * 2**20  # of a weight on its way from host to device
 
 
@@ -53,42 +51,35 @@ class TrainState:
         return replace(self, frozen={})
 
 
-def abstract_state(
+def new_state(
     decoder: DecoderConfig,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    adapter: LoraConfig | None = None,
-    guard: GuardConfig = _GUARD,
-) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    shapes = jax.eval_shape(lambda: _new_state(decoder, optimizer, adapter, guard, 0, None))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings(shapes, mesh),
-    )
-
-
-def init_state(
-    decoder: DecoderConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    adapter: LoraConfig | None,
+    guard: GuardConfig,
     seed: int,
-    params: Any = None,
-    adapter: LoraConfig | None = None,
-    guard: GuardConfig = _GUARD,
+    base: Params | None,
 ) -> TrainState:
-    """A state before the first step, made where it will live.
+    """A state before the first step; pure, so it can be traced.
 
-    `params`, a tree of host arrays, replace the decoder's random ones.
+    `base` replaces the decoder's random parameters.
     """
-    abstract = abstract_state(decoder, optimizer, mesh, adapter, guard)
-    out = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = functools.partial(_new_state, decoder, optimizer, adapter, guard, seed)
-    if params is None:
-        return jax.jit(lambda: make(None), out_shardings=out)()
-    base = abstract.params if adapter is None else abstract.frozen
-    return jax.jit(make, out_shardings=out, donate_argnums=0)(place_params(base, params))
+    # Two independent keys: one for parameters, one for the run.
+    params_key, run_key = jax.random.split(jax.random.key(seed))
+    base = new_params(decoder, params_key) if base is None else base
+    params, frozen = base, {}
+    if adapter is not None:
+        params = new_adapters(decoder, adapter, jax.random.fold_in(params_key, 1))
+        frozen = base_params(base, adapter)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        position=zero,
+        params=params,
+        frozen=frozen,
+        optimizer_state=optimizer.init(params),
+        key=run_key,
+        guard=new_guard(guard),
+    )
 
 
 def place_params(abstract: Params, params: Any) -> Params:
@@ -139,30 +130,3 @@ def not_finite(params: Any) -> str:
 
 def _write_rows(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
-
-
-def _new_state(
-    decoder: DecoderConfig,
-    optimizer: optax.GradientTransformation,
-    adapter: LoraConfig | None,
-    guard: GuardConfig,
-    seed: int,
-    base: Params | None,
-) -> TrainState:
-    # Two independent keys: one for parameters, one for the run.
-    params_key, run_key = jax.random.split(jax.random.key(seed))
-    base = new_params(decoder, params_key) if base is None else base
-    params, frozen = base, {}
-    if adapter is not None:
-        params = new_adapters(decoder, adapter, jax.random.fold_in(params_key, 1))
-        frozen = base_params(base, adapter)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(
-        step=zero,
-        position=zero,
-        params=params,
-        frozen=frozen,
-        optimizer_state=optimizer.init(params),
-        key=run_key,
-        guard=new_guard(guard),
-    )

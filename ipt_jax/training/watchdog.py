@@ -1,4 +1,4 @@
-"""A thread in each process that says which process a run is waiting for, and ends the wait.
+"""What a process is doing, and a thread that says which process a run waits for and ends the wait.
 
 Each process writes its heartbeat into the run folder, which all of them see for the checkpoints'
 sake: no network, so it still works when the coordinator is what died. A process that stays in one
@@ -15,14 +15,82 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ipt_jax.core.errors import TRY_AGAIN, UserError
 from ipt_jax.core.files import naming
 from ipt_jax.core.json_lines import load_json
-from ipt_jax.training.phases import Phases
+
+
+class _Moment(NamedTuple):
+    """All that readers see, replaced whole at every change."""
+
+    name: str
+    since: float
+    before: Mapping[str, float]
+    """Seconds of each phase up to `since`."""
+
+
+class Phases:
+    """Names the phase that the process is in and adds up the seconds of each.
+
+    Usual names: starting, compiling, data, step, checkpoint, other. One thread, the first to do
+    so, enters phases; any thread and any signal handler may read, and none ever waits.
+    """
+
+    def __init__(self, first: str = "starting"):
+        """The process is in the phase `first` from now on."""
+        self._moment = _Moment(first, time.monotonic(), MappingProxyType({}))
+        self._writer: int | None = None
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Be in a phase; afterwards in the one before, which gets none of the time between.
+
+        Raises:
+          RuntimeError: another thread entered a phase before.
+        """
+        outer = self._moment.name
+        self.switch(name)
+        try:
+            yield
+        finally:
+            self.switch(outer)
+
+    def switch(self, name: str) -> None:
+        """Go over from the current phase to another one.
+
+        Raises:
+          RuntimeError: another thread entered a phase before.
+        """
+        if self._writer is None:
+            self._writer = threading.get_ident()
+        if self._writer != threading.get_ident():
+            raise RuntimeError(f"phase {name!r}: phases are entered by one thread only")
+        now = time.monotonic()
+        self._moment = _Moment(name, now, MappingProxyType(_seconds(self._moment, now)))
+
+    @property
+    def current(self) -> tuple[str, float]:
+        """The phase's name, and seconds since the process came or came back to it."""
+        moment = self._moment
+        return moment.name, time.monotonic() - moment.since
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase so far, the current one included; together all since the start."""
+        return _seconds(self._moment, time.monotonic())
+
+
+def _seconds(moment: _Moment, now: float) -> dict[str, float]:
+    spent = moment.before.get(moment.name, 0.0) + now - moment.since
+    return {**moment.before, moment.name: spent}
+
 
 _LONGEST_BEAT_SECONDS = 10.0
 

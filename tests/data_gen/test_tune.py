@@ -12,7 +12,7 @@ import yaml
 from data_gen.engines import EngineConfig, Request, SamplingParams, open_engine
 from data_gen.instruction_pretrain.formats import render_prompt
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.mixture import DataConfig
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.models.config import PRESETS, ModelConfig

@@ -11,13 +11,12 @@ import pytest
 
 from ipt_jax.core.errors import RunStopped, UserError
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.data.bad_records import DamageLog
-from ipt_jax.training.guard import GuardConfig
-from ipt_jax.training.lookahead import Lookahead
+from ipt_jax.data.pipeline import Lookahead
+from ipt_jax.data.sources import DamageLog
+from ipt_jax.training.hooks import SkipLog
 from ipt_jax.training.loop import train
-from ipt_jax.training.optimizer import OptimizerConfig
-from ipt_jax.training.skipped_batches import SkipLog
-from ipt_jax.training.stopping import Stopping
+from ipt_jax.training.optimizer import GuardConfig, OptimizerConfig
+from ipt_jax.training.processes import Stopping
 from tests.launching import refused
 from tests.training_runs import CORPUS, figures, make_config, positions
 
@@ -141,7 +140,7 @@ def test_masked_tokens_are_at_fault_only_where_nothing_else_was_skipped(tmp_path
         counts = {"rows_per_batch": 1, "stop_after": 2, "first_position": 0}
         log = SkipLog(tmp_path, NO_ROWS, write=False, **counts)
         for position, metrics in enumerate(batches, 1):
-            log.record(position, metrics)
+            log.after_step(position, metrics)
         assert said in str(log.stop(9, not_finite=""))
 
 
@@ -178,7 +177,7 @@ def test_batches_without_a_token_to_learn_are_named_and_the_others_counted(tmp_p
     log = SkipLog(run, rows=list, rows_per_batch=8, stop_after=2, first_position=0, write=False)  # type: ignore[arg-type]
     for position in (1, 2):
         nothing = {"skipped": True, "skipped_in_a_row": position, "learnt_tokens": np.zeros(1)}
-        log.record(position, {**nothing, "loss": np.nan, "gradient_norm": 0.0})
+        log.after_step(position, {**nothing, "loss": np.nan, "gradient_norm": 0.0})
     assert log.too_many and "tokens are masked" in str(log.stop(2, ""))
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.data.bad_records import DamageLog
 from ipt_jax.data.pipeline import MixtureRows, open_mixture
-from ipt_jax.training.bad_records import DamageFile
+from ipt_jax.data.sources import DamageLog
 from ipt_jax.training.checkpoints import CheckpointConfig
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.hooks import DamageFile
 from ipt_jax.training.loop import train
 from tests.damaged_shards import damage, unreadable
 from tests.launching import launch

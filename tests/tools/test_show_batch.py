@@ -15,7 +15,7 @@ import yaml
 
 from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.terminal import visible
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.mixture import DataConfig
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 from tests.damaged_shards import damage

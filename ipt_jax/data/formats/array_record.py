@@ -9,11 +9,13 @@ from google.protobuf.message import DecodeError
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.example_proto import features_of
 from ipt_jax.core.shards import ShardReader, count_records
-from ipt_jax.data.formats.files import content_sha256, fingerprint_of
+from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of
 
 
-class ArrayRecordRows:
+class ArrayRecordRows(FileRows):
     """The features of each example; one that holds a single value gives that value."""
+
+    unit = "record"
 
     def __init__(self, files: Sequence[Path], folder: Path, verify: bool) -> None:
         counts = []
@@ -31,19 +33,8 @@ class ArrayRecordRows:
     def __len__(self) -> int:
         return len(self._shards)
 
-    def where(self, index: int) -> str:
-        """File and number of an example, for messages."""
-        path, number = self._shards.place(index)
-        return f"record {number} of {path}"
-
-    def name(self, index: int) -> str:
-        """The id of an example without one."""
-        path, number = self._shards.place(index)
-        return f"{path.name}:{number}"
-
-    def corpus(self, index: int) -> str:
-        """The source of an example without one: its file's name up to the first dot."""
-        return self._shards.place(index)[0].name.split(".")[0]
+    def place(self, index: int) -> tuple[Path, int]:
+        return self._shards.place(index)
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The features of each example. Raises UserError naming the one that is none."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ipt_jax.core.manifest import (
     file_sha256,
     manifest_format,
 )
-from ipt_jax.data.bad_records import Placed
 from ipt_jax.data.tasks import FORMATS, HUB, Task
 
 CACHE = "ipt_jax_cache"  # the folder beside foreign files that their indexes are kept in
@@ -173,10 +172,35 @@ def write_index(path: Path, data: bytes | str) -> None:
         ) from error
 
 
-def whole(row: dict[str, Any] | str, rows: Placed, index: int) -> dict[str, Any]:
+class FileRows:
+    """Records of files that are named by their place: what the formats of foreign files share."""
+
+    unit: str
+    """What a record is called in messages: line, row."""
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """File of a record, and its number there for messages."""
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        """File and place of a record, for messages."""
+        path, number = self.place(index)
+        return f"{self.unit} {number} of {path}"
+
+    def name(self, index: int) -> str:
+        """The id of a record without one: ``file:number``."""
+        path, number = self.place(index)
+        return f"{path.name}:{number}"
+
+    def corpus(self, index: int) -> str:
+        """The source of a record without one: its file's name up to the first dot."""
+        return self.place(index)[0].name.split(".")[0]
+
+
+def whole(row: dict[str, Any] | str, where: Callable[[int], str], index: int) -> dict[str, Any]:
     """The fields of a row. Raises DamagedRecord, naming it, where it is what is wrong with it."""
     if isinstance(row, str):
-        raise DamagedRecord(f"{rows.where(index)}: {row}: mend or remove it.")
+        raise DamagedRecord(f"{where(index)}: {row}: mend or remove it.")
     return row
 
 

@@ -68,7 +68,7 @@ class HuggingFaceRows:
                 f"rows of {self._source} cannot be read ({error}), among them "
                 f"{self.where(wanted[0])}: save or download the data set again."
             ) from error
-        return [whole(row, self, index) for index, row in zip(wanted, rows, strict=True)]
+        return [whole(row, self.where, index) for index, row in zip(wanted, rows, strict=True)]
 
 
 def _load(task: Task) -> Any:

@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.shards import ShardReader
-from ipt_jax.data.formats.files import content_sha256, fingerprint_of, write_index
+from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of, write_index
 
 _BLOCK = 16 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -90,8 +90,10 @@ class _Lines:
         return found
 
 
-class JsonlRows:
+class JsonlRows(FileRows):
     """The JSON objects of one or several files, a line each; blank lines do not count."""
+
+    unit = "line"
 
     def __init__(self, files: Sequence[Path], folder: Path, verify: bool) -> None:
         self._files = [_Lines(path, folder, verify) for path in files]
@@ -105,19 +107,9 @@ class JsonlRows:
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._files[file], index - int(self._starts[file])
 
-    def where(self, index: int) -> str:
-        """File and line, for messages."""
+    def place(self, index: int) -> tuple[Path, int]:
         file, place = self._place(index)
-        return f"line {file.number(place)} of {file.path}"
-
-    def name(self, index: int) -> str:
-        """The id of a line without one: ``file:line``."""
-        file, place = self._place(index)
-        return f"{file.path.name}:{file.number(place)}"
-
-    def corpus(self, index: int) -> str:
-        """The source of a line without one: its file's name up to the first dot."""
-        return self._place(index)[0].path.name.split(".")[0]
+        return file.path, file.number(place)
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The objects. Raises UserError naming file and line of one that is none."""

@@ -10,20 +10,22 @@ import numpy as np
 
 from ipt_jax.core.arrow_rows import rows_of
 from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
-from ipt_jax.data.formats.files import content_sha256, fingerprint_of, whole
+from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of, whole
 
 # Decoded row groups kept. A global shuffle touches all of them: where they do not fit, each row
 # costs the decoding of its group, and the source should be tokenised beforehand.
 _CACHE_BYTES = 512 << 20
 
 
-class ParquetRows:
+class ParquetRows(FileRows):
     """The rows of one or several files; picklable, threads may share it.
 
     ``columns`` limits what is decoded; None for all. A value that Python cannot hold makes the row
     damaged in the columns ``asked``, the first of which is the text's, and is given as text in
     others. Raises UserError naming the file that is no parquet or lacks the text's column.
     """
+
+    unit = "row"
 
     def __init__(
         self,
@@ -73,24 +75,10 @@ class ParquetRows:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, index: int) -> tuple[Path, int]:
+    def place(self, index: int) -> tuple[Path, int]:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         file, _, first = self._groups[group]
         return self._files[file], first + index - int(self._starts[group]) + 1
-
-    def where(self, index: int) -> str:
-        """File and row, from 1, for messages."""
-        path, row = self._place(index)
-        return f"row {row} of {path}"
-
-    def name(self, index: int) -> str:
-        """The id of a row without one: ``file:row``."""
-        path, row = self._place(index)
-        return f"{path.name}:{row}"
-
-    def corpus(self, index: int) -> str:
-        """The source of a row without one: its file's name up to the first dot."""
-        return self._place(index)[0].name.split(".")[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The rows. Raises UserError naming the file and row group that cannot be read."""
@@ -103,7 +91,7 @@ class ParquetRows:
             (places,) = np.nonzero(groups == group)
             rows = self._rows(group, (wanted[places] - self._starts[group]).tolist())
             for place, row in zip(places.tolist(), rows, strict=True):
-                found[place] = whole(row, self, int(wanted[place]))
+                found[place] = whole(row, self.where, int(wanted[place]))
         return found
 
     def _rows(self, group: int, local: list[int]) -> list[dict[str, Any] | str]:

@@ -19,7 +19,7 @@ from ipt_jax.attention.backends import (
     unsupported_reason,
 )
 from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.chips.target import Target, compiling_for, target
+from ipt_jax.chips.devices import Target, compiling_for, target
 
 H200 = Target("gpu", "NVIDIA H200", "9.0", 132)
 A100 = Target("gpu", "NVIDIA A100-SXM4-80GB", "8.0", 108)

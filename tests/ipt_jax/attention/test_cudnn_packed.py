@@ -11,9 +11,8 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from ipt_jax.attention import cudnn_packed
-from ipt_jax.attention.ranges import key_ranges
 from ipt_jax.attention.reference import reference_attention
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import AttentionSpec, key_ranges
 
 ARGUMENTS = "scale seed dropout_rate variadic_args mask_type layout sliding_window_length".split()
 
@@ -91,14 +90,14 @@ class Emulated:
 
 
 @pytest.fixture(autouse=True)
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(monkeypatch):
     module = cudnn_packed.cudnn
     monkeypatch.setattr(module, "_dot_product_attention_fwd_p", Emulated(False))
     monkeypatch.setattr(module, "_dot_product_attention_bwd_p", Emulated(True))
 
 
 @pytest.mark.parametrize(("kv_heads", "window"), [(4, None), (2, 7), (1, None)])
-def test_output_and_gradients_are_those_of_the_reference(kv_heads: int, window: int | None) -> None:
+def test_output_and_gradients_are_those_of_the_reference(kv_heads, window):
     B, T, H, h = 3, 32, 4, 8
     spec = AttentionSpec(window=window, segments=True)
     ids = np.ones((B, T), np.int32)
@@ -124,7 +123,7 @@ def test_output_and_gradients_are_those_of_the_reference(kv_heads: int, window: 
 
 
 @pytest.mark.parametrize("slots", [2, 3])
-def test_more_segments_than_slots_are_computed_by_the_other_kernel(slots: int) -> None:
+def test_more_segments_than_slots_are_computed_by_the_other_kernel(slots):
     """Five segments of two rows: two slots a row are too few, three are not."""
     ids = jnp.asarray([[1] * 5 + [2] * 6 + [3] * 2 + [0] * 3, [1] * 16], jnp.int32)
     spec = AttentionSpec(segments=True, window=5)
@@ -148,7 +147,7 @@ def test_more_segments_than_slots_are_computed_by_the_other_kernel(slots: int) -
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
-def test_crowded_lists_are_counted_by_device_and_piece(monkeypatch) -> None:
+def test_crowded_lists_are_counted_by_device_and_piece(monkeypatch):
     monkeypatch.setattr(cudnn_packed, "SLOTS_PER_ROW", 2)
     counts = [1, 3, 3, 1, 1, 1, 1, 4]  # segments of each row; two devices have four rows each
     ids = jnp.asarray([[min(t + 1, n) for t in range(6)] for n in counts])
@@ -158,7 +157,7 @@ def test_crowded_lists_are_counted_by_device_and_piece(monkeypatch) -> None:
     assert cudnn_packed.crowded_lists(ids, 8, 1) == 3
 
 
-def test_a_list_of_all_rows_beside_the_rows_of_one_device_is_wrong_and_ours_is_right() -> None:
+def test_a_list_of_all_rows_beside_the_rows_of_one_device_is_wrong_and_ours_is_right():
     """What JAX's own splitting over devices makes: finite numbers, and not attention."""
     ids = jnp.asarray([[1] * n + [2] * (16 - n) for n in (3, 8, 9, 12)])
     keys = jax.random.split(jax.random.key(2), 3)
@@ -176,7 +175,7 @@ def test_a_list_of_all_rows_beside_the_rows_of_one_device_is_wrong_and_ours_is_r
     np.testing.assert_allclose(right, expected, atol=2e-5)
 
 
-def test_the_private_calls_take_what_we_give() -> None:
+def test_the_private_calls_take_what_we_give():
     for name in ("fwd", "bwd"):
         taken = inspect.signature(
             getattr(fused_attention_stablehlo, f"_dot_product_attention_{name}_abstract")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ipt_jax.attention import hopper_schedule as schedule
-from ipt_jax.attention.ranges import key_ranges
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import AttentionSpec, key_ranges
+from tests.attention_by_definition import mask_of
 
 ROWS, WARPGROUPS = 8, 2
 SPECS = [
@@ -36,29 +36,14 @@ def _segment_ids(rows: int, length: int, seed: int) -> np.ndarray:
     return ids
 
 
-def _mask(spec: AttentionSpec, ids: np.ndarray | None, rows: int, length: int) -> np.ndarray:
-    """[B, T, S] by the definition."""
-    t, s = np.arange(length)[:, None], np.arange(length)[None]
-    seen = np.ones((rows, length, length), bool)
-    if spec.causal:
-        seen &= s <= t
-    if spec.window is not None:
-        seen &= s > t - spec.window
-    if ids is not None:
-        seen &= (ids[:, :, None] == ids[:, None]) & (ids[:, :, None] != 0)
-    return seen
-
-
 @pytest.mark.parametrize("transposed", [False, True], ids=["keys of queries", "queries of keys"])
 @pytest.mark.parametrize("tile", [4, 8, 24])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_every_visible_pair_is_visited_and_nothing_unseen_goes_unmasked(
-    spec: AttentionSpec, tile: int, transposed: bool
-) -> None:
+def test_every_visible_pair_is_visited_and_nothing_unseen_goes_unmasked(spec, tile, transposed):
     rows, length, padded = 4, 90, 96
     ids = _segment_ids(rows, length, tile) if spec.segments else None
     seen = np.zeros((rows, padded, padded), bool)
-    seen[:, :length, :length] = _mask(spec, ids, rows, length)
+    seen[:, :length, :length] = mask_of(spec, ids, rows, length)
     ranges = key_ranges(spec, None if ids is None else jnp.asarray(ids), length)
     edges = (ranges.key_start, ranges.key_stop)
     if transposed:
@@ -97,7 +82,7 @@ def test_every_visible_pair_is_visited_and_nothing_unseen_goes_unmasked(
         assert last - first == (max(b for _, b in spans) - min(a for a, _ in spans) if spans else 0)
 
 
-def test_a_window_or_short_segments_visit_a_small_share_of_the_tiles() -> None:
+def test_a_window_or_short_segments_visit_a_small_share_of_the_tiles():
     def visits(spec: AttentionSpec, ids: np.ndarray | None = None) -> int:
         ranges = key_ranges(spec, None if ids is None else jnp.asarray(ids), 4096)
         edges = schedule.padded_ranges(ranges.key_start, ranges.key_stop, 1, 4096)
@@ -113,7 +98,7 @@ def test_a_window_or_short_segments_visit_a_small_share_of_the_tiles() -> None:
 
 
 @pytest.mark.parametrize(("work", "blocks"), [(1, 4), (4, 4), (7, 3), (64, 5), (132 * 3 + 1, 132)])
-def test_every_item_is_done_once_by_one_block(work: int, blocks: int) -> None:
+def test_every_item_is_done_once_by_one_block(work, blocks):
     done = [
         int(schedule.item_index(turn, blocks, block))
         for block in range(blocks)
@@ -122,7 +107,7 @@ def test_every_item_is_done_once_by_one_block(work: int, blocks: int) -> None:
     assert sorted(done) == list(range(work))
 
 
-def test_going_forth_and_back_shares_causal_work_evenly() -> None:
+def test_going_forth_and_back_shares_causal_work_evenly():
     ranges = key_ranges(AttentionSpec(), None, 4096)
     edges = schedule.padded_ranges(ranges.key_start, ranges.key_stop, 1, 4096)
     table = np.asarray(schedule.work_table(*edges, 64, 2, 128))

@@ -18,9 +18,9 @@ from ipt_jax.attention.autotune import autotune
 from ipt_jax.attention.backends import attention
 from ipt_jax.attention.block_sizes import BlockSizes, Tile, block_sizes
 from ipt_jax.attention.pallas_gpu import pallas_attention
-from ipt_jax.attention.ranges import KeyRanges, key_ranges
 from ipt_jax.attention.reference import reference_attention
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import AttentionSpec, KeyRanges, key_ranges
+from tests.attention_by_definition import by_definition, mask_of
 
 TILES = BlockSizes(Tile(32, 16), Tile(16, 32), Tile(32, 16))
 
@@ -144,39 +144,14 @@ def test_equals_the_reference_on_drawn_rows(seed, rate, padding, causal, window)
         assert not np.any(np.asarray(array)[0, 70 - padding :])
 
 
-def exactly(q, k, v, d_out, mask, scale: float) -> tuple[np.ndarray, ...]:
-    """Attention and its gradients in float64, from the mask [B, T, T]."""
-    q, k, v, d_out = (np.asarray(x).astype(np.float64) for x in (q, k, v, d_out))
-    group = q.shape[2] // k.shape[2]
-    wide_k, wide_v = np.repeat(k, group, 2), np.repeat(v, group, 2)
-    scores = np.einsum("bqnh,bsnh->bnqs", q, wide_k) * scale
-    scores = np.where(mask[:, None], scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    out = np.einsum("bnqs,bsnh->bqnh", weights, wide_v)
-    d_weights = np.einsum("bqnh,bsnh->bnqs", d_out, wide_v)
-    d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True)) * scale
-
-    def grouped(x):
-        return x.reshape(*x.shape[:2], k.shape[2], group, x.shape[3]).sum(3)
-
-    return (
-        out,
-        np.einsum("bnqs,bsnh->bqnh", d_scores, wide_k),
-        grouped(np.einsum("bnqs,bqnh->bsnh", d_scores, q)),
-        grouped(np.einsum("bnqs,bqnh->bsnh", weights, d_out)),
-    )
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_as_near_to_float64_as_the_reference(dtype):
     shape = Shape(40, kv_heads=1, group=3, width=16, dtype=dtype)
     ids = segments(40, 9, 31)
     given = arrays(shape)
-    place = np.arange(40)
-    mask = (ids[:, :, None] == ids[:, None, :]) & (place[:, None] >= place)
-    exact = exactly(*given, mask, 16**-0.5)
-    ranges = both_rows(AttentionSpec(segments=True), ids, 40)
+    spec = AttentionSpec(segments=True)
+    exact = by_definition(*given, mask_of(spec, ids, 2, 40), 16**-0.5)
+    ranges = both_rows(spec, ids, 40)
     ours, theirs = (results(backend, shape)(*given, ranges) for backend in ("pallas", "reference"))
     for our, their, expected in zip(ours, theirs, exact, strict=True):
         assert our.dtype == jnp.dtype(dtype)

@@ -12,8 +12,8 @@ import pytest
 from ipt_jax.attention import pallas_hopper
 from ipt_jax.attention.hopper_machine import in_range
 from ipt_jax.attention.pallas_hopper import Tiles, Tuning, fits, pallas_hopper_attention
-from ipt_jax.attention.ranges import KeyRanges, key_ranges
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import AttentionSpec, KeyRanges, key_ranges
+from tests.attention_by_definition import by_definition, mask_of
 
 SMALL = Tuning(Tiles(64, 3, True), Tiles(64, 2), Tiles(64, 2))
 IN_PLACE = Tuning(*(replace(x, in_place=True) for x in (SMALL.forward, SMALL.dq, SMALL.dkv)))
@@ -26,38 +26,6 @@ def _arrays(
     generator = np.random.default_rng(0)
     heads = (H, K, K, H)
     return tuple(jnp.asarray(generator.normal(size=(B, T, n, h)), dtype) for n in heads)
-
-
-def _by_definition(
-    arrays: tuple[jax.Array, ...], spec: AttentionSpec, ids: np.ndarray | None
-) -> list[np.ndarray]:
-    """Output and the three gradients in float64."""
-    q, k, v, d_out = (np.asarray(x, np.float64) for x in arrays)
-    B, T, H, h = q.shape
-    G = H // k.shape[2]
-    k, v = (np.repeat(x, G, 2) for x in (k, v))
-    t, s = np.arange(T)[:, None], np.arange(T)[None]
-    seen = np.ones((B, T, T), bool)
-    if spec.causal:
-        seen &= s <= t
-    if spec.window is not None:
-        seen &= s > t - spec.window
-    if ids is not None:
-        seen &= (ids[:, :, None] == ids[:, None]) & (ids[:, :, None] > 0)
-    scale = spec.scale or h**-0.5
-    scores = np.where(seen[:, None], np.einsum("bthc,bshc->bhts", q, k) * scale, -np.inf)
-    top = np.max(scores, -1, keepdims=True, initial=-1e30)
-    weights = np.exp(scores - top)
-    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
-    out = np.einsum("bhts,bshc->bthc", weights, v)
-    d_weights = np.einsum("bthc,bshc->bhts", d_out, v)
-    delta = np.einsum("bthc,bthc->bht", out, d_out)[..., None]
-    d_scores = weights * (d_weights - delta) * scale
-    d_k, d_v = (
-        np.einsum("bhts,bthc->bshc", x, y).reshape(B, T, H // G, G, h).sum(3)
-        for x, y in ((d_scores, q), (weights, d_out))
-    )
-    return [out, np.einsum("bhts,bshc->bthc", d_scores, k), d_k, d_v]
 
 
 def _distance(found: jax.Array, expected: np.ndarray) -> float:
@@ -73,9 +41,7 @@ def _races() -> bool:
 
 
 @pytest.mark.parametrize("tuning", [SMALL, IN_PLACE], ids=["beside", "in place"])
-def test_packed_windowed_rows_equal_the_definition_and_no_memory_is_raced_for(
-    tuning: Tuning,
-) -> None:
+def test_packed_windowed_rows_equal_the_definition_and_no_memory_is_raced_for(tuning):
     """All at once: GQA, segments, window, padding, a length that fits no tile, several turns."""
     arrays = _arrays((1, 200, 2, 1, 64))
     ids = np.repeat(np.array([1, 2, 3, 4, 0], np.int32), [3, 110, 1, 70, 16])[None]
@@ -89,7 +55,7 @@ def test_packed_windowed_rows_equal_the_definition_and_no_memory_is_raced_for(
 
     out, backward = jax.vjp(attend, *arrays[:3])
     found = (out, *backward(arrays[3]))
-    expected = _by_definition(arrays, spec, ids)
+    expected = by_definition(*arrays, mask_of(spec, ids, 1, 200), 0.2)
     distances = [_distance(*pair) for pair in zip(found, expected, strict=True)]
     # bfloat16 has 8 bits: 2⁻⁹ = 0.002 of rounding in the output, more where products are rounded.
     assert max(distances) < 0.005, distances
@@ -100,18 +66,18 @@ def test_packed_windowed_rows_equal_the_definition_and_no_memory_is_raced_for(
     assert not _races()
 
 
-def test_a_tile_larger_than_the_row_and_unmasked_tiles_of_float16() -> None:
+def test_a_tile_larger_than_the_row_and_unmasked_tiles_of_float16():
     arrays = _arrays((1, 128, 1, 1, 64), "float16")[:3]
     spec = AttentionSpec(causal=False)
     tuning = Tuning(forward=Tiles(64, 2, False))
     ranges = key_ranges(spec, None, 128)
     out = pallas_hopper_attention(*arrays, spec, ranges, blocks=1, tuning=tuning, interpret=True)
     assert out.dtype == jnp.float16
-    expected = _by_definition((*arrays, arrays[0]), spec, None)[0]
+    expected = by_definition(*arrays, arrays[0], mask_of(spec, None, 1, 128), 1 / 8)[0]
     assert _distance(out, expected) < 0.0006  # float16 has 11 bits
 
 
-def test_rows_that_see_nothing_among_rows_that_see_something() -> None:
+def test_rows_that_see_nothing_among_rows_that_see_something():
     """A third sees nothing, some by ranges that end before they begin; a third sees one key."""
     arrays = _arrays((1, 128, 1, 1, 64))
     row = np.arange(128)
@@ -130,7 +96,7 @@ def test_rows_that_see_nothing_among_rows_that_see_something() -> None:
     np.testing.assert_array_equal(out[0, 1::3, 0], arrays[2][0, start[1::3], 0])
 
 
-def test_one_comparison_masks_as_two_do() -> None:
+def test_one_comparison_masks_as_two_do():
     edges = (-4096, -65, -64, -63, -1, 0, 1, 5, 6, 7, 63, 64, 65, 127, 128, 200, 4096)
     start, stop = (jnp.asarray(x, jnp.int32).reshape(-1, 1) for x in np.meshgrid(edges, edges))
     for columns in (64, 128):
@@ -140,13 +106,13 @@ def test_one_comparison_masks_as_two_do() -> None:
 
 
 @pytest.mark.parametrize("columns", [0, 32, 96, 160])
-def test_tiles_are_multiples_of_64(columns: int) -> None:
+def test_tiles_are_multiples_of_64(columns):
     with pytest.raises(ValueError, match=f"^Tiles: columns={columns} is not a multiple of 64"):
         Tiles(columns)
 
 
 @pytest.mark.parametrize("head_width", pallas_hopper.HEAD_WIDTHS)
-def test_all_three_kernels_lower_for_cuda_with_the_sizes_of_the_table(head_width: int) -> None:
+def test_all_three_kernels_lower_for_cuda_with_the_sizes_of_the_table(head_width):
     """Register layouts and shared memory are checked then; the assembler comes on the GPU."""
     arrays = _arrays((2, 512, 4, 2, head_width))
     spec = AttentionSpec(window=300)
@@ -178,9 +144,7 @@ def test_all_three_kernels_lower_for_cuda_with_the_sizes_of_the_table(head_width
         ("dkv", 128, Tiles(64, 4, in_place=True), True),
     ],
 )
-def test_what_fits_in_shared_memory_is_known_before_it_is_built(
-    kernel: str, width: int, tiles: Tiles, good: bool
-) -> None:
+def test_what_fits_in_shared_memory_is_known_before_it_is_built(kernel, width, tiles, good):
     assert fits(kernel, width, tiles) == good
     tuning = replace(pallas_hopper.TUNINGS[width], **{kernel: tiles})
     setting = pallas_hopper.Setting(0.1, tuning, blocks=132)
@@ -200,7 +164,7 @@ def test_what_fits_in_shared_memory_is_known_before_it_is_built(
             traced.lower(lowering_platforms=("cuda",))
 
 
-def test_sizes_of_the_table_fit_and_more_registers_than_there_are_do_not() -> None:
+def test_sizes_of_the_table_fit_and_more_registers_than_there_are_do_not():
     for width, tuning in pallas_hopper.TUNINGS.items():
         for kernel in ("forward", "dq", "dkv"):
             assert fits(kernel, width, getattr(tuning, kernel))
@@ -218,15 +182,13 @@ def test_sizes_of_the_table_fit_and_more_registers_than_there_are_do_not() -> No
         (64, "bfloat16", AttentionSpec(scale=-1.0), r"scale -1\.0 is not above 0"),
     ],
 )
-def test_what_the_kernels_cannot_do_is_refused_with_the_reason(
-    width: int, dtype: str, spec: AttentionSpec, reason: str
-) -> None:
+def test_what_the_kernels_cannot_do_is_refused_with_the_reason(width, dtype, spec, reason):
     arrays = _arrays((1, 64, 1, 1, width), dtype)[:3]
     with pytest.raises(ValueError, match=reason):
         pallas_hopper_attention(*arrays, spec, key_ranges(spec, None, 64), blocks=1)
 
 
-def test_only_hopper_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_hopper_will_do(monkeypatch):
     arrays = _arrays((1, 64, 1, 1, 64))[:3]
     ranges = key_ranges(AttentionSpec(), None, 64)
     with pytest.raises(ValueError, match=r"needs a Hopper GPU .* this is cpu \(cpu\)"):
@@ -245,9 +207,7 @@ def test_only_hopper_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("version", "bad"), [(12070, False), (12080, True), (12091, False)])
-def test_the_assembler_that_miscompiles_masks_is_refused(
-    version: int, bad: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_assembler_that_miscompiles_masks_is_refused(version, bad, monkeypatch):
     from jax._src import lib
 
     kind = {"platform": "gpu", "device_kind": "NVIDIA X", "core_count": 7}

@@ -1,9 +1,6 @@
 """The kernel over eight devices: rows, heads and tokens split, the numbers those of one."""
 
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +11,10 @@ from ipt_jax.attention import cudnn_packed
 from ipt_jax.attention.backends import attention
 from ipt_jax.attention.block_sizes import BlockSizes, Tile
 from ipt_jax.attention.pallas_gpu import pallas_attention
-from ipt_jax.attention.ranges import key_ranges
-from ipt_jax.attention.spec import AttentionSpec
+from ipt_jax.attention.spec import AttentionSpec, key_ranges
 from ipt_jax.attention.splash_tpu import splash_attention
-from ipt_jax.chips.target import Target, compiling_for
+from ipt_jax.chips.devices import Target, compiling_for
+from tests.eight_devices import with_eight_devices
 
 SPEC = AttentionSpec(segments=True, window=30)
 TILES = BlockSizes(*[Tile(16, 16)] * 3)
@@ -91,14 +88,5 @@ def compare_meshes() -> None:
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_partition"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; test_partition.compare_meshes()"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["equal"]
+    code = "import test_partition; test_partition.compare_meshes()"
+    assert with_eight_devices(__file__, code) == ["equal"]

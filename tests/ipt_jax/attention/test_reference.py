@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ipt_jax.attention.backends import attention
 from ipt_jax.attention.spec import AttentionSpec
+from tests.attention_by_definition import mask_of
 
 
 def plain(q, k, v, spec: AttentionSpec, segment_ids):
@@ -18,16 +19,7 @@ def plain(q, k, v, spec: AttentionSpec, segment_ids):
     k, v = jnp.repeat(k, group, 2), jnp.repeat(v, group, 2)
     scale = spec.scale if spec.scale is not None else h**-0.5
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * scale
-    row, column = jnp.arange(T)[:, None], jnp.arange(T)[None]
-    seen = jnp.ones((T, T), bool)
-    if spec.causal:
-        seen &= column <= row
-    if spec.window:
-        seen &= row - column < spec.window
-    seen = jnp.broadcast_to(seen, (B, T, T))
-    if segment_ids is not None:
-        seen &= segment_ids[:, :, None] == segment_ids[:, None, :]
-    scores = jnp.where(seen[:, None], scores, -jnp.inf)
+    scores = jnp.where(mask_of(spec, segment_ids, B, T)[:, None], scores, -jnp.inf)
     return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, -1), v)
 
 

@@ -15,10 +15,10 @@ from ipt_jax.attention import self_test
 from ipt_jax.attention.backends import Choice
 from ipt_jax.attention.self_test import Tried, choose_by_test, distance_to_reference
 from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.chips.target import Target
+from ipt_jax.chips.devices import Target
 from ipt_jax.models.config import ModelConfig
 from ipt_jax.models.sharding import MeshConfig
-from ipt_jax.training import attention as chosen
+from ipt_jax.training import startup as chosen
 from ipt_jax.training.config import TrainConfig
 from ipt_jax.training.processes import ProcessesConfig
 
@@ -124,7 +124,7 @@ def test_a_wrong_kernel_is_far_from_the_reference(monkeypatch):
 
     def wrong(q, k, v, spec, ids, ranges):
         # Segments forgotten: the classic fault of a packed kernel.
-        from ipt_jax.attention.ranges import key_ranges
+        from ipt_jax.attention.spec import key_ranges
 
         return right(q, k, v, spec, ids, key_ranges(AttentionSpec(), None, q.shape[1]))
 

@@ -45,7 +45,7 @@ def fusion(shapes: str, lines: str, result: str) -> Prediction:
     return predicted(shapes, call, before)
 
 
-def test_a_matrix_product_compiled_here() -> None:
+def test_a_matrix_product_compiled_here():
     found = compiled(lambda x, w: x @ w, (64, 128), (128, 256))
     (product,) = (kernel for kernel in found.kernels if kernel.kind == "matrix")
     assert product.flops == 2 * 64 * 128 * 256
@@ -53,7 +53,7 @@ def test_a_matrix_product_compiled_here() -> None:
     assert len(found.notes) == 1 and "f32" in found.notes[0]
 
 
-def test_a_loop_compiled_here_counts_its_trips_and_touches_slices_alone() -> None:
+def test_a_loop_compiled_here_counts_its_trips_and_touches_slices_alone():
     def body(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.tanh(x @ w), x
 
@@ -138,9 +138,7 @@ PAIRS = 4 * 8 * 2048 * 2048 * 64 / 2
         ("f32[8]{0}", '%t = f32[8]{0} custom-call(%p0), custom_call_target="x"', "memory", 0, 64),
     ],
 )
-def test_kernels_as_chips_compilers_print_them(
-    shapes: str, line: str, kind: str, flops: float, moved: float | None
-) -> None:
+def test_kernels_as_chips_compilers_print_them(shapes, line, kind, flops, moved):
     found = predicted(shapes, line)
     (kernel,) = found.kernels
     assert (kernel.kind, kernel.flops) == (kind, pytest.approx(flops))
@@ -202,9 +200,7 @@ def test_kernels_as_chips_compilers_print_them(
         ),
     ],
 )
-def test_fusions_read_what_their_results_need(
-    shapes: str, inside: str, result: str, flops: float, moved: float
-) -> None:
+def test_fusions_read_what_their_results_need(shapes, inside, result, flops, moved):
     (kernel,) = fusion(shapes, inside, result).kernels
     assert (kernel.flops, kernel.moved_bytes) == (flops, moved)
 
@@ -220,7 +216,7 @@ def test_fusions_read_what_their_results_need(
         ("collective-permute(%p0), source_target_pairs={{0,1},{1,0}}", 1),
     ],
 )
-def test_collectives_send_what_a_ring_does(line: str, sent: float) -> None:
+def test_collectives_send_what_a_ring_does(line, sent):
     found = predicted(
         "bf16[1000]{0} f32[500]{0}", f"%n = f32[500]{{0}} negate(%p1)\n%c = x[] {line}"
     )
@@ -231,7 +227,7 @@ def test_collectives_send_what_a_ring_does(line: str, sent: float) -> None:
     assert found.overlapped_seconds == pytest.approx(kernel.seconds)
 
 
-def test_a_tpus_reduce_scatter_is_an_all_reduce_and_a_slice() -> None:
+def test_a_tpus_reduce_scatter_is_an_all_reduce_and_a_slice():
     before = """%all-reduce-scatter.1 (i: bf16[64,32]) -> bf16[16,32] {
   %i = bf16[64,32]{1,0} parameter(0)
   %r = bf16[64,32]{1,0} all-reduce(%i), replica_groups={{0,1,2,3}}, to_apply=%a
@@ -280,13 +276,13 @@ LOOP = """%body (c: f32[8]) -> f32[8] {
         ("async-start(%p0), calls=%double", 2, None),
     ],
 )
-def test_loops_run_and_branches_are_the_dearer(line: str, runs: int, note: str | None) -> None:
+def test_loops_run_and_branches_are_the_dearer(line, runs, note):
     found = predicted("f32[8]{0}", f"%w = f32[8]{{0}} {line}", LOOP)
     assert sum(kernel.runs for kernel in found.kernels if kernel.name in "nm") == runs
     assert [note in said for said in found.notes] == ([True] if note else [])
 
 
-def test_attention_in_a_fusion_reads_slices_and_updates_in_place() -> None:
+def test_attention_in_a_fusion_reads_slices_and_updates_in_place():
     """As a scan over layers leaves it: keys of one layer come from a stack, results go to one."""
     inside = """%k = bf16[1,4,2048,8,64]{4,3,2,1,0} dynamic-slice(%q1, %q2), dynamic_slice_sizes={1}
         %b = bf16[4,2048,8,64]{3,2,1,0} bitcast(%k)
@@ -301,20 +297,20 @@ custom_call_target="mosaic_gpu_v2", metadata={op_name="attention_forward"}
     assert kernel.moved_bytes == 3 * 4 * 2048 * 8 * 64 * 2 + 4
 
 
-def test_no_kernel_is_faster_than_the_smallest() -> None:
+def test_no_kernel_is_faster_than_the_smallest():
     rates = Rates(1e12, 1e12, kernel_seconds=3e-6)
     found = predict(STEP.read_text(), rates, ATTENTION)
     assert min(kernel.seconds / kernel.runs for kernel in found.kernels) == 3e-6
 
 
-def test_attention_without_a_rate_goes_at_the_products() -> None:
+def test_attention_without_a_rate_goes_at_the_products():
     found = predict(STEP.read_text(), RATES, Attention(0.5, {("cudnnfmha", 128): (1.0, 1.0)}))
     (kernel,) = (kernel for kernel in found.kernels if kernel.kind == "attention")
     assert kernel.seconds == kernel.flops / 1e12
     assert [note for note in found.notes if "width 64" in note]
 
 
-def test_a_small_step_as_it_was_costed_before() -> None:
+def test_a_small_step_as_it_was_costed_before():
     """By hand: 4 trips; an eighth of a weight is read, copied, gathered, multiplied."""
     kernels = predict(STEP.read_text(), RATES, ATTENTION).kernels
     found = [(x.name, x.kind, x.runs, x.flops, x.moved_bytes, x.seconds) for x in kernels]
@@ -344,6 +340,6 @@ def test_a_small_step_as_it_was_costed_before() -> None:
         STEP.read_text().replace(" = s32[] get-tuple-element(", " = get-tuple-element ("),
     ],
 )
-def test_what_is_no_hlo_is_refused(text: str) -> None:
+def test_what_is_no_hlo_is_refused(text):
     with pytest.raises(UserError, match="HLO"):
         parse(text)

@@ -4,8 +4,7 @@ import jax
 import pytest
 
 from ipt_jax.chips import topology
-from ipt_jax.chips.devices import DEVICES
-from ipt_jax.chips.target import Target
+from ipt_jax.chips.devices import DEVICES, Target
 from ipt_jax.chips.topology import compiled_for, described_devices, why_not
 from ipt_jax.core.errors import UserError
 from ipt_jax.models.sharding import MeshConfig, make_mesh

@@ -3,7 +3,6 @@ was."""
 
 import logging
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.data.config import PACKINGS, DataConfig
+from ipt_jax.data.mixture import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import MixtureRows, OpenMixture, batches, open_mixture
 from tests.damaged_shards import damage, unreadable
 from tests.data_batches import digest
@@ -23,7 +22,7 @@ AT = 20_000  # a byte of such a group
 
 
 @pytest.fixture
-def shards(tmp_path: Path, documents: list[str], write_shards: Callable[..., str]) -> Path:
+def shards(tmp_path, documents, write_shards):
     """90 documents in two shards."""
     write_shards(tmp_path / "a", documents[:90])
     return tmp_path / "a"
@@ -41,9 +40,7 @@ def spans(data: OpenMixture, bad: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_its_place_becomes_padding(
-    shards: Path, packing: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_its_place_becomes_padding(shards, packing, caplog):
     """Damage after the lengths were counted: every other token, target and weight stays."""
     healthy = open_mixture(config(shards))
     whole = MixtureRows(healthy, row_tokens=256, seed=0, packing=packing)
@@ -82,7 +79,7 @@ def test_its_place_becomes_padding(
     assert ids.count("(damaged)") >= GROUP
 
 
-def test_without_being_asked_it_stops_the_run(shards: Path) -> None:
+def test_without_being_asked_it_stops_the_run(shards):
     data = open_mixture(config(shards, skip_damaged=False))
     damage(shards / "part-00000.arrayrecord", AT)
     first = rf"record ({'|'.join(map(str, unreadable(shards)))}) of \S*part-00000\.arrayrecord: "
@@ -92,7 +89,7 @@ def test_without_being_asked_it_stops_the_run(shards: Path) -> None:
         open_mixture(config(shards, skip_damaged=False))
 
 
-def test_every_process_worker_and_start_gives_the_same(shards: Path) -> None:
+def test_every_process_worker_and_start_gives_the_same(shards):
     open_mixture(config(shards))
     damage(shards / "part-00000.arrayrecord", AT)
     bad = unreadable(shards)
@@ -106,7 +103,7 @@ def test_every_process_worker_and_start_gives_the_same(shards: Path) -> None:
     assert len(fresh.damaged) == GROUP  # told by the worker
 
 
-def test_what_the_index_knows_has_no_place(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_index_knows_has_no_place(shards, caplog):
     """Damage before the lengths are counted: rows of all other records, and without waste."""
     everything = open_mixture(config(shards)).epoch_tokens[0]
     for index in shards.glob("lengths-*"):
@@ -136,7 +133,7 @@ def test_what_the_index_knows_has_no_place(shards: Path, caplog: pytest.LogCaptu
     assert not list(shards.glob("lengths-*"))
 
 
-def test_a_shard_cut_short_and_one_that_is_gone(shards: Path) -> None:
+def test_a_shard_cut_short_and_one_that_is_gone(shards):
     shard = shards / "part-00000.arrayrecord"
     shard.write_bytes(shard.read_bytes()[:-3000])
     with pytest.raises(UserError, match=r"part-00000\.arrayrecord has .* bytes where"):
@@ -151,7 +148,7 @@ def test_a_shard_cut_short_and_one_that_is_gone(shards: Path) -> None:
         open_mixture(config(shards))
 
 
-def test_a_shard_that_vanishes_is_no_damage(shards: Path) -> None:
+def test_a_shard_that_vanishes_is_no_damage(shards):
     data = pickle.loads(pickle.dumps(open_mixture(config(shards))))  # no file is open yet
     (shards / "part-00000.arrayrecord").unlink()
     with pytest.raises(UserError, match=r"part-00000\.arrayrecord is missing though it was there"):
@@ -159,7 +156,7 @@ def test_a_shard_that_vanishes_is_no_damage(shards: Path) -> None:
     assert len(data.damaged) == 0
 
 
-def test_a_record_that_does_not_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_does_not_parse(tmp_path, monkeypatch):
     """Whole bytes of another kind: checksums are right, and the record alone is damaged."""
     from ipt_jax.core import records
 
@@ -181,7 +178,7 @@ def test_a_record_that_does_not_parse(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.flatnonzero(data.lengths[0].array < 0).tolist() == [3]  # type: ignore[union-attr]
 
 
-def test_a_source_of_damage_alone_is_empty(shards: Path) -> None:
+def test_a_source_of_damage_alone_is_empty(shards):
     for shard in shards.glob("part-*"):
         shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(UserError, match="all sources of mixture 'm' are empty"):

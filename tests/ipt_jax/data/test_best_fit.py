@@ -10,22 +10,11 @@ import pytest
 from ipt_jax.core.errors import UserError
 from ipt_jax.data import best_fit as module
 from ipt_jax.data.best_fit import BestFitRows, Packed
-from ipt_jax.data.lengths import Lengths
 from ipt_jax.data.packing import best_fit
 from ipt_jax.data.schedule import MixtureSchedule, TaskSampler, permutation
+from tests.data_batches import Made
 
 T = 256
-
-
-class Made(Lengths):
-    """Lengths that lie in memory."""
-
-    def __init__(self, values: list[int]) -> None:
-        super().__init__(Path("made"), len(values))
-        self.__dict__["array"] = np.asarray(values, np.int32)
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__.copy()
 
 
 def sizes(count: int, seed: int) -> list[int]:
@@ -37,7 +26,7 @@ RATES = [0.7, 0.2, 0.1]
 
 
 @pytest.fixture(autouse=True)
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_windows(monkeypatch):
     """64 rows, so that a few thousand examples make many windows."""
     monkeypatch.setattr(module, "WINDOW_ROWS", 64)
     monkeypatch.setattr(module, "WINDOW_TOKENS", 0)
@@ -81,7 +70,7 @@ def same(one: Packed, other: Packed) -> bool:
 
 
 @pytest.mark.parametrize("by", ["tokens", "examples"])
-def test_any_rows_at_random_access(tmp_path: Path, by: str) -> None:
+def test_any_rows_at_random_access(tmp_path, by):
     """A fresh object, one from a pickle and one asked backwards give what reading on gives."""
     rows = make(tmp_path, by)
     whole = rows.take(0, 500)
@@ -101,7 +90,7 @@ def test_any_rows_at_random_access(tmp_path: Path, by: str) -> None:
     assert not same(make(tmp_path, by, seed=1).take(0, 500), whole)
 
 
-def test_an_epoch_has_every_token_once(tmp_path: Path) -> None:
+def test_an_epoch_has_every_token_once(tmp_path):
     rows = make(tmp_path, natural=True, whole=True)
     count = rows.count()
     packed = rows.take(0, count)
@@ -120,7 +109,7 @@ def test_an_epoch_has_every_token_once(tmp_path: Path) -> None:
     assert held.sum() / (count * T) > 0.985  # windows of 64 rows end half empty
 
 
-def test_a_natural_epoch_is_whole_before_the_next(tmp_path: Path) -> None:
+def test_a_natural_epoch_is_whole_before_the_next(tmp_path):
     rows = make(tmp_path, natural=True)
     count = make(tmp_path, natural=True, whole=True).count()
     for epoch in range(2):
@@ -129,7 +118,7 @@ def test_a_natural_epoch_is_whole_before_the_next(tmp_path: Path) -> None:
         assert len(set(keys)) == len(keys) == sum(map(len, SIZES))
 
 
-def test_rates_hold_over_short_stretches_and_lengths_do_not_order_rows(tmp_path: Path) -> None:
+def test_rates_hold_over_short_stretches_and_lengths_do_not_order_rows(tmp_path):
     rows = make(tmp_path)
     counts = np.zeros((40, 3))
     segments = []
@@ -145,7 +134,7 @@ def test_rates_hold_over_short_stretches_and_lengths_do_not_order_rows(tmp_path:
     assert early == pytest.approx(late, rel=0.1)
 
 
-def test_kinds_of_rows_are_spread_and_documents_stay_together() -> None:
+def test_kinds_of_rows_are_spread_and_documents_stay_together():
     """Rows of one task each: any stretch has each kind's share, to within a row or two."""
     generator = np.random.default_rng(0)
     task = generator.choice(3, 400, p=[0.7, 0.2, 0.1])
@@ -165,7 +154,7 @@ def test_kinds_of_rows_are_spread_and_documents_stay_together() -> None:
     assert np.diff(rank[:4]).tolist() == [1, 1, 1] and rank[5] - rank[4] == 1
 
 
-def test_rates_change_at_their_row(tmp_path: Path) -> None:
+def test_rates_change_at_their_row(tmp_path):
     stages = [(333, [0.0, 0.5, 0.5]), (700, [0.9, 0.1, 0.0])]
     rows = make(tmp_path, stages=stages)
     borders = [0, 333, 700, 1100]
@@ -195,7 +184,7 @@ def test_rates_change_at_their_row(tmp_path: Path) -> None:
     assert same(fresh.take(690, 720), rows.take(690, 720))
 
 
-def test_a_window_ends_at_a_cap(tmp_path: Path) -> None:
+def test_a_window_ends_at_a_cap(tmp_path):
     """So rows before it have the task's first examples and no others."""
     order = TaskSampler("task-2", Made(SIZES[2]), extra_tokens=2, seed=0, by="tokens")
     share = order.share_of(2 * len(SIZES[2]))
@@ -214,9 +203,7 @@ def test_a_window_ends_at_a_cap(tmp_path: Path) -> None:
     assert paused.rows_until(2, share, 2000) is None  # a task that pauses is never used up
 
 
-def test_a_cap_that_is_far_needs_no_counting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cap_that_is_far_needs_no_counting(tmp_path, monkeypatch):
     stages = [(300, [0.5, 0.0, 0.5])]
     used = T * (300 * 0.1 + 200 * 0.5)  # of task 2 by row 500, if rows were full
     near = make(tmp_path, stages=stages, caps=[(2, int(0.9 * used))])
@@ -234,7 +221,7 @@ def test_a_cap_that_is_far_needs_no_counting(
         far.rows_until(2, int(1.5 * used), 900)
 
 
-def test_counts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_SAVE_WINDOWS", 3)
     stages = [(333, [0.1, 0.5, 0.4])]
     rows = make(tmp_path, stages=stages)
@@ -257,9 +244,7 @@ def test_counts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert make(tmp_path, stages=stages, identity="other").path != rows.path
 
 
-def test_counts_that_are_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_counts_that_are_damaged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "_SAVE_WINDOWS", 3)
     rows = make(tmp_path)
     expected = rows.take(0, 1000)
@@ -274,9 +259,7 @@ def test_counts_that_are_damaged(
         make(tmp_path).take(0, 200)
 
 
-def test_a_folder_that_cannot_be_written_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "_SAVE_WINDOWS", 3)
     rows = make(tmp_path / "gone")
     assert same(rows.take(0, 800), make(tmp_path).take(0, 800))

@@ -11,10 +11,9 @@ import yaml
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.tokenizer_export import enable_special_tokens
-from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
-from ipt_jax.data.config import DataConfig, load_mixture
-from ipt_jax.data.encode import read_examples
-from ipt_jax.data.lengths import index_lengths
+from ipt_jax.core.tokenizers import load_tokenizer
+from ipt_jax.data.encode import index_lengths, read_examples
+from ipt_jax.data.mixture import DataConfig, load_mixture
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import Task
@@ -28,7 +27,7 @@ LOSS = (0.0, 0.0, 1.0, 1.0) * 2
 
 
 @pytest.fixture(scope="module")
-def mistral() -> Tokenizer:
+def mistral():
     pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
     return load_tokenizer("mistral-7b-v0.1")
 
@@ -40,7 +39,7 @@ def write(folder: Path, parts: tuple[str, ...] | None = PARTS) -> Task:
     return Task("test", str(folder), loss="responses", encode="parts", bos=False, eos=False)
 
 
-def test_ends_are_tokens_and_only_where_a_part_is_nothing_else(mistral: Tokenizer) -> None:
+def test_ends_are_tokens_and_only_where_a_part_is_nothing_else(mistral):
     ids, owners = mistral.encode_parts(PARTS, LOSS)
     assert [ids[owners == part].tolist() for part in (0, 3, 4, 7)] == [[1], [2], [1], [2]]
     assert not {1, 2} & set(ids[owners == 5].tolist())  # a document that names them
@@ -51,9 +50,7 @@ def test_ends_are_tokens_and_only_where_a_part_is_nothing_else(mistral: Tokenize
     assert ids[(owners == 1) | (owners == 2)].tolist() == whole
 
 
-def test_the_exported_tokenizer_reads_a_prompt_as_it_was_trained(
-    mistral: Tokenizer, tmp_path: Path
-) -> None:
+def test_the_exported_tokenizer_reads_a_prompt_as_it_was_trained(mistral, tmp_path):
     transformers = pytest.importorskip("transformers", reason="reads the exported folder")
     parts = (*PARTS[:4], *PARTS[:2])
     trained = mistral.encode_parts(parts, (*LOSS[:4], 0.0, 0.0))[0].tolist()
@@ -67,7 +64,7 @@ def test_the_exported_tokenizer_reads_a_prompt_as_it_was_trained(
         assert (ids.count(1), ids.count(2)) == ((2, 1) if allowed else (0, 0))
 
 
-def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:
+def test_a_prompt_and_its_completion_never_share_a_token(smollm2):
     tokenizer = load_tokenizer(str(smollm2))
     prompt, completion = "".join(PARTS[:2]), PARTS[2]
     joint = tokenizer.encode(prompt + completion)
@@ -89,7 +86,7 @@ def test_a_prompt_and_its_completion_never_share_a_token(smollm2: Path) -> None:
 
 
 @pytest.mark.parametrize("encode", ["parts", "text"])
-def test_every_character_with_loss_is_learnt(smollm2: Path, tmp_path: Path, encode: str) -> None:
+def test_every_character_with_loss_is_learnt(smollm2, tmp_path, encode):
     task = replace(write(tmp_path / "shards"), tokenizer=str(smollm2), encode=encode)
     tokenizer = load_tokenizer(str(smollm2))
     (example,) = read_examples(open_source(task), task, tokenizer, [0])
@@ -100,7 +97,7 @@ def test_every_character_with_loss_is_learnt(smollm2: Path, tmp_path: Path, enco
     assert 0.0 in example.loss
 
 
-def test_loss_lengths_and_token_shards_follow(mistral: Tokenizer, tmp_path: Path) -> None:
+def test_loss_lengths_and_token_shards_follow(mistral, tmp_path):
     task = write(tmp_path / "shards")
     source = open_source(task)
     (example,) = read_examples(source, task, mistral, [0])
@@ -131,9 +128,7 @@ def test_loss_lengths_and_token_shards_follow(mistral: Tokenizer, tmp_path: Path
         open_source(replace(ready.tasks[0], encode="text"))
 
 
-def test_a_record_without_parts_and_a_wrong_key_are_named(
-    mistral: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_record_without_parts_and_a_wrong_key_are_named(mistral, tmp_path):
     task = write(tmp_path / "shards", None)
     source = open_source(task)
     with pytest.raises(UserError, match=r"'a'\) has no `parts`.*`encode: parts`.*`encode: text`"):

@@ -1,7 +1,6 @@
 """Our shards as others read them: MaxText's way, TensorFlow's parser, TFDS."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from ipt_jax.core.example_proto import example_class
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.mixture import DataConfig
 from ipt_jax.data.token_run import TokenizeConfig, tokenize
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
@@ -21,7 +20,7 @@ NO_TENSORFLOW = "TensorFlow is an extra: pip install 'ipt-jax[seqio]'"
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+def texts(tmp_path_factory, documents):
     """60 documents, every second with parts, in three record shards."""
     folder = tmp_path_factory.mktemp("shards") / "texts"
     with ShardWriter(folder, records_per_shard=25) as writer:
@@ -34,7 +33,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Pat
 
 
 @pytest.fixture(scope="module")
-def tokens(texts: Path) -> Path:
+def tokens(texts):
     """Their token shards."""
     mixture = {"tasks": {"t": {"source": str(texts)}}}
     config = TokenizeConfig(texts.parent / "out", DataConfig(mixture), records_per_shard=25)
@@ -69,7 +68,7 @@ class MaxTextParse(grain.transforms.Map):
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_maxtext_reads_texts_and_tokens(texts: Path, tokens: Path, hosts: int) -> None:
+def test_maxtext_reads_texts_and_tokens(texts, tokens, hosts):
     """Grain's ArrayRecordDataSource, shuffled and dealt to hosts, then an own parse."""
     expected = [record.text for record in records(texts)]
     ids = load_tokenizer("mistral-7b-v0.1").encode_batch(expected, bos=True, eos=True)
@@ -84,7 +83,7 @@ def test_maxtext_reads_texts_and_tokens(texts: Path, tokens: Path, hosts: int) -
         assert sorted(plain) == sorted(wanted)
 
 
-def test_tensorflow_parses_texts(texts: Path) -> None:
+def test_tensorflow_parses_texts(texts):
     tf = pytest.importorskip("tensorflow", reason=NO_TENSORFLOW)
     one, many = tf.io.FixedLenFeature([], tf.string), tf.io.VarLenFeature
     form = {
@@ -102,7 +101,7 @@ def test_tensorflow_parses_texts(texts: Path) -> None:
         assert tuple(parsed["loss"].values.numpy().tolist()) == (record.loss or ())
 
 
-def test_tensorflow_parses_tokens(texts: Path, tokens: Path) -> None:
+def test_tensorflow_parses_tokens(texts, tokens):
     """As MaxText did with TensorFlow, and T5X does with cached tasks."""
     tf = pytest.importorskip("tensorflow", reason=NO_TENSORFLOW)
     tokenizer = load_tokenizer("mistral-7b-v0.1")
@@ -113,9 +112,7 @@ def test_tensorflow_parses_tokens(texts: Path, tokens: Path) -> None:
     assert found == expected
 
 
-def test_tfds_reads_our_shards_where_they_lie(
-    texts: Path, tmp_path: Path, write_shards: Callable[..., str]
-) -> None:
+def test_tfds_reads_our_shards_where_they_lie(texts, tmp_path, write_shards):
     """TFDS wants its own names for the files and a description beside them: links will do."""
     tfds = pytest.importorskip("tensorflow_datasets", reason=NO_TENSORFLOW)
     folder = tmp_path / "corpus" / "1.0.0"

@@ -3,15 +3,13 @@
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ipt_jax.data.config import PACKINGS
+from ipt_jax.data.mixture import PACKINGS
 from ipt_jax.data.pipeline import MixtureRows, open_mixture
 from ipt_jax.data.tasks import Mixture, Task
 from ipt_jax.models.config import ModelConfig
@@ -41,13 +39,7 @@ def params():
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_packed_and_alone(
-    tmp_path: Path,
-    documents: list[str],
-    write_shards: Callable[..., str],
-    params,
-    packing: str,
-) -> None:
+def test_packed_and_alone(tmp_path, documents, write_shards, params, packing):
     texts = [text[: 60 + 37 * n] for n, text in enumerate(documents[:12])]
     task = Task("a", write_shards(tmp_path / "a", texts))
     data = open_mixture(Mixture("m", (task,)))

@@ -25,7 +25,7 @@ Example = tuple[list[float], int]  # loss weights, source
     ),
     st.integers(2, 9),
 )
-def test_every_token_once_and_its_fields(examples: list[Example], row_tokens: int) -> None:
+def test_every_token_once_and_its_fields(examples, row_tokens):
     """Against a loop over single tokens, for whole streams whose last row may be partial."""
     stream = []  # (token, loss, example, place in example, source)
     made = []
@@ -59,7 +59,7 @@ def test_every_token_once_and_its_fields(examples: list[Example], row_tokens: in
             assert got["loss_weights"] == (following[1] if following[2] == number else 0)
 
 
-def test_a_row_by_hand() -> None:
+def test_a_row_by_hand():
     made = [
         Tokenised(np.asarray([1, 10, 11, 2]), None),
         Tokenised(np.asarray([1, 20, 21, 22, 2]), np.asarray([0, 0, 1, 1, 1], np.float32)),
@@ -79,7 +79,7 @@ def test_a_row_by_hand() -> None:
     assert set(kinds.values()) == {np.dtype(np.int32)}
 
 
-def test_a_gap_in_the_stream_is_padding() -> None:
+def test_a_gap_in_the_stream_is_padding():
     made = [Tokenised(np.asarray(ids), None) for ids in ([1, 2], [0, 0, 0], [3, 4, 5])]
     packed = concat_and_split(*flatten(made, [0, -1, 1], [2, -1, 2]), row_tokens=7, rows=1)
     expected = {
@@ -106,7 +106,7 @@ def plainly_packed(sizes: list[int], row_tokens: int) -> list[int]:
 
 
 @given(st.lists(st.integers(0, 70), max_size=80), st.integers(2, 30))
-def test_best_fit_is_best_fit_decreasing(lengths: list[int], row_tokens: int) -> None:
+def test_best_fit_is_best_fit_decreasing(lengths, row_tokens):
     """Every token once, only what is longer than a row is cut, rows as full as the plain way's."""
     pieces = best_fit(np.asarray(lengths, np.int64), row_tokens)
     assert (np.diff(pieces.row) >= 0).all()
@@ -136,9 +136,7 @@ def test_best_fit_is_best_fit_decreasing(lengths: list[int], row_tokens: int) ->
     ),
     st.integers(2, 9),
 )
-def test_laid_rows_against_a_loop(
-    drawn: list[tuple[list[float], int, str]], row_tokens: int
-) -> None:
+def test_laid_rows_against_a_loop(drawn, row_tokens):
     """Each field of each position, from the pieces and the examples one token at a time."""
     examples, token = [], 100
     for loss, _, kind in drawn:
@@ -188,7 +186,7 @@ def test_laid_rows_against_a_loop(
         assert all((alone[name][0] == rows[name][row]).all() for name in rows)
 
 
-def test_laid_rows_by_hand() -> None:
+def test_laid_rows_by_hand():
     made = [
         Tokenised(np.asarray([1, 10, 2]), None),
         Tokenised(np.asarray([1, 20, 21, 22, 23, 24, 2]), np.asarray([0, 0, 1, 1, 0.5, 1, 1])),
@@ -207,7 +205,7 @@ def test_laid_rows_by_hand() -> None:
     assert {n: a.tolist() for n, a in assemble_rows(pieces, made, [0, 1], 5).items()} == expected
 
 
-def test_counting_sources() -> None:
+def test_counting_sources():
     counts = source_tokens(np.asarray([[0, 0, 2], [2, -1, -1]]), 3)
     assert counts.tolist() == [2, 0, 2]
     assert realised_rates(counts, ["a", "b", "c"]) == {"a": 0.5, "b": 0, "c": 0.5}

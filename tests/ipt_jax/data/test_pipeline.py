@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from ipt_jax.core.errors import RunStopped, UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.lengths import index_lengths
+from ipt_jax.data.encode import index_lengths
 from ipt_jax.data.pipeline import (
     DataConfig,
     MixtureRows,
@@ -30,19 +29,19 @@ from ipt_jax.data.pipeline import (
     source_tokens,
 )
 from ipt_jax.data.tasks import Mixture, Task
-from tests.data_batches import Batch, digest, joined
+from tests.data_batches import digest, joined
 
 KEYS = {"tokens", "targets", "loss_weights", "segment_ids", "positions", "source_ids"}
 ROWS = {"row_tokens": 256, "rows_per_batch": 8, "seed": 5, "total_batches": 12}
 
 
 @pytest.fixture(scope="module")
-def whole(mixture: Mixture) -> list[Batch]:
+def whole(mixture):
     """All batches of one process without workers."""
     return list(batches(mixture, **ROWS))
 
 
-def test_batches_have_their_form(whole: list[Batch]) -> None:
+def test_batches_have_their_form(whole):
     assert len(whole) == ROWS["total_batches"]
     for batch in whole:
         assert set(batch) == KEYS
@@ -52,7 +51,7 @@ def test_batches_have_their_form(whole: list[Batch]) -> None:
         assert batch["segment_ids"].min() == 1
 
 
-def test_cut_rows_are_those_of_earlier_versions(mixture: Mixture, whole: list[Batch]) -> None:
+def test_cut_rows_are_those_of_earlier_versions(mixture, whole):
     """Or checkpoints of runs that began before would go on with other data."""
     first = "be7db3490e19c15c310990d0ce8a74fe67e45c44b323e28aced6439d8cbd3b39"
     assert digest(whole) == first
@@ -61,7 +60,7 @@ def test_cut_rows_are_those_of_earlier_versions(mixture: Mixture, whole: list[Ba
     assert digest(by_examples) == second
 
 
-def test_rows_are_the_records_one_after_another(mixture: Mixture, whole: list[Batch]) -> None:
+def test_rows_are_the_records_one_after_another(mixture, whole):
     """Against sentencepiece on the texts: BOS text EOS, each example as it stands in its record."""
     data = open_mixture(mixture)
     known = set()
@@ -80,9 +79,7 @@ def test_rows_are_the_records_one_after_another(mixture: Mixture, whole: list[Ba
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_any_number_of_processes_reads_the_same_batches(
-    mixture: Mixture, whole: list[Batch], count: int
-) -> None:
+def test_any_number_of_processes_reads_the_same_batches(mixture, whole, count):
     parts = [
         list(batches(mixture, **ROWS, process_index=index, process_count=count))
         for index in range(count)
@@ -90,11 +87,11 @@ def test_any_number_of_processes_reads_the_same_batches(
     assert digest(joined(parts)) == digest(whole)
 
 
-def test_worker_processes_change_nothing(mixture: Mixture, whole: list[Batch]) -> None:
+def test_worker_processes_change_nothing(mixture, whole):
     assert digest(list(batches(mixture, **ROWS, worker_count=2))) == digest(whole)
 
 
-def test_a_worker_process_that_is_killed_is_no_traceback(mixture: Mixture) -> None:
+def test_a_worker_process_that_is_killed_is_no_traceback(mixture):
     made = batches(mixture, **ROWS, worker_count=1)
     next(made)
     for worker in multiprocessing.active_children():
@@ -116,7 +113,7 @@ if __name__ == "__main__":
 """
 
 
-def test_worker_processes_do_not_outlive_a_killed_run(corpus: Path, tmp_path: Path) -> None:
+def test_worker_processes_do_not_outlive_a_killed_run(corpus, tmp_path):
     (tmp_path / "read.py").write_text(_ORPHANS)  # a spawned worker imports it again
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "read.py"), str(corpus / "raw")],
@@ -142,7 +139,7 @@ print(digest(batches(mixture, start_batch=start, **rows)))
 """
 
 
-def test_a_fresh_process_goes_on_exactly(mixture: Mixture, whole: list[Batch]) -> None:
+def test_a_fresh_process_goes_on_exactly(mixture, whole):
     tasks = [task.__dict__ for task in mixture.tasks]
     argument = json.dumps([mixture.name, tasks, dict(mixture.rates), 7, ROWS])  # type: ignore[arg-type]
     ran = subprocess.run(
@@ -157,14 +154,14 @@ def test_a_fresh_process_goes_on_exactly(mixture: Mixture, whole: list[Batch]) -
     assert list(batches(mixture, **ROWS, start_batch=12)) == []
 
 
-def test_a_longer_run_begins_as_the_shorter(mixture: Mixture, whole: list[Batch]) -> None:
+def test_a_longer_run_begins_as_the_shorter(mixture, whole):
     longer = batches(mixture, **{**ROWS, "total_batches": 50})
     assert digest([next(longer) for _ in whole]) == digest(whole)
     other = batches(mixture, **{**ROWS, "seed": 6})
     assert digest([next(other) for _ in whole]) != digest(whole)
 
 
-def test_realised_rates_are_the_asked(mixture: Mixture) -> None:
+def test_realised_rates_are_the_asked(mixture):
     data = open_mixture(mixture)
     total = np.zeros(3, np.int64)
     for batch in batches(data, row_tokens=1024, rows_per_batch=16, seed=0, total_batches=30):
@@ -174,14 +171,14 @@ def test_realised_rates_are_the_asked(mixture: Mixture) -> None:
         assert rate == pytest.approx(data.asked_rates[name], rel=0.005)
 
 
-def test_natural_rates_follow_the_sizes(mixture: Mixture) -> None:
+def test_natural_rates_follow_the_sizes(mixture):
     data = open_mixture(replace(mixture, rates="natural"))
     sizes = dict(zip(data.task_names, data.epoch_tokens, strict=True))
     expected = {name: size / sum(sizes.values()) for name, size in sizes.items()}
     assert data.asked_rates == pytest.approx(expected)
 
 
-def test_one_whole_pass_is_padded_at_its_end_only(mixture: Mixture) -> None:
+def test_one_whole_pass_is_padded_at_its_end_only(mixture):
     data = open_mixture(replace(mixture, rates="natural"))
     rows = pickle.loads(pickle.dumps(MixtureRows(data, row_tokens=500, seed=0)))
     everything = [rows[row] for row in range(len(rows))]
@@ -195,7 +192,7 @@ def test_one_whole_pass_is_padded_at_its_end_only(mixture: Mixture) -> None:
         MixtureRows(open_mixture(mixture), row_tokens=500, seed=0)
 
 
-def test_a_source_that_runs_out_is_told_before_the_first_step(mixture: Mixture) -> None:
+def test_a_source_that_runs_out_is_told_before_the_first_step(mixture):
     few = replace(mixture.tasks[2], max_epochs=2)
     limited = replace(mixture, tasks=(*mixture.tasks[:2], few))
     data = open_mixture(limited)
@@ -212,7 +209,7 @@ def test_a_source_that_runs_out_is_told_before_the_first_step(mixture: Mixture) 
     assert step == pytest.approx(allowed / (8 * 256), rel=0.1)
 
 
-def test_loss_on_responses_only(tmp_path: Path) -> None:
+def test_loss_on_responses_only(tmp_path):
     question, answer = "Question: why is the sky blue? Answer:", " Because of né scattering.\n"
     parts = (question, answer, "Next: what?", " That.")
     with ShardWriter(tmp_path / "qa") as writer:
@@ -233,7 +230,7 @@ def test_loss_on_responses_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_eos_has_the_weight_of_what_it_ends(tmp_path: Path, weight: float) -> None:
+def test_eos_has_the_weight_of_what_it_ends(tmp_path, weight):
     """A record that ends in what is not learnt does not teach to end there."""
     parts, loss = ("A question.", " An answer.", " A remark."), (0.0, 1.0, weight)
     with ShardWriter(tmp_path / "qa") as writer:
@@ -245,9 +242,7 @@ def test_eos_has_the_weight_of_what_it_ends(tmp_path: Path, weight: float) -> No
     assert (row["loss_weights"][: place - 4] == 1).any()
 
 
-def test_lengths_are_counted_once_and_never_taken_for_others(
-    tmp_path: Path, documents: list[str], write_shards: Callable[..., str]
-) -> None:
+def test_lengths_are_counted_once_and_never_taken_for_others(tmp_path, documents, write_shards):
     tokenizer = load_tokenizer("mistral-7b-v0.1")
     calls: list[tuple[int, int]] = []
 
@@ -269,9 +264,7 @@ def test_lengths_are_counted_once_and_never_taken_for_others(
     assert len(calls) == 3
 
 
-def test_a_stale_index_names_the_record(
-    tmp_path: Path, documents: list[str], write_shards: Callable[..., str]
-) -> None:
+def test_a_stale_index_names_the_record(tmp_path, documents, write_shards):
     task = Task("a", write_shards(tmp_path / "a", documents[:20]))
     data = open_mixture(Mixture("m", (task,)))
     assert data.lengths[0] is not None
@@ -282,9 +275,7 @@ def test_a_stale_index_names_the_record(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_is_named_while_reading(
-    tmp_path: Path, documents: list[str], write_shards: Callable[..., str], workers: int
-) -> None:
+def test_a_damaged_shard_is_named_while_reading(tmp_path, documents, write_shards, workers):
     task = Task("a", write_shards(tmp_path / "a", documents[:20]))
     data = open_mixture(Mixture("m", (task,)))
     shard = tmp_path / "a" / "part-00000.arrayrecord"
@@ -295,9 +286,7 @@ def test_a_damaged_shard_is_named_while_reading(
         open_mixture(Mixture("m", (task,)))
 
 
-def test_empty_sources(
-    tmp_path: Path, documents: list[str], write_shards: Callable[..., str]
-) -> None:
+def test_empty_sources(tmp_path, documents, write_shards):
     full = Task("full", write_shards(tmp_path / "full", documents[:5]))
     empty = Task("empty", write_shards(tmp_path / "empty", []))
     data = open_mixture(Mixture("m", (empty, full)))
@@ -310,7 +299,7 @@ def test_empty_sources(
         open_mixture(Mixture("m", (empty,)))
 
 
-def test_a_source_of_rate_zero_is_not_touched(mixture: Mixture) -> None:
+def test_a_source_of_rate_zero_is_not_touched(mixture):
     gone = replace(mixture.tasks[0], source="/nowhere")
     data = open_mixture(
         replace(mixture, tasks=(gone, *mixture.tasks[1:]), rates={"raw": 0, "short": 1, "few": 1})
@@ -319,7 +308,7 @@ def test_a_source_of_rate_zero_is_not_touched(mixture: Mixture) -> None:
     assert set(np.unique(batch["source_ids"])) == {1, 2}
 
 
-def test_settings_come_from_the_config(corpus: Path) -> None:
+def test_settings_come_from_the_config(corpus):
     inline = {"name": "test", "root": str(corpus), "tasks": {"raw": {"source": "raw"}}}
     config = DataConfig(inline, row_tokens=256, seed=5)
     told = batches(load_mixture(config), **{**ROWS, "total_batches": 2})
@@ -327,7 +316,7 @@ def test_settings_come_from_the_config(corpus: Path) -> None:
     assert digest(list(read)) == digest(list(told))
 
 
-def test_batches_that_cannot_be(mixture: Mixture) -> None:
+def test_batches_that_cannot_be(mixture):
     with pytest.raises(UserError, match="8 rows does not divide among 3"):
         batches(mixture, **ROWS, process_count=3)
     with pytest.raises(UserError, match="process_index 2"):
@@ -351,9 +340,7 @@ class _Slow:
         return self._tokenise(task, records)
 
 
-def test_an_example_that_several_threads_need_is_tokenised_once(
-    tmp_path: Path, documents: list[str], write_shards: Callable[..., str]
-) -> None:
+def test_an_example_that_several_threads_need_is_tokenised_once(tmp_path, documents, write_shards):
     long = " ".join(documents[:20])
     source = write_shards(tmp_path / "long", [long, *documents[20:26]])
     data = open_mixture(Mixture("long", (Task("long", source),)))

@@ -11,15 +11,15 @@ import yaml
 
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.data.config import parse_mixture
-from ipt_jax.data.preprocessors import (
+from ipt_jax.data.mixture import parse_mixture
+from ipt_jax.data.sources import open_source
+from ipt_jax.data.tasks import (
+    Task,
     pair,
     preprocessors,
     register_preprocessor,
     unregister_preprocessor,
 )
-from ipt_jax.data.sources import open_source
-from ipt_jax.data.tasks import Task
 
 ROWS = [
     {"id": "q1", "question": "Why is the sky blue?", "answer": "Because of né.", "title": "Sky"},
@@ -33,7 +33,7 @@ def source(folder: Path, rows: list[dict[str, Any]], *asked: Any, **keys: Any) -
     return open_source(Task("t", str(folder / "x.jsonl"), preprocessors=asked, **keys))
 
 
-def test_pairs_have_the_papers_form_and_loss_on_the_response(tmp_path: Path) -> None:
+def test_pairs_have_the_papers_form_and_loss_on_the_response(tmp_path):
     """FineInstructions: Instruction, an empty line, Answer."""
     records = source(tmp_path, ROWS, PAIR).read([0, 1])
     before = "Instruction: Why is the sky blue?\n\nAnswer: "
@@ -43,7 +43,7 @@ def test_pairs_have_the_papers_form_and_loss_on_the_response(tmp_path: Path) -> 
     assert records[1].parts == ("Instruction: And red?\n\nAnswer: ", "")
 
 
-def test_preprocessors_work_in_their_order(tmp_path: Path) -> None:
+def test_preprocessors_work_in_their_order(tmp_path):
     join = {"join": {"keys": ["title", "question"], "by": ": "}}
     assert source(tmp_path, ROWS, join).read([1])[0].text == "Sky: And red?"
     rows = [{"body": "  padded \n"}]
@@ -52,7 +52,7 @@ def test_preprocessors_work_in_their_order(tmp_path: Path) -> None:
         source(tmp_path, ROWS, PAIR, "strip").read([0])
 
 
-def test_a_record_that_lacks_what_is_asked_is_named(tmp_path: Path) -> None:
+def test_a_record_that_lacks_what_is_asked_is_named(tmp_path):
     rows = [*ROWS, {"id": "q3", "question": 7}]
     with pytest.raises(DamagedRecord, match=r"line 3 of .*'pair' refuses it: `question` is a int"):
         source(tmp_path, rows, PAIR).read([2])
@@ -60,7 +60,7 @@ def test_a_record_that_lacks_what_is_asked_is_named(tmp_path: Path) -> None:
         source(tmp_path, rows, "pair").read([0])
 
 
-def test_our_own_shards_are_preprocessed_too(tmp_path: Path) -> None:
+def test_our_own_shards_are_preprocessed_too(tmp_path):
     with ShardWriter(tmp_path / "own") as writer:
         writer.write(Record("a", " text ", "corpus", provenance={"seed": 1}))
     opened = open_source(Task("t", str(tmp_path / "own"), preprocessors=("strip",)))
@@ -72,7 +72,7 @@ def test_our_own_shards_are_preprocessed_too(tmp_path: Path) -> None:
     assert opened.where(0) == plain.where(0)
 
 
-def test_settings_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+def test_settings_are_part_of_the_fingerprint(tmp_path):
     other = {"pair": {**PAIR["pair"], "before": "Q: "}}
     made = [source(tmp_path, ROWS, *asked) for asked in ((PAIR,), (other,), (PAIR, PAIR), (PAIR,))]
     prints = [opened.fingerprint for opened in made]
@@ -84,7 +84,7 @@ def shout(fields: dict[str, Any], *, by: str = "!") -> dict[str, Any]:
     return {**fields, "text": fields["text"].upper() + by}
 
 
-def test_one_of_the_users_own(tmp_path: Path) -> None:
+def test_one_of_the_users_own(tmp_path):
     try:
         register_preprocessor("shout", shout)
         register_preprocessor("shout", shout)  # the same again does no harm
@@ -115,7 +115,7 @@ def test_one_of_the_users_own(tmp_path: Path) -> None:
         ("pair", "`tasks.a.preprocessors` is 'pair': it must be a list"),
     ],
 )
-def test_what_a_bad_mixture_gets(asked: str, message: str) -> None:
+def test_what_a_bad_mixture_gets(asked, message):
     content = {"tasks": {"a": {"source": "x", "preprocessors": yaml.safe_load(asked)}}}
     with pytest.raises(UserError) as told:
         parse_mixture(content, where="m.yaml")
@@ -123,6 +123,6 @@ def test_what_a_bad_mixture_gets(asked: str, message: str) -> None:
     assert message in str(told.value)
 
 
-def test_the_form_may_be_another() -> None:
+def test_the_form_may_be_another():
     made = pair({"instruction": "a", "response": "b"}, before="Q: ", between="\nA: ")
     assert made["text"] == "Q: a\nA: b"

@@ -2,14 +2,12 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ipt_jax.core.records import Record, ShardWriter
-from ipt_jax.data.config import PACKINGS
-from ipt_jax.data.mixture import OpenMixture
+from ipt_jax.data.mixture import PACKINGS
 from ipt_jax.data.pipeline import batches, open_mixture, realised_rates, source_tokens
 from ipt_jax.data.tasks import Mixture, Task
 
@@ -17,7 +15,7 @@ RATES = {"web_c4": 50, "finance_news": 25, "biomedical_abstract": 15, "other": 1
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> OpenMixture:
+def real(shared, tmp_path_factory):
     """3,015 texts of eight domains in four sources, seen more than once."""
     pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
     path = shared / "data" / "raw_mixed.jsonl.gz"
@@ -35,7 +33,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> OpenMixture:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_ten_million_tokens(real: OpenMixture, packing: str) -> None:
+def test_ten_million_tokens(real, packing):
     steps = -(-10_000_000 // (64 * 2048))
     counts, positions = np.zeros(len(RATES), np.int64), 0
     for batch in batches(

@@ -1,7 +1,6 @@
 """The plan: every prefix near its rates, every epoch whole, any stretch at random access."""
 
 import pickle
-from pathlib import Path
 from typing import Literal
 
 import hypothesis.strategies as st
@@ -10,19 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from ipt_jax.data import schedule as plan_module
-from ipt_jax.data.lengths import Lengths
 from ipt_jax.data.schedule import MixtureSchedule, TaskSampler, permutation
-
-
-class Made(Lengths):
-    """Lengths that lie in memory."""
-
-    def __init__(self, values: list[int]) -> None:
-        super().__init__(Path("made"), len(values))
-        self.__dict__["array"] = np.asarray(values, np.int32)
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__.copy()
+from tests.data_batches import Made
 
 
 def make(
@@ -43,7 +31,7 @@ def sizes_like_real(count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).lognormal(5, 1.2, count).astype(int).tolist()
 
 
-def test_permutations_do_not_change_with_versions() -> None:
+def test_permutations_do_not_change_with_versions():
     assert permutation(0, "raw", 0, 10).tolist() == GOLDEN
     orders = [permutation(*key, 1000).tolist() for key in KEYS]
     assert all(sorted(order) == list(range(1000)) for order in orders)
@@ -63,9 +51,7 @@ KEYS = [(0, "raw", 0), (1, "raw", 0), (0, "other", 0), (0, "raw", 1)]
     st.integers(0, 3),
     st.data(),
 )
-def test_stretches_are_cut_from_one_stream(
-    sizes: list[list[int]], by: Literal["tokens", "examples"], seed: int, data: st.DataObject
-) -> None:
+def test_stretches_are_cut_from_one_stream(sizes, by, seed, data):
     """Any stretch equals that part of the whole stream, and each epoch has each record once."""
     rates = [1 / len(sizes)] * len(sizes)
     with pytest.MonkeyPatch.context() as patch:  # such small sources need small windows
@@ -97,7 +83,7 @@ def test_stretches_are_cut_from_one_stream(
 
 
 @pytest.mark.parametrize("width", [1 << 12, 1 << 16])
-def test_windows_change_nothing(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+def test_windows_change_nothing(monkeypatch, width):
     sizes, rates = [sizes_like_real(500, 0), sizes_like_real(90, 1)], [0.7, 0.3]
     wide = make(sizes, rates).stretch(0, 400_000)
     monkeypatch.setattr(plan_module, "WINDOW_TOKENS", width)
@@ -106,7 +92,7 @@ def test_windows_change_nothing(monkeypatch: pytest.MonkeyPatch, width: int) -> 
     assert narrow.task.tolist() == wide.task.tolist()
 
 
-def test_every_prefix_is_near_its_rates() -> None:
+def test_every_prefix_is_near_its_rates():
     """No task is further from its share than one longest example of each task."""
     sizes = [sizes_like_real(3000, 0), sizes_like_real(400, 1), sizes_like_real(50, 2)]
     rates = [0.8, 0.15, 0.05]
@@ -120,7 +106,7 @@ def test_every_prefix_is_near_its_rates() -> None:
         assert counted[-1] / total[-1] == pytest.approx(rate, rel=0.005)
 
 
-def test_rates_by_examples() -> None:
+def test_rates_by_examples():
     sizes, rates = [sizes_like_real(3000, 0), [5000] * 40], [0.9, 0.1]
     stretch = make(sizes, rates, "examples").stretch(3_000_000, 9_000_000)
     for task, rate in enumerate(rates):
@@ -128,7 +114,7 @@ def test_rates_by_examples() -> None:
         assert np.abs(counted - rate * np.arange(1, len(counted) + 1)).max() <= 2
 
 
-def test_a_whole_pass_has_every_record_once() -> None:
+def test_a_whole_pass_has_every_record_once():
     sizes = [[7, 0, 3], [1] * 50, sizes_like_real(400, 3)]
     tokens = [sum(values) + 2 * len(values) for values in sizes]
     plan = make(sizes, [t / sum(tokens) for t in tokens], whole=True)
@@ -152,7 +138,7 @@ def in_stages(
 
 
 @pytest.mark.parametrize("by", ["tokens", "examples"])
-def test_rates_change_where_they_should(by: Literal["tokens", "examples"]) -> None:
+def test_rates_change_where_they_should(by):
     """Each stage has its own rates, every order goes on, and any stretch is the whole's."""
     sizes = [sizes_like_real(3000, 0), sizes_like_real(400, 1), sizes_like_real(50, 2)]
     plan = in_stages(sizes, by)
@@ -185,7 +171,7 @@ def test_rates_change_where_they_should(by: Literal["tokens", "examples"]) -> No
         assert whole.record[low : low + len(part.record)].tolist() == part.record.tolist()
 
 
-def test_when_a_share_is_reached() -> None:
+def test_when_a_share_is_reached():
     sizes = [sizes_like_real(3000, 0), sizes_like_real(400, 1), sizes_like_real(50, 2)]
     plan = in_stages(sizes, "tokens")
     assert plan.time_of(0, 240_000) == 300_000
@@ -195,7 +181,7 @@ def test_when_a_share_is_reached() -> None:
     assert plan.time_of(1, 180_000 + 90) == 900_100
 
 
-def test_a_damaged_record_has_no_tokens_and_no_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_record_has_no_tokens_and_no_ends(monkeypatch):
     monkeypatch.setattr(plan_module, "WINDOW_TOKENS", 64)
     plan = make([[7, -1, 3, -1], [5]], [20 / 27, 7 / 27])
     assert [order.epoch_tokens for order in plan.orders] == [14, 7]

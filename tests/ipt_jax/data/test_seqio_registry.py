@@ -2,7 +2,6 @@
 
 import itertools
 import pickle
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ipt_jax.core.errors import UserError  # noqa: E402
 from ipt_jax.core.records import Record, RecordSource, ShardWriter  # noqa: E402
 from ipt_jax.core.tokenizers import load_tokenizer  # noqa: E402
 from ipt_jax.data import seqio_registry  # noqa: E402
-from ipt_jax.data.config import DataConfig, load_mixture_config  # noqa: E402
+from ipt_jax.data.mixture import DataConfig, load_mixture_config  # noqa: E402
 from ipt_jax.data.pipeline import MixtureRows, open_mixture  # noqa: E402
 from ipt_jax.data.seqio_registry import TokenizerVocabulary, register_all  # noqa: E402
 from ipt_jax.data.tasks import (  # noqa: E402
@@ -35,7 +34,7 @@ Example = dict[str, np.ndarray]
 
 
 @pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
+def clean():
     """seqio's registries are of the process."""
     yield
     seqio.TaskRegistry.reset()
@@ -44,11 +43,7 @@ def clean() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    documents: list[str],
-    write_shards: Callable[..., str],
-) -> Path:
+def folder(tmp_path_factory, documents, write_shards):
     """Sources and, in ``mixtures``, files that mix them."""
     folder = tmp_path_factory.mktemp("seqio")
     write_shards(folder / "raw", documents[:80])
@@ -76,7 +71,7 @@ def folder(
 
 
 @pytest.fixture
-def registered(folder: Path) -> seqio_registry.Registered:
+def registered(folder):
     """All of the folder's."""
     return register_all(folder / "mixtures", root=str(folder))
 
@@ -108,7 +103,7 @@ def trained_on(folder: Path, mixture: str, task: str) -> set[tuple[Any, ...]]:
     return found
 
 
-def test_ids_are_the_trainers(folder: Path, registered: seqio_registry.Registered) -> None:
+def test_ids_are_the_trainers(folder, registered):
     """Of all records, in their order; BOS and EOS as each task has them."""
     tokenizer = load_tokenizer("mistral-7b-v0.1")
     for task, bos in (("raw", True), ("short", False)):
@@ -123,7 +118,7 @@ def test_ids_are_the_trainers(folder: Path, registered: seqio_registry.Registere
     assert seqio.TaskRegistry.get("plain.raw").num_input_examples("train") == 80
 
 
-def test_loss_weights_are_the_trainers(folder: Path, registered: seqio_registry.Registered) -> None:
+def test_loss_weights_are_the_trainers(folder, registered):
     """Also of a task without them that is mixed with one that has them."""
     for task in ("talk", "raw"):
         found = {
@@ -138,7 +133,7 @@ def test_loss_weights_are_the_trainers(folder: Path, registered: seqio_registry.
     assert "loss_weights" not in examples("plain.raw", length=4)[0]
 
 
-def test_token_shards_give_the_same(folder: Path, tmp_path: Path) -> None:
+def test_token_shards_give_the_same(folder, tmp_path):
     config = DataConfig(str(folder / "mixtures" / "tuned.yaml"), root=str(folder))
     tokenize(TokenizeConfig(tmp_path / "tokens", config))
     (tmp_path / "mixtures").mkdir()
@@ -153,7 +148,7 @@ def test_token_shards_give_the_same(folder: Path, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_shards_and_shuffles(registered: seqio_registry.Registered) -> None:
+def test_shards_and_shuffles(registered):
     everything = [e["id"] for e in examples("plain.short")]
     parts = [
         [e["id"] for e in examples("plain.short", shard_info=seqio.ShardInfo(i, 3))]
@@ -179,9 +174,7 @@ def test_shards_and_shuffles(registered: seqio_registry.Registered) -> None:
     ("name", "unit", "share"),
     [("plain", "tokens", 0.75), ("examples", "examples", 0.25), ("natural", "examples", 0.4)],
 )
-def test_rates_of_a_mixture(
-    registered: seqio_registry.Registered, name: str, unit: str, share: float
-) -> None:
+def test_rates_of_a_mixture(registered, name, unit, share):
     mixture = seqio.MixtureRegistry.get(name)
     data = mixture.get_dataset({"targets": 1 << 20}, split="train", shuffle=False, seed=0)
     bos = load_tokenizer("mistral-7b-v0.1").bos_id
@@ -192,7 +185,7 @@ def test_rates_of_a_mixture(
     assert counts["raw"] / sum(counts.values()) == pytest.approx(share, abs=0.04)
 
 
-def test_a_task_of_rate_0_is_not_even_opened(folder: Path, tmp_path: Path) -> None:
+def test_a_task_of_rate_0_is_not_even_opened(folder, tmp_path):
     tasks = {"raw": {"source": "raw"}, "gone": {"source": "is-not-there"}}
     content = {"rates": {"raw": 1, "gone": 0}, "tasks": tasks}
     (tmp_path / "paused.yaml").write_text(yaml.safe_dump(content))
@@ -201,7 +194,7 @@ def test_a_task_of_rate_0_is_not_even_opened(folder: Path, tmp_path: Path) -> No
     assert len(examples("paused", length=8, num_epochs=1)) == 80
 
 
-def test_a_feature_converter_takes_them(registered: seqio_registry.Registered) -> None:
+def test_a_feature_converter_takes_them(registered):
     """As T5X makes batches for a decoder: packed, with its own names."""
     data = seqio.get_dataset(
         "plain",
@@ -216,7 +209,7 @@ def test_a_feature_converter_takes_them(registered: seqio_registry.Registered) -
     assert row["decoder_segment_ids"].max() >= 1
 
 
-def test_the_vocabulary() -> None:
+def test_the_vocabulary():
     vocabulary, tokenizer = (
         TokenizerVocabulary("mistral-7b-v0.1"),
         load_tokenizer("mistral-7b-v0.1"),
@@ -241,7 +234,7 @@ def test_the_vocabulary() -> None:
     assert vocabulary != seqio.PassThroughVocabulary(32000)
 
 
-def test_text_with_the_id_of_padding_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_text_with_the_id_of_padding_is_refused(folder, tmp_path):
     """As Llama 3's and GPT-2's `!`."""
     fast = Tokenizer(models.BPE({"!": 0, "a": 1, "</s>": 2}, []))
     fast.add_special_tokens(["</s>"])
@@ -255,7 +248,7 @@ def test_text_with_the_id_of_padding_is_refused(folder: Path, tmp_path: Path) ->
         examples("plain.short")
 
 
-def test_what_is_registered(folder: Path, registered: seqio_registry.Registered) -> None:
+def test_what_is_registered(folder, registered):
     assert registered.mixtures == ["examples", "natural", "plain", "tuned"]
     assert set(registered.tasks) == {
         *(
@@ -274,7 +267,7 @@ def test_what_is_registered(folder: Path, registered: seqio_registry.Registered)
         register_all(folder)
 
 
-def test_what_was_registered_in_python(folder: Path) -> None:
+def test_what_was_registered_in_python(folder):
     try:
         register_task(Task("spoken", str(folder / "talk"), loss="responses"))
         register_task(Task("written", str(folder / "raw"), eos=False))
@@ -299,7 +292,7 @@ def test_what_was_registered_in_python(folder: Path) -> None:
             unregister(name)
 
 
-def test_the_papers_mixtures_register_without_their_data() -> None:
+def test_the_papers_mixtures_register_without_their_data():
     configs = Path(__file__).parents[3] / "configs" / "mixtures"
     done = register_all(configs)
     assert {*done.mixtures, *done.left_out} == {path.stem for path in configs.glob("*.yaml")}

@@ -15,12 +15,11 @@ from hypothesis import given, settings
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import DamagedRecord, UserError
-from ipt_jax.data.bad_records import read_records
 from ipt_jax.data.formats import jsonl, parquet
 from ipt_jax.data.formats.files import CACHE
 from ipt_jax.data.formats.jsonl import JsonlRows
 from ipt_jax.data.pipeline import batches
-from ipt_jax.data.sources import open_source
+from ipt_jax.data.sources import open_source, read_records
 from ipt_jax.data.tasks import Mixture, Task
 from tests.ipt_jax.data.foreign_files import (
     Docs,

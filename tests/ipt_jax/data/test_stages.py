@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ipt_jax.core.errors import UserError
-from ipt_jax.data.config import PACKINGS, DataConfig
+from ipt_jax.data.mixture import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import MixtureRows, batches, open_mixture, source_tokens
-from ipt_jax.data.tasks import Mixture, Stage
-from tests.data_batches import Batch, digest, joined
+from ipt_jax.data.tasks import Stage
+from tests.data_batches import digest, joined
 
 RUN = {"row_tokens": 256, "rows_per_batch": 8, "seed": 5, "total_batches": 12}
 STAGES = (
@@ -25,19 +25,19 @@ STAGES = (
 
 
 @pytest.fixture(scope="module")
-def staged(mixture: Mixture) -> Mixture:
+def staged(mixture):
     """The mixture of all tests, whose rates change at steps 4 and 9."""
     return replace(mixture, name="staged", stages=STAGES)
 
 
 @pytest.fixture(scope="module", params=PACKINGS)
-def run(request: pytest.FixtureRequest, staged: Mixture) -> tuple[str, list[Batch]]:
+def run(request, staged):
     """Packing, and all batches of one process without workers."""
     return request.param, list(batches(staged, **RUN, packing=request.param))
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_any_number_of_processes(staged: Mixture, run: tuple[str, list[Batch]], count: int) -> None:
+def test_any_number_of_processes(staged, run, count):
     packing, whole = run
     parts = [
         list(batches(staged, **RUN, packing=packing, process_index=i, process_count=count))
@@ -46,7 +46,7 @@ def test_any_number_of_processes(staged: Mixture, run: tuple[str, list[Batch]], 
     assert digest(joined(parts)) == digest(whole)
 
 
-def test_two_workers(staged: Mixture) -> None:
+def test_two_workers(staged):
     """Best fit; test_pipeline.py has rows that are cut."""
     made = [batches(staged, **RUN, packing="best_fit", worker_count=count) for count in (0, 2)]
     assert digest(made[1]) == digest(made[0])
@@ -66,7 +66,7 @@ for packing in ("concatenate", "best_fit"):
 """
 
 
-def test_a_fresh_process_goes_on_in_any_stage(staged: Mixture) -> None:
+def test_a_fresh_process_goes_on_in_any_stage(staged):
     starts = [1, 4, 7, 10]
     tasks = [dataclasses.asdict(task) for task in staged.tasks]
     stages = [{"from_step": s.from_step, "rates": s.rates} for s in STAGES]
@@ -86,7 +86,7 @@ def test_a_fresh_process_goes_on_in_any_stage(staged: Mixture) -> None:
     assert ran.stdout.splitlines() == expected
 
 
-def test_a_task_that_pauses_is_not_there(run: tuple[str, list[Batch]]) -> None:
+def test_a_task_that_pauses_is_not_there(run):
     packing, whole = run
     seen = [set(np.unique(batch["source_ids"])) - {-1} for batch in whole]
     # Cut rows change where the nearest example does, less than a batch away.
@@ -98,7 +98,7 @@ def test_a_task_that_pauses_is_not_there(run: tuple[str, list[Batch]]) -> None:
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("by", ["tokens", "examples"])
-def test_each_stage_has_its_rates(staged: Mixture, packing: str, by: str) -> None:
+def test_each_stage_has_its_rates(staged, packing, by):
     steps = {"rows_per_batch": 16, "row_tokens": 512, "seed": 0}
     stages = (
         Stage(9, {"raw": 1, "short": 0, "few": 1}),
@@ -125,7 +125,7 @@ def test_each_stage_has_its_rates(staged: Mixture, packing: str, by: str) -> Non
     )
 
 
-def test_shares_of_a_whole_run(staged: Mixture) -> None:
+def test_shares_of_a_whole_run(staged):
     data = open_mixture(staged)
     assert [step for step, _ in data.stages] == [0, 4, 9]
     assert data.asked_rates == pytest.approx({"raw": 0.6, "short": 0.3, "few": 0.1})
@@ -143,7 +143,7 @@ def test_shares_of_a_whole_run(staged: Mixture) -> None:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_a_source_that_runs_out_in_a_later_stage(staged: Mixture, packing: str) -> None:
+def test_a_source_that_runs_out_in_a_later_stage(staged, packing):
     few = replace(staged.tasks[2], max_epochs=3)
     stages = (Stage(10, {"raw": 1, "short": 1, "few": 2}),)
     limited = replace(staged, tasks=(*staged.tasks[:2], few), stages=stages)
@@ -162,7 +162,7 @@ def test_a_source_that_runs_out_in_a_later_stage(staged: Mixture, packing: str) 
     assert len(seen) > 10 and max(map(seen.count, seen)) <= 3
 
 
-def test_settings_of_the_config(corpus: Path) -> None:
+def test_settings_of_the_config(corpus):
     inline = {
         "name": "test",
         "root": str(corpus),

@@ -1,6 +1,5 @@
 """What is counted of a mixture is what its records and batches hold."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +10,14 @@ from ipt_jax.core import manifest
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.config import PACKINGS, DataConfig
+from ipt_jax.data.mixture import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import OpenMixture, batches, open_mixture
 from ipt_jax.data.statistics import QUANTILES, survey
 from tests.damaged_shards import damage
 
 
 @pytest.fixture(scope="module")
-def folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    documents: list[str],
-    write_shards: Callable[..., str],
-) -> Path:
+def folder(tmp_path_factory, documents, write_shards):
     """``raw``: 150 documents; ``talk``: 60 openings of which a half is learnt; ``idle``."""
     folder = tmp_path_factory.mktemp("survey")
     write_shards(folder / "raw", documents[:150])
@@ -35,7 +30,7 @@ def folder(
 
 
 @pytest.fixture
-def config(folder: Path) -> DataConfig:
+def config(folder):
     """Rates that change at batch 6; a task of rate 0."""
     tasks = {"raw": {}, "idle": {}, "talk": {"loss": "responses", "bos": False}}
     content = {
@@ -56,7 +51,7 @@ def lengths_of(data: OpenMixture, folder: Path, task: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_batches_are_counted(config: DataConfig, packing: str) -> None:
+def test_batches_are_counted(config, packing):
     data = open_mixture(replace(config, packing=packing))  # type: ignore[arg-type]
     found = survey(data, batch_count=10, rows=8)
     made = list(batches(data, rows_per_batch=8, total_batches=10))
@@ -78,7 +73,7 @@ def test_batches_are_counted(config: DataConfig, packing: str) -> None:
     assert found.epochs(2) == pytest.approx(found.tokens[:, 2].sum() / data.epoch_tokens[2])
 
 
-def test_lengths_are_counted(config: DataConfig, folder: Path) -> None:
+def test_lengths_are_counted(config, folder):
     data = open_mixture(config)
     found = survey(data, batch_count=1, rows=1)
     edges = found.edges(20)
@@ -98,7 +93,7 @@ def test_lengths_are_counted(config: DataConfig, folder: Path) -> None:
     assert (idle.records, idle.quantile(0.5), idle.histogram(edges).sum()) == (0, 0, 0)
 
 
-def test_asked_shares_are_of_tokens(config: DataConfig) -> None:
+def test_asked_shares_are_of_tokens(config):
     """Where rates are shares of examples: as many tokens as those examples have."""
     assert isinstance(config.mixture, dict)
     data = open_mixture(replace(config, mixture={**config.mixture, "by": "examples"}))
@@ -109,9 +104,7 @@ def test_asked_shares_are_of_tokens(config: DataConfig) -> None:
     np.testing.assert_allclose(realised, found.asked.mean(axis=0), atol=0.01)
 
 
-def test_the_corpus_is_not_read_for_its_lengths(
-    config: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_corpus_is_not_read_for_its_lengths(config, monkeypatch):
     open_mixture(config)  # the indexes are there
     read: set[int] = set()
     true = RecordSource.read
@@ -127,7 +120,7 @@ def test_the_corpus_is_not_read_for_its_lengths(
     assert 0 < len(read) < 10 and found.tasks[0].lengths.sum() == 150
 
 
-def test_damage_is_told(config: DataConfig, folder: Path) -> None:
+def test_damage_is_told(config, folder):
     shard = folder / "raw" / "part-00001.arrayrecord"
     whole = shard.read_bytes()
     open_mixture(config)
@@ -143,9 +136,7 @@ def test_damage_is_told(config: DataConfig, folder: Path) -> None:
     assert found.fill.min() < 1  # their places are padding
 
 
-def test_what_the_index_leaves_out_has_no_length(
-    tmp_path: Path, documents: list[str], write_shards: Callable[..., str]
-) -> None:
+def test_what_the_index_leaves_out_has_no_length(tmp_path, documents, write_shards):
     shard = Path(write_shards(tmp_path / "a", documents[:90])) / "part-00000.arrayrecord"
     damage(shard)
     mixture = {"tasks": {"a": {"source": str(tmp_path / "a")}}}
@@ -158,6 +149,6 @@ def test_what_the_index_leaves_out_has_no_length(
     assert tokens == found.tasks[0].epoch_tokens == data.epoch_tokens[0]
 
 
-def test_nothing_is_no_survey(config: DataConfig) -> None:
+def test_nothing_is_no_survey(config):
     with pytest.raises(UserError, match="`batches` is 0"):
         survey(open_mixture(config), batch_count=0, rows=1)

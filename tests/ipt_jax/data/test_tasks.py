@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,8 +11,8 @@ from tokenizers import Tokenizer, models, processors
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.encode import extra_tokens, read_examples
+from ipt_jax.data.mixture import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import (
     Mixture,
@@ -42,12 +41,12 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "mixtures"
         ("naturel", "'natural'"),
     ],
 )
-def test_rates_that_cannot_be(rates: Any, message: str) -> None:
+def test_rates_that_cannot_be(rates, message):
     with pytest.raises(UserError, match=message):
         Mixture("m", TASKS, rates)
 
 
-def test_other_impossible_mixtures() -> None:
+def test_other_impossible_mixtures():
     with pytest.raises(UserError, match=r"no tasks"):
         Mixture("m", ())
     with pytest.raises(UserError, match=r"'raw' twice"):
@@ -79,14 +78,14 @@ def test_other_impossible_mixtures() -> None:
         ([Stage(1, "natural")], "`stages.0.rates` is 'natural'"),  # type: ignore[arg-type]
     ],
 )
-def test_stages_that_cannot_be(stages: list[Stage], message: str) -> None:
+def test_stages_that_cannot_be(stages, message):
     with pytest.raises(UserError, match=message):
         Mixture("m", TASKS, {"raw": 1, "augmented": 1}, stages=tuple(stages))
     with pytest.raises(UserError, match="`rates` is 'natural' and `stages` change them"):
         Mixture("m", TASKS, stages=(Stage(1, {"raw": 1, "augmented": 1}),))
 
 
-def test_registries() -> None:
+def test_registries():
     try:
         for task in TASKS:
             assert register_task(task) is task
@@ -108,13 +107,13 @@ def test_registries() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_configs_load(path: Path) -> None:
+def test_the_configs_load(path):
     mixture = load_mixture_config(path, root="elsewhere")
     assert mixture.name == path.stem
     assert all(task.source.startswith("elsewhere/") for task in mixture.tasks)
 
 
-def test_a_file_and_its_overrides(tmp_path: Path) -> None:
+def test_a_file_and_its_overrides(tmp_path):
     path = tmp_path / "mine.yaml"
     tasks = {"raw": {"source": "raw", "max_epochs": 4}, "qa": {"source": "/qa", "bos": False}}
     content = {"root": "/data", "rates": {"raw": 4, "qa": 1}, "tasks": tasks}
@@ -133,7 +132,7 @@ def test_a_file_and_its_overrides(tmp_path: Path) -> None:
     assert load_mixture(DataConfig({**content, "name": "mine"})) == expected
 
 
-def test_stages_in_a_file(tmp_path: Path) -> None:
+def test_stages_in_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         "rates: {raw: 4, qa: 0}\n"
@@ -179,7 +178,7 @@ def test_stages_in_a_file(tmp_path: Path) -> None:
         ("rates: natural", "`tasks` must map"),
     ],
 )
-def test_what_a_bad_file_gets(tmp_path: Path, text: str, message: str) -> None:
+def test_what_a_bad_file_gets(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"bad\.yaml") as error:
@@ -187,12 +186,12 @@ def test_what_a_bad_file_gets(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_a_missing_file() -> None:
+def test_a_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):
         load_mixture_config("nowhere.yaml")
 
 
-def test_impossible_data_configs() -> None:
+def test_impossible_data_configs():
     for key, value in (("row_tokens", 1), ("worker_count", -1), ("seed", -1)):
         with pytest.raises(UserError, match=f"`{key}` is {value}"):
             DataConfig(**{key: value})  # type: ignore[arg-type]
@@ -201,7 +200,7 @@ def test_impossible_data_configs() -> None:
 
 
 @pytest.mark.parametrize("adds", [False, True])
-def test_bos_is_what_the_tokenizer_puts_before_a_text(tmp_path: Path, adds: bool) -> None:
+def test_bos_is_what_the_tokenizer_puts_before_a_text(tmp_path, adds):
     fast = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, []))
     fast.add_special_tokens(["<s>", "</s>"])
     if adds:

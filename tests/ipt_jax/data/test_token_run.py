@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.run_folder import FolderRefused, RunFolder
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data import token_run
-from ipt_jax.data.config import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.encode import read_examples
+from ipt_jax.data.mixture import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.packing import Tokenised
 from ipt_jax.data.pipeline import MixtureRows, batches, open_mixture
 from ipt_jax.data.sources import open_source
@@ -41,11 +40,7 @@ ROWS = {"rows_per_batch": 4, "total_batches": 12}
 
 
 @pytest.fixture(scope="module")
-def folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    documents: list[str],
-    write_shards: Callable[..., str],
-) -> Path:
+def folder(tmp_path_factory, documents, write_shards):
     """``raw``: 120 documents; ``talk``: 60 of several parts; ``qa.jsonl``: 50 pairs."""
     folder = tmp_path_factory.mktemp("texts")
     write_shards(folder / "raw", documents[:120])
@@ -62,7 +57,7 @@ def folder(
 
 
 @pytest.fixture(scope="module")
-def content(folder: Path) -> dict[str, Any]:
+def content(folder):
     """A mixture of all of them, with each policy."""
     return {
         "name": "both",
@@ -77,7 +72,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path, content: dict[str, Any]) -> Path:
+def made(folder, content):
     """Their token shards, from the launch script with two worker processes."""
     output = folder / "tokens"
     (folder / "m.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
@@ -103,9 +98,7 @@ def launch(mixture: Path, output: Path, *more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 @pytest.mark.parametrize("row_tokens", [64, 500])
-def test_both_ways_give_the_same_rows(
-    content: dict[str, Any], made: Path, packing: Any, row_tokens: int
-) -> None:
+def test_both_ways_give_the_same_rows(content, made, packing, row_tokens):
     """Bit for bit, with loss on all tokens, on parts and on responses."""
     text = DataConfig(content, row_tokens=row_tokens, packing=packing)
     tokens = replace(text, mixture=str(made / "mixture.yaml"), root="/elsewhere")
@@ -123,7 +116,7 @@ def test_both_ways_give_the_same_rows(
     assert weights == {0, 0.25, 0.5, 1}
 
 
-def test_examples_are_those_of_the_texts(content: dict[str, Any], made: Path) -> None:
+def test_examples_are_those_of_the_texts(content, made):
     """In the order of the records, with their kinds of numbers: ids int32, weights float32."""
     tokenizer = load_tokenizer("mistral-7b-v0.1")
     texts = load_mixture(DataConfig(content)).tasks
@@ -143,13 +136,13 @@ def test_examples_are_those_of_the_texts(content: dict[str, Any], made: Path) ->
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tokenize").glob("*.yaml")))
-def test_the_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configs_load(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     read = parse_config(TokenizeConfig, ["--config", str(path)], prog="tokenize", description="")
     assert load_mixture(read.data).tasks
 
 
-def test_what_is_asked_of_a_mixture_stays(content: dict[str, Any], made: Path) -> None:
+def test_what_is_asked_of_a_mixture_stays(content, made):
     mixture = load_mixture_config(made / "mixture.yaml")
     assert (mixture.name, mixture.rates, mixture.by) == ("both", content["rates"], "tokens")
     assert [(t.max_epochs, t.adds_bos, t.loss) for t in mixture.tasks] == [
@@ -159,7 +152,7 @@ def test_what_is_asked_of_a_mixture_stays(content: dict[str, Any], made: Path) -
     ]
 
 
-def test_the_manifest_and_the_length_index(folder: Path, made: Path) -> None:
+def test_the_manifest_and_the_length_index(folder, made):
     tokenizer = load_tokenizer("mistral-7b-v0.1")
     raw = RecordSource(folder / "raw")
     texts = [record.text for record in raw.read(range(120))]
@@ -189,7 +182,7 @@ def test_the_manifest_and_the_length_index(folder: Path, made: Path) -> None:
     assert {path.suffix for path in (made / "raw").iterdir()} == {".arrayrecord", ".json", ".npy"}
 
 
-def test_records_of_token_shards_have_their_ids(content: dict[str, Any], made: Path) -> None:
+def test_records_of_token_shards_have_their_ids(content, made):
     config = DataConfig(str(made / "mixture.yaml"), row_tokens=128)
     found = MixtureRows(open_mixture(config), row_tokens=128, seed=0, rows=20).records(0, 20)
     text = MixtureRows(
@@ -205,7 +198,7 @@ def test_records_of_token_shards_have_their_ids(content: dict[str, Any], made: P
 
 
 @pytest.fixture
-def config(content: dict[str, Any], tmp_path: Path) -> TokenizeConfig:
+def config(content, tmp_path):
     """Of the task raw alone, into a folder of its own."""
     return TokenizeConfig(
         tmp_path / "out", DataConfig(content), tasks=["raw"], records_per_shard=50
@@ -216,7 +209,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_a_killed_run_goes_on(folder: Path, made: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(folder, made, tmp_path):
     """With SIGKILL, while it writes; then what was done stays and the rest is the same."""
     output, at = tmp_path / "out", tmp_path / "out" / "raw"
     # So slow that it is killed long before its end.
@@ -249,7 +242,7 @@ def replace_source(made: Path, folder: Path) -> Any:
     return replace(load_mixture_config(made / "mixture.yaml").tasks[0], source=str(folder))
 
 
-def test_two_runs_do_not_write_to_one_folder(folder: Path, tmp_path: Path) -> None:
+def test_two_runs_do_not_write_to_one_folder(folder, tmp_path):
     mixture = {"root": str(folder), "tasks": {"qa": {"source": "raw"}}}
     config = TokenizeConfig(tmp_path, DataConfig(mixture))
     with RunFolder.open(tmp_path, "tokens", {}, owns=()), pytest.raises(FolderRefused) as caught:
@@ -258,9 +251,7 @@ def test_two_runs_do_not_write_to_one_folder(folder: Path, tmp_path: Path) -> No
     assert [task.records for task in tokenize(config)] == [120]
 
 
-def test_a_shard_that_was_damaged_meanwhile_is_written_again(
-    config: TokenizeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_was_damaged_meanwhile_is_written_again(config, monkeypatch):
     write = token_run._write_shard
 
     def stops(job: Any, number: int) -> None:
@@ -288,7 +279,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(
     assert contents(at) == before
 
 
-def test_a_changed_shard_is_named(config: TokenizeConfig) -> None:
+def test_a_changed_shard_is_named(config):
     """By who trains on it, and by a run that would call its work done."""
     tokenize(config)
     mixture = load_mixture_config(config.output / "mixture.yaml")
@@ -304,9 +295,7 @@ def test_a_changed_shard_is_named(config: TokenizeConfig) -> None:
     assert tokenize(replace(config, data=replace(config.data, verify_checksums=False)))
 
 
-def test_weights_that_are_not_one_for_each_token(
-    config: TokenizeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_one_for_each_token(config, monkeypatch):
     true = token_run.serialize_example
 
     def short(example: Tokenised, **names: str) -> bytes:
@@ -322,9 +311,7 @@ def test_weights_that_are_not_one_for_each_token(
         source.examples([4])
 
 
-def test_other_inputs_do_not_go_on_in_the_same_folder(
-    config: TokenizeConfig, content: dict[str, Any]
-) -> None:
+def test_other_inputs_do_not_go_on_in_the_same_folder(config, content):
     (task,) = tokenize(config)
     tasks = {**content["tasks"], "raw": {"source": "raw", "eos": False}}
     other = replace(config, data=DataConfig({**content, "tasks": tasks}))
@@ -360,18 +347,14 @@ def test_other_inputs_do_not_go_on_in_the_same_folder(
         ("qa", "text_key", "body", r"`tasks\.qa\.text_key` is 'body', but"),
     ],
 )
-def test_a_task_that_does_not_fit_its_token_shards(
-    made: Path, task: str, key: str, value: Any, message: str
-) -> None:
+def test_a_task_that_does_not_fit_its_token_shards(made, task, key, value, message):
     content = yaml.safe_load((made / "mixture.yaml").read_text())
     content["tasks"][task][key] = value
     with pytest.raises(UserError, match=message):
         open_mixture(DataConfig(content))
 
 
-def test_ids_of_another_vocabulary_are_refused(
-    made: Path, tmp_path: Path, content: dict[str, Any]
-) -> None:
+def test_ids_of_another_vocabulary_are_refused(made, tmp_path, content):
     """A tokenizer folder with another model of the same kind: names may differ, checksums not."""
     tokenizer = load_tokenizer("mistral-7b-v0.1")
     other, same = tmp_path / "other", tmp_path / "same"
@@ -398,7 +381,7 @@ def test_ids_of_another_vocabulary_are_refused(
         open_mixture(replace(config, tokenizer=str(other)))
 
 
-def test_tokens_and_texts_are_not_taken_for_each_other(made: Path, tmp_path: Path) -> None:
+def test_tokens_and_texts_are_not_taken_for_each_other(made, tmp_path):
     with pytest.raises(UserError, match=r"it lists tokens \(token shards\)"):
         RecordSource(made / "raw")
     config = DataConfig(str(made / "mixture.yaml"))
@@ -409,7 +392,7 @@ def test_tokens_and_texts_are_not_taken_for_each_other(made: Path, tmp_path: Pat
 
 
 @pytest.fixture
-def bad_line(folder: Path, documents: list[str]) -> Iterator[Path]:
+def bad_line(folder, documents):
     """JSON lines whose eighth is cut short."""
     path = folder / "bad.jsonl"
     lines = [json.dumps({"text": text}) for text in documents[:20]]
@@ -419,7 +402,7 @@ def bad_line(folder: Path, documents: list[str]) -> Iterator[Path]:
     path.unlink()
 
 
-def test_damaged_records(bad_line: Path, tmp_path: Path) -> None:
+def test_damaged_records(bad_line, tmp_path):
     """They stop the run, or are counted and leave a gap, so that rows stay the same."""
     content = {"tasks": {"bad": {"source": str(bad_line)}}}
     config = TokenizeConfig(tmp_path / "out", DataConfig(content, row_tokens=64))

@@ -23,9 +23,8 @@ from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import load_hugging_face, read_config, stream_hugging_face
 from ipt_jax.hf.verify import logit_difference
 from ipt_jax.hf.weights import from_hugging_face
-from ipt_jax.models.config import PRESETS, DecoderConfig
+from ipt_jax.models.config import PRESETS, DecoderConfig, Params
 from ipt_jax.models.decoder import module_of, new_params
-from ipt_jax.models.layers import Params
 from ipt_jax.models.lora import TARGETS, LoraConfig, new_adapters
 from ipt_jax.training.checkpoints import save_params
 from ipt_jax.training.convert import (
@@ -57,7 +56,7 @@ class Peft:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def theirs(request, tmp_path_factory) -> Peft:
+def theirs(request, tmp_path_factory):
     make, options, targets = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
@@ -81,8 +80,8 @@ def theirs(request, tmp_path_factory) -> Peft:
 
 
 def weighed_logits(decoder: DecoderConfig, params, adapters=None, lora=None):
-    model = module_of(decoder, jax.tree.map(jnp.asarray, params))
-    logits = model.logits(model(IDS, POSITIONS, adapters=adapters, lora=lora))
+    model = module_of(decoder, jax.tree.map(jnp.asarray, params), adapters, lora)
+    logits = model.logits(model(IDS, POSITIONS))
     return jnp.sum(logits * WEIGHTS), logits
 
 
@@ -200,7 +199,7 @@ TEXT = "A base that was never rounded, and words that follow: f(x) = 東京.\n"
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:
+def params():
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: new_params(SMALL, jax.random.key(0)))
     return jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)

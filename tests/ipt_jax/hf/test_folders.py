@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ GENERATION = {
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
+def source(tmp_path_factory):
     """A chat model: one token added and another that ends its turns, sentencepiece's file beside.
 
     Its generation_config.json names both ends, padding and sampling.
@@ -76,7 +75,7 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(source: Path, tmp_path: Path) -> Path:
+def folder(source, tmp_path):
     return shutil.copytree(source, tmp_path / "model")
 
 
@@ -212,7 +211,7 @@ def test_a_tensor_that_would_be_left_out_is_refused(folder):
 
 
 @pytest.fixture
-def export(folder: Path, tmp_path: Path) -> Callable[..., Path]:
+def export(folder, tmp_path):
     """from-hf, then to-hf, with verification where there is a text."""
 
     def converted(text: str | None = None) -> Path:

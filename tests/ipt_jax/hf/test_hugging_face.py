@@ -20,8 +20,8 @@ from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.decoder import module_of, new_params
 from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training import state
-from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer
-from ipt_jax.training.state import init_state
+from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from ipt_jax.training.step import TrainSetup
 
 TEXTS = [
     "The sliding window is shorter than this text, so that early words fall out of sight: " * 3,
@@ -91,10 +91,11 @@ def test_opened_weights_are_read_block_by_block(tmp_path, tokenizer, params, mon
     monkeypatch.setattr(
         FolderArray, "__getitem__", lambda *a: sizes.append(take(*a).nbytes) or take(*a)
     )
-    optimizer = make_optimizer(OptimizerConfig(), 1)
+    optimizer, schedule = (f(OptimizerConfig(), 1) for f in (make_optimizer, make_schedule))
+    setup = TrainSetup(MISTRAL, make_mesh(MeshConfig()), optimizer, schedule, 1)
     for part_bytes in (state.PART_BYTES, 500_000):
         monkeypatch.setattr(state, "PART_BYTES", part_bytes)  # at once, then in several parts
-        placed = init_state(MISTRAL, optimizer, make_mesh(MeshConfig()), 0, opened)
+        placed = setup.init_state(0, opened)
         jax.tree.map(np.testing.assert_array_equal, placed.params, params)
     assert max(sizes) == 4 * MISTRAL.vocabulary_size * MISTRAL.width
     assert 400_000 < max(sizes[len(jax.tree.leaves(params)) :]) <= 500_000

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
-from ipt_jax.data.config import DataConfig
+from ipt_jax.data.mixture import DataConfig
 from ipt_jax.data.pipeline import batches, open_mixture
 from ipt_jax.hf.load import load_hugging_face, read_config
 from ipt_jax.models.config import PRESETS, ModelConfig
@@ -28,7 +28,7 @@ FLOAT32 = {"compute_dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[dict]:
+def documents():
     return [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()[:6]]
 
 

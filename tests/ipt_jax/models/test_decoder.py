@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ipt_jax.chips.target import Target, compiling_for
+from ipt_jax.chips.devices import Target, compiling_for
 from ipt_jax.core.errors import UserError
 from ipt_jax.models.config import PRESETS, SAVEABLE, ModelConfig
-from ipt_jax.models.decoder import module_of, new_params
-from ipt_jax.models.layers import split
+from ipt_jax.models.decoder import module_of, new_params, split
 
 # Deep and with long rows, so that what the blocks keep outweighs the rest of the memory.
 SMALL = dataclasses.replace(PRESETS["tiny"], layers=6, width=64, mlp_width=192, head_width=16)

@@ -3,10 +3,7 @@
 import dataclasses
 import functools
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,18 +14,17 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from ipt_jax.core.errors import UserError
-from ipt_jax.models.config import PRESETS, DecoderConfig
-from ipt_jax.models.decoder import module_of, new_params
-from ipt_jax.models.layers import Params
+from ipt_jax.models.config import PRESETS, DecoderConfig, Params
+from ipt_jax.models.decoder import Projection, module_of, new_params
 from ipt_jax.models.lora import (
     FACTORS,
     LoraConfig,
     adapter_count,
-    add_low_rank,
     base_params,
     new_adapters,
 )
-from ipt_jax.training.loss import summed_cross_entropy
+from ipt_jax.training.step import summed_cross_entropy
+from tests.eight_devices import with_eight_devices
 
 TINY = PRESETS["tiny"]
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -69,8 +65,8 @@ def random_adapters(lora: LoraConfig = LORA, config: DecoderConfig = TINY) -> Pa
 
 @functools.partial(jax.jit, static_argnames=("lora", "config"))
 def hidden(params, adapters=None, lora=None, config=TINY, dropout_key=None):
-    model = module_of(config, params)
-    return model(TOKENS, POSITIONS, adapters=adapters, lora=lora, dropout_key=dropout_key)
+    model = module_of(config, params, adapters, lora)
+    return model(TOKENS, POSITIONS, dropout_key=dropout_key)
 
 
 @functools.partial(jax.jit, static_argnames=("lora", "config"))
@@ -144,17 +140,24 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 def test_dropout_is_on_the_adapters_input_alone():
     # With a and b the identity, what is added is scale · dropout(x).
-    lora = LoraConfig(rank=64, alpha=192.0, dropout=0.25, targets=("q_proj", "v_proj"))
-    factors = {name: jnp.eye(64) for target in lora.targets for name in FACTORS[target]}
-    x, outputs = jnp.ones((2, 3, 64)), tuple(jnp.full((2, 3, 64), float(i)) for i in range(3))
-    targets = ("q_proj", "k_proj", "v_proj")
-    q, k, v = add_low_rank(outputs, x, targets, lora, factors, jax.random.key(0))
+    factors = {name: jnp.eye(64) for t in ("q_proj", "v_proj") for name in FACTORS[t]}
+    x, weight = jnp.ones((2, 3, 64)), jnp.arange(3.0)[:, None] * jnp.ones((64, 3, 64)) / 64
+    projection = Projection(
+        weight,
+        ("q_proj", "k_proj", "v_proj"),
+        lambda y: (y[..., 0, :], y[..., 1, :], y[..., 2, :]),
+        factors,
+        jax.random.key(0),
+        scale=3.0,
+        rate=0.25,
+    )
+    q, k, v = projection(x)
     added = np.asarray(q)
-    assert sorted(set(np.unique(added).round(4))) == [0.0, 4.0]  # alpha / rank / (1 - 0.25)
+    assert sorted(set(np.unique(added).round(4))) == [0.0, 4.0]  # scale / (1 - 0.25)
     assert np.mean(added == 0) == pytest.approx(0.25, abs=0.07)
-    np.testing.assert_array_equal(k, outputs[1])
-    np.testing.assert_array_equal(v - outputs[2], added)  # one mask for all three
-    plain, *_ = add_low_rank(outputs, x, targets, lora, factors, None)
+    np.testing.assert_array_equal(k, x)
+    np.testing.assert_array_equal(v - 2 * x, added)  # one mask for all three
+    plain, *_ = dataclasses.replace(projection, key=None)(x)
     np.testing.assert_array_equal(plain, 3 * x)
 
 
@@ -243,8 +246,8 @@ def compare_meshes() -> None:
 
     def run(base, adapters, tokens, positions, place=lambda x: x):
         def summed(adapters):
-            model = module_of(TINY, base)
-            x_BTD = model(tokens, positions, place=place, adapters=adapters, lora=LORA)
+            model = module_of(TINY, base, adapters, LORA)
+            x_BTD = model(tokens, positions, place=place)
             return jnp.sum(jnp.square(x_BTD)), model.logits(x_BTD)
 
         return jax.value_and_grad(summed, has_aux=True)(adapters)
@@ -264,14 +267,5 @@ def compare_meshes() -> None:
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_lora as t; "
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", code + "t.compare_meshes()"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["equal"]
+    code = "import test_lora; test_lora.compare_meshes()"
+    assert with_eight_devices(__file__, code) == ["equal"]

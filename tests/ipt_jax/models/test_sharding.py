@@ -1,5 +1,7 @@
 """The sharding table: every array of a training has its line."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,8 +10,8 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from ipt_jax.models.config import PRESETS
 from ipt_jax.models.lora import LoraConfig
 from ipt_jax.models.sharding import MESH_AXES, shardings
-from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer
-from ipt_jax.training.state import abstract_state
+from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from ipt_jax.training.step import TrainSetup
 
 # fsdp and tensor wider than one: what is split shows.
 MESH = AbstractMesh((2, 2, 2, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
@@ -18,8 +20,9 @@ MESH = AbstractMesh((2, 2, 2, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("adapter", [None, LoraConfig()], ids=["all", "adapter"])
 def test_every_matrix_of_a_training_state_is_split(preset, adapter):
-    optimizer = make_optimizer(OptimizerConfig(), 100)
-    state = abstract_state(PRESETS[preset], optimizer, MESH, adapter)  # type: ignore[arg-type]
+    optimizer, schedule = (f(OptimizerConfig(), 100) for f in (make_optimizer, make_schedule))
+    mesh: Any = MESH
+    state = TrainSetup(PRESETS[preset], mesh, optimizer, schedule, 1, adapter=adapter).abstract
     whole = {
         jax.tree_util.keystr(path[-1:])
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

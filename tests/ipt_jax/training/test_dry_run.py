@@ -18,11 +18,10 @@ from ipt_jax.chips.devices import DEVICES
 from ipt_jax.chips.topology import why_not
 from ipt_jax.core.configuration import as_yaml, parse_config
 from ipt_jax.core.errors import UserError
-from ipt_jax.data.config import load_mixture, load_mixture_config
+from ipt_jax.data.mixture import load_mixture, load_mixture_config
 from ipt_jax.models.sharding import MESH_AXES, make_mesh
 from ipt_jax.training import dry_run as planning
-from ipt_jax.training.accumulation import check_division, with_accumulation
-from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.config import TrainConfig, check_division, with_accumulation
 from ipt_jax.training.dry_run import estimate_memory
 from ipt_jax.training.optimizer import warmup_steps
 from ipt_jax.training.step import make_setup
@@ -176,7 +175,7 @@ for name in names:
 
 
 @pytest.fixture(scope="module")
-def nowhere(tmp_path_factory) -> Path:
+def nowhere(tmp_path_factory):
     """A working folder with the configs and nothing else: no data, no weights."""
     folder = tmp_path_factory.mktemp("nowhere")
     (folder / "configs").symlink_to(ROOT / "configs")
@@ -207,7 +206,7 @@ PROGRAMS = sorted({program_of(name): name for name in reversed(NAMES)}.values())
 
 
 @pytest.fixture(scope="module")
-def dry_runs(nowhere) -> dict[str, str]:
+def dry_runs(nowhere):
     """What the dry run of each program printed; two processes at a time."""
     groups: dict[int, list[str]] = {}
     for name in PROGRAMS:

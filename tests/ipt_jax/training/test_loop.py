@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import jax
+import optax
 import pytest
 import yaml
 
@@ -18,6 +19,7 @@ from ipt_jax.core.run_folder import FolderRefused
 from ipt_jax.data.pipeline import DataConfig, open_mixture
 from ipt_jax.models.config import ModelConfig
 from ipt_jax.training.checkpoints import Checkpoints
+from ipt_jax.training.hooks import Hook
 from ipt_jax.training.loop import train
 from ipt_jax.training.metrics import MetricsLog
 from ipt_jax.training.optimizer import ExtensionConfig
@@ -37,12 +39,12 @@ from tests.training_runs import (
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
+def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="module")
-def finished(shards, tmp_path_factory) -> Path:
+def finished(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train(make_config(shards, folder))
     return folder
@@ -106,10 +108,10 @@ def test_a_steps_figures_are_fetched_before_the_next_step_is_launched(
     # On a GPU the copy waits behind what was launched before it: else a step's figures come a
     # whole step late, and the next step is launched when the device has run dry.
     seen = []
-    step_function, copy, add = (
+    step_function, copy, get = (
         TrainSetup.step_function.func,
         jax.copy_to_host_async,
-        MetricsLog.add,
+        jax.device_get,
     )
 
     def launching(setup):
@@ -119,9 +121,47 @@ def test_a_steps_figures_are_fetched_before_the_next_step_is_launched(
     monkeypatch.setattr(TrainSetup, "step_function", functools.cached_property(launching))
     TrainSetup.__dict__["step_function"].__set_name__(TrainSetup, "step_function")
     monkeypatch.setattr(jax, "copy_to_host_async", lambda x: (seen.append("copy"), copy(x))[1])
-    monkeypatch.setattr(MetricsLog, "add", lambda *given: (seen.append("read"), add(*given))[1])
+    monkeypatch.setattr(jax, "device_get", lambda x: (seen.append("read"), get(x))[1])
     train(dataclasses.replace(make_config(shards, tmp_path / "run"), train_tokens=3 * 512))
     assert seen == ["launch", "copy", "launch", "copy", "read", "launch", "copy", "read", "read"]
+
+
+class StepNorms(Hook):
+    """The norm of the weights after every fifth step: as a live evaluation would score them."""
+
+    def __init__(self, fails_at: int = 0):
+        self.found: dict[int, float] = {}
+        self.seen: list[object] = []
+        self.fails_at = fails_at
+
+    def __enter__(self):
+        self.seen.append("begun")
+        return self
+
+    def after_launch(self, position, state):
+        if position == self.fails_at:
+            raise ValueError("no score")
+        if position % 5 == 0:
+            self.found[position] = float(optax.global_norm(state.params))
+            assert int(state.position) == position
+
+    def after_save(self, position):
+        self.seen.append(position)
+
+    def __exit__(self, *_):
+        self.seen.append("ended")
+
+
+def test_another_hook_sees_the_state_without_changing_the_run(shards, finished, tmp_path):
+    hook = StepNorms()
+    train(make_config(shards, tmp_path / "run"), hooks=[hook])
+    assert list(hook.found) == [5, 10, 15, 20]
+    assert len(set(hook.found.values())) == 4 and min(hook.found.values()) > 0
+    assert hook.seen == ["begun", 5, 10, 15, 20, 24, "ended"]
+    assert figures(tmp_path / "run") == figures(finished)
+    with pytest.raises(ValueError, match="no score"):
+        train(make_config(shards, tmp_path / "fails"), hooks=[StepNorms(fails_at=7)])
+    assert max(positions(tmp_path / "fails")) == 7
 
 
 def test_export_of_a_run_is_verified_against_transformers(finished):

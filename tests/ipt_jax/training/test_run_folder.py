@@ -17,7 +17,7 @@ from ipt_jax.models.sharding import MeshConfig, make_mesh
 from ipt_jax.training import run_folder
 from ipt_jax.training.checkpoints import LIST_NAME
 from ipt_jax.training.config import TrainConfig
-from ipt_jax.training.jsonl_log import drop_later_lines
+from ipt_jax.training.hooks import drop_later_lines
 from ipt_jax.training.optimizer import ExtensionConfig
 from ipt_jax.training.run_folder import open_run_folder
 from tests.run_folders import content
@@ -40,7 +40,7 @@ def opened(config: TrainConfig, mixture: OpenMixture | None = None) -> Path:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_keys_newer_than_the_run_have_their_defaults(tmp_path: Path, marked: bool) -> None:
+def test_keys_newer_than_the_run_have_their_defaults(tmp_path, marked):
     config = TrainConfig(run_folder=tmp_path / "run")
     folder = opened(config)
     marker, saved = folder / "run.json", folder / "config.yaml"
@@ -99,7 +99,7 @@ VOCABULARY = {"<unk>": 0, "</s>": 1, "record": 2, "other": 3}
         ({"README.md": "of no account"}, None, ""),
     ],
 )
-def test_what_a_path_names_counts_by_content(tmp_path: Path, changes, differs, said) -> None:
+def test_what_a_path_names_counts_by_content(tmp_path, changes, differs, said):
     write(tmp_path, {"a.jsonl": LINES, "b.jsonl": OTHER, "mixture.yaml": MIXTURE})
     write(tmp_path, {"config.json": "{}", "model.safetensors": "weights"})
     write(tmp_path, {"tokenizer_config.json": '{"bos_token": "<unk>", "eos_token": "</s>"}'})
@@ -122,7 +122,7 @@ def test_what_a_path_names_counts_by_content(tmp_path: Path, changes, differs, s
     assert set(caught.value.differs) == differs and said in str(caught.value)
 
 
-def test_what_a_path_names_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_path_names_may_move(tmp_path, monkeypatch):
     folder = tmp_path / "here"
     folder.mkdir()
     write(folder, {"a.jsonl": LINES, "b.jsonl": OTHER, "mixture.yaml": MIXTURE})
@@ -150,9 +150,7 @@ def test_what_a_path_names_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {"data.mixture", "data.root", "data.tokenizer", "init_from"} == {*caught.value.differs}
 
 
-def test_a_run_that_training_began_with_may_train_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_training_began_with_may_train_on(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "weights_digest", lambda run: (run / "weights").read_text())
     before = tmp_path / "before"
 
@@ -190,7 +188,7 @@ def write(folder: Path, files: dict[str, str | dict[str, int]]) -> None:
             tokenizers.Tokenizer(model).save(str(folder / name))
 
 
-def test_a_second_training_is_refused_before_it_changes_anything(tmp_path: Path) -> None:
+def test_a_second_training_is_refused_before_it_changes_anything(tmp_path):
     config, mesh = TrainConfig(run_folder=tmp_path / "run"), make_mesh(MeshConfig())
     with open_run_folder(config, mesh, NoData()) as folder:
         (folder / "metrics.jsonl").write_text("{}")
@@ -201,7 +199,7 @@ def test_a_second_training_is_refused_before_it_changes_anything(tmp_path: Path)
             assert caught.value.reason == "locked" and content(folder) == before
 
 
-def test_a_folder_with_a_config_of_someone_elses_is_no_training(tmp_path: Path) -> None:
+def test_a_folder_with_a_config_of_someone_elses_is_no_training(tmp_path):
     (tmp_path / "config.yaml").write_text("data: theirs\n")
     for fresh in (False, True):
         with pytest.raises(FolderRefused, match=r"config\.yaml is there"):
@@ -209,7 +207,7 @@ def test_a_folder_with_a_config_of_someone_elses_is_no_training(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_lines_are_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_lines_are_never_lost(tmp_path, monkeypatch, capsys):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step}) for step in range(1, 6)]
     # Cut by a power cut, and by a kill.

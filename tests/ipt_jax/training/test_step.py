@@ -1,25 +1,23 @@
-"""The train step on one device and on eight virtual ones."""
+"""The train step on one device and on eight virtual ones; the loss by chunks and the plain one."""
 
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from ipt_jax.models.config import PRESETS
+from ipt_jax.models.config import PRESETS, DecoderConfig
 from ipt_jax.models.decoder import module_of
 from ipt_jax.models.sharding import MESH_AXES, MeshConfig, make_mesh
 from ipt_jax.training import state as state_module
+from ipt_jax.training import step as loss
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from ipt_jax.training.state import abstract_state, init_state
 from ipt_jax.training.step import TrainSetup
+from tests.eight_devices import with_eight_devices
 
 TINY = PRESETS["tiny"]
 STEPS = 3
@@ -47,6 +45,12 @@ def make_batch(rows: int = 8, length: int = 32) -> dict[str, np.ndarray]:
 ONE_DEVICE = MeshConfig()
 
 
+def setup_of(decoder: DecoderConfig, mesh_config: MeshConfig = ONE_DEVICE, **changes) -> TrainSetup:
+    settings = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
+    optimizer, schedule = make_optimizer(settings, STEPS), make_schedule(settings, STEPS)
+    return TrainSetup(decoder, make_mesh(mesh_config), optimizer, schedule, 2, **changes)
+
+
 def run(
     mesh_config: MeshConfig = ONE_DEVICE,
     *,
@@ -55,12 +59,9 @@ def run(
     **changes,
 ) -> list[dict]:
     """The metrics of each step and, if asked, a thousand numbers of the first one's gradients."""
-    decoder = dataclasses.replace(TINY, **changes)
-    mesh = make_mesh(mesh_config)
-    settings = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
-    optimizer = make_optimizer(settings, STEPS)
-    schedule = make_schedule(settings, STEPS)
-    setup = TrainSetup(decoder, mesh, optimizer, schedule, 2, accumulation_steps=accumulation)
+    setup = setup_of(
+        dataclasses.replace(TINY, **changes), mesh_config, accumulation_steps=accumulation
+    )
     state = setup.init_state(0)
     found = []
     for _ in range(STEPS):
@@ -79,10 +80,8 @@ def run(
 
 
 def test_abstract_state_is_the_real_one_without_memory():
-    mesh = make_mesh(MeshConfig())
-    optimizer = make_optimizer(OptimizerConfig(), STEPS)
-    abstract = abstract_state(TINY, optimizer, mesh)
-    real = init_state(TINY, optimizer, mesh, 0)
+    setup = setup_of(TINY)
+    abstract, real = setup.abstract, setup.init_state(0)
     described = jax.tree.map(lambda a, r: (a.shape, a.dtype) == (r.shape, r.dtype), abstract, real)
     assert all(jax.tree.leaves(described))
     assert sum(leaf.size for leaf in jax.tree.leaves(real.params)) == TINY.parameter_count()
@@ -117,7 +116,7 @@ def test_dropout_is_on_in_training_and_off_without_a_key():
         run()[0]["gradient_norm"], rel=1e-3
     )
     decoder = dataclasses.replace(TINY, dropout=0.5)
-    state = init_state(decoder, make_optimizer(OptimizerConfig(), 1), make_mesh(MeshConfig()), 0)
+    state = setup_of(decoder).init_state(0)
     batch = make_batch()
     inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
     dropped = module_of(decoder, state.params)(*inputs)
@@ -126,7 +125,7 @@ def test_dropout_is_on_in_training_and_off_without_a_key():
 
 
 def test_packed_row_gives_each_document_the_loss_it_has_alone():
-    state = init_state(TINY, make_optimizer(OptimizerConfig(), 1), make_mesh(MeshConfig()), 0)
+    state = setup_of(TINY).init_state(0)
     model = module_of(TINY, state.params)
     batch = make_batch()
     packed = model(batch["tokens"], batch["positions"], batch["segment_ids"])
@@ -144,8 +143,7 @@ MESHES = [
 ]
 WIDE = {"heads": 8, "kv_heads": 8}  # so that 8 devices can split the heads
 EIGHT_DEVICES = """
-import json, sys
-sys.path.insert(0, {here!r})
+import json
 from test_step import MESHES, WIDE, MeshConfig, check_placing, run
 check_placing(MeshConfig(data=2, fsdp=2, tensor=2))
 half = MESHES[{half}::2]
@@ -155,8 +153,7 @@ print(json.dumps([run(MeshConfig(**mesh), gradients=True, **WIDE) for mesh in ha
 
 def check_placing(mesh_config: MeshConfig) -> None:
     """Host arrays reach every device whole, at once and by parts of a few rows."""
-    mesh = make_mesh(mesh_config)
-    abstract = abstract_state(TINY, make_optimizer(OptimizerConfig(), 1), mesh).params
+    abstract = setup_of(TINY, mesh_config).abstract.params
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda a: random.standard_normal(a.shape).astype(a.dtype), abstract)
     for part_bytes in (state_module.PART_BYTES, 5000):
@@ -171,29 +168,11 @@ def check_placing(mesh_config: MeshConfig) -> None:
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    halves = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                EIGHT_DEVICES.format(here=str(Path(__file__).parent), half=half),
-            ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for half in range(2)
-    ]
+    halves = with_eight_devices(__file__, *(EIGHT_DEVICES.format(half=half) for half in range(2)))
     expected = run(gradients=True, **WIDE)
     found_of = {}
-    for half, process in enumerate(halves):
-        out, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors[-2000:]
-        found = json.loads(out.splitlines()[-1])
-        found_of |= dict(zip(range(half, len(MESHES), 2), found, strict=True))
+    for half, printed in enumerate(halves):
+        found_of |= dict(zip(range(half, len(MESHES), 2), json.loads(printed), strict=True))
     assert len(found_of) == len(MESHES) == 14
     for number, found in found_of.items():
         mesh = MESHES[number]
@@ -206,3 +185,48 @@ def test_eight_devices_give_the_numbers_of_one():
             np.testing.assert_allclose(
                 got, gradient, rtol=1e-4, atol=1e-7, err_msg=f"{mesh} {name}"
             )
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_value_and_gradients_equal_the_plain_ones(monkeypatch, z_loss):
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)  # 20 tokens: three chunks, the last one padded
+    random = np.random.default_rng(0)
+    hidden = random.normal(size=(20, 12)).astype(np.float32)
+    table = random.normal(size=(33, 12)).astype(np.float32)
+    targets = random.integers(0, 33, 20).astype(np.int32)
+    weights = (random.random(20) > 0.3).astype(np.float32)
+
+    def plain(hidden, table):
+        log_p = jax.nn.log_softmax(hidden @ table.T)
+        log_z = jax.nn.logsumexp(hidden @ table.T, -1)
+        entropy = -jnp.sum(weights * log_p[jnp.arange(20), targets])
+        return 3 * (entropy + z_loss * jnp.sum(weights * log_z**2)), entropy
+
+    def ours(hidden, table):
+        rows = (hidden.reshape(2, 10, 12), targets.reshape(2, 10), weights.reshape(2, 10))
+        total, entropy = loss.summed_cross_entropy(rows[0], table, *rows[1:], z_loss)
+        return 3 * total, entropy
+
+    got, got_gradients = jax.value_and_grad(ours, (0, 1), has_aux=True)(hidden, table)
+    want, want_gradients = jax.value_and_grad(plain, (0, 1), has_aux=True)(hidden, table)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for mine, theirs in zip(got_gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    # Without a gradient asked for, the other path gives the same values.
+    np.testing.assert_allclose(ours(hidden, table), want, rtol=1e-5)
+
+
+def test_the_whole_logits_array_never_exists():
+    length, vocabulary = 2 * loss.CHUNK_TOKENS, 4096
+    tokens = 4 * length
+    arguments = (
+        jax.ShapeDtypeStruct((4, length, 64), jnp.float32),
+        jax.ShapeDtypeStruct((vocabulary, 64), jnp.float32),
+        jax.ShapeDtypeStruct((4, length), jnp.int32),
+        jax.ShapeDtypeStruct((4, length), jnp.float32),
+    )
+    step = jax.jit(
+        jax.grad(lambda *a: loss.summed_cross_entropy(*a)[0], (0, 1)),
+    )
+    memory = step.lower(*arguments).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < tokens * vocabulary * 4

@@ -1,4 +1,4 @@
-"""The XLA flags that make training fast on NVIDIA GPUs, for each series of jaxlib.
+"""What a process sets before JAX starts its devices: XLA's flags, memory, caches, attention.
 
 XLA aborts the process at a flag that it does not know, and knows others in each series: a test
 tries the table's flags on the installed one. Sources: the flags that MaxText and NVIDIA's
@@ -8,15 +8,24 @@ jaxlib 0.10 and 0.11 abort at or already set.
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 from jax._src import xla_bridge  # the only place that tells whether devices were asked for
+from jax.experimental.compilation_cache import compilation_cache
 from jaxlib import version as jaxlib_version
 
-from ipt_jax.chips.host import gpu_count, why_no_gpu
+from ipt_jax.attention.backends import REFERENCE_IS_SLOW
+from ipt_jax.attention.self_test import SECONDS, Tried, choose_by_test
+from ipt_jax.chips.devices import gpu_count, has_tpu, why_no_gpu
+from ipt_jax.models.decoder import attention_spec
+from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.processes import from_first_process
 
 # Flag -> (value, why). All of them are about several devices: on one H200 a step with them is no
 # faster (docs/results/gpu.md), and double buffering moves the scan's stored values once more.
@@ -175,3 +184,85 @@ def _additions(
 
 def _name(flag: str) -> str:
     return flag.lstrip("-").split("=", 1)[0]
+
+
+def enable_compilation_cache(folder: Path | None) -> None:
+    """Keep compiled programs in `folder` and look for them there; call before the first is made.
+
+    Every program is kept, however small: a start makes a few large ones and many small ones, and
+    waits for all. An entry serves the same program, jaxlib, devices and XLA flags only. Entries
+    are code that will be run: the folder is made readable to its owner alone, and should be on
+    nobody else's disk. An entry that was cut short is warned of, not used, and not replaced: delete
+    the folder then. With None nothing changes (JAX_COMPILATION_CACHE_DIR still has its effect).
+    """
+    if folder is None:
+        return
+    folder = folder.expanduser()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.reset_cache()  # one that was opened for another folder would go on serving
+
+
+# Parameters of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def configure_malloc(devices: Path = Path("/dev")) -> bool:
+    """Let this process keep large blocks that it frees, for the next step asks for the same ones.
+
+    glibc maps each large block anew, and the kernel then zeroes it page by page: in a train step
+    on a CPU that was 150,000 page faults and a fifth of the time. The process's memory stays at
+    its peak. Nothing is changed, and the answer is False, where an accelerator computes (its device
+    files lie in `devices`) or the C library has no such settings. Call before JAX starts its
+    threads.
+    """
+    accelerators = ("nvidia*", "accel*", "kfd")
+    if not sys.platform.startswith("linux") or any(map(any, map(devices.glob, accelerators))):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1))
+    return all(mallopt(ctypes.c_int(key), ctypes.c_int(value)) == 1 for key, value in settings)
+
+
+def with_tested_attention(config: TrainConfig, devices: Path = Path("/dev")) -> TrainConfig:
+    """The config with the backend that `auto` takes here, which is printed; a named one stays.
+
+    Process 0 tries for all. Nothing is tried, and the table decides when the step is built: on a
+    CPU; in float32, where there is no choice; on a TPU of several processes, none of which starts
+    alone, or with rows split over devices; and where this process has started JAX already.
+    """
+    platforms, decoder = jax.config.jax_platforms, config.model.decoder()
+    on_gpu = why_no_gpu(os.environ, platforms, devices) is None
+    on_tpu = (
+        has_tpu(platforms, devices)
+        and config.processes.coordinator is None
+        and config.mesh.context == 1
+    )
+    if (
+        config.attention_backend != "auto"
+        or decoder.compute_dtype == "float32"
+        or not (on_gpu or on_tpu)
+        or xla_bridge.backends_are_initialized()
+    ):
+        return config
+    cache = config.compilation_cache and config.compilation_cache.expanduser() / "attention"
+    asked = Tried(
+        attention_spec(decoder, segments=True),
+        decoder.compute_dtype,
+        decoder.head_width,
+        decoder.heads // decoder.kv_heads,
+    )
+
+    def choose() -> str:
+        target, choice = choose_by_test(asked, config.data.row_tokens, cache)
+        print(f"attention on {target.kind}: {choice}", flush=True)
+        if choice.name == "reference":
+            print(f"warning: {REFERENCE_IS_SLOW}", flush=True)
+        return choice.name
+
+    name = from_first_process("choice of attention", choose, 5 * SECONDS)
+    return dataclasses.replace(config, attention_backend=name)

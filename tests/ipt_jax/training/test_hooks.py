@@ -1,20 +1,22 @@
 """A real trace of a real step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from ipt_jax.core.errors import UserError
-from ipt_jax.training.profile import ProfileConfig, Profiler
+from ipt_jax.training.hooks import ProfileConfig, Profiler
 
 
 def run(folder, config: ProfileConfig, first: int, last: int) -> None:
     step = jax.jit(lambda x: jnp.sin(x @ x))
-    x, pending = jnp.ones((64, 64)), None
+    x: Any = jnp.ones((64, 64))
     with Profiler(folder, config) as profiler:
         for position in range(first, last + 1):
-            with profiler.step(position, pending):
-                pending = step(x)
+            profiler.before_step(position)
+            profiler.after_launch(position, step(x))
 
 
 def traced_steps(folder) -> list[list[int]]:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ipt_jax.training.phases import Phases
+from ipt_jax.training.watchdog import Phases
 
 
 def test_each_second_belongs_to_one_phase():

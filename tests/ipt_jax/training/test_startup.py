@@ -1,4 +1,6 @@
-"""The flags exist, go in before JAX starts, and leave the user's own alone."""
+"""What is set before JAX starts: GPU flags, which leave the user's own alone; the compilation cache
+across two processes; and memory that is freed and asked for again at no cost of page faults.
+"""
 
 import os
 import subprocess
@@ -9,12 +11,13 @@ import jax
 import pytest
 from jaxlib import version
 
-from ipt_jax.chips.host import gpu_count, why_no_gpu
-from ipt_jax.training.xla_flags import (
+from ipt_jax.chips.devices import gpu_count, why_no_gpu
+from ipt_jax.training.startup import (
     FLAGS,
     _additions,
     apply_gpu_flags,
     compiler_options,
+    configure_malloc,
     gpu_flags,
 )
 
@@ -56,7 +59,7 @@ def test_the_installed_jaxlib_knows_every_flag_and_aborts_at_one_more():
 
 @pytest.mark.gpu
 def test_a_gpu_starts_with_the_flags():
-    code = "from ipt_jax.training.xla_flags import apply_gpu_flags as a; print(a())"
+    code = "from ipt_jax.training.startup import apply_gpu_flags as a; print(a())"
     process = python(f"{code}; {START}; print(jax.devices()[0].platform)")
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0 and said.endswith("started\ngpu\n"), errors
@@ -78,7 +81,7 @@ def test_flags_reach_xla(tmp_path):
     code = (
         "import os; from pathlib import Path\n"
         "from jaxlib import version\n"
-        "from ipt_jax.training.xla_flags import FLAGS, apply_gpu_flags\n"
+        "from ipt_jax.training.startup import FLAGS, apply_gpu_flags\n"
         "table = FLAGS['.'.join(version.__version__.split('.')[:2])]\n"
         "table['xla_force_host_platform_device_count'] = ('3', 'to be seen')\n"
         f"devices = Path({str(tmp_path / 'dev')!r})\n"
@@ -173,3 +176,92 @@ def test_where_no_gpu_is_used_nothing_changes(tmp_path, monkeypatch):
 
 def _has_plugin() -> bool:
     return jax.devices()[0].platform == "gpu"
+
+
+CACHED_STEPS = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from ipt_jax.training.startup import enable_compilation_cache
+counts = {"cache_hits": 0, "cache_misses": 0}
+def count(name, **_):
+    if name.rsplit("/", 1)[-1] in counts:
+        counts[name.rsplit("/", 1)[-1]] += 1
+jax.monitoring.register_event_listener(count)
+jax.config.update("jax_platforms", "cpu")
+jnp.zeros(7).block_until_ready()  # made before the cache is asked for: does no harm
+enable_compilation_cache(Path(sys.argv[1]))
+step = jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c @ c), None), x, length=3)[0],
+               donate_argnums=0)
+x = jnp.eye(64) + 0.01
+for _ in range(3):
+    x = step(x)
+print(counts["cache_hits"], counts["cache_misses"], float(x.sum()).hex())
+"""
+
+
+def start(folder: Path) -> tuple[list[str], str]:
+    # Without the folder that all tests share.
+    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED_STEPS, folder],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), done.stderr
+
+
+def test_the_second_process_compiles_nothing_and_computes_the_same(tmp_path):
+    folder = tmp_path / "deep" / "cache"
+    (hits, misses, result), _ = start(folder)
+    assert hits == "0" and int(misses) >= 2
+    assert folder.stat().st_mode & 0o077 == 0, "others could put code there"
+    kept = {path.name for path in folder.iterdir()}
+    (hits_again, misses_again, result_again), errors = start(folder)
+    if "doesn't match the machine type" in errors:
+        pytest.skip("this jaxlib refuses its own CPU programs on this processor")
+    assert (hits_again, misses_again) == (misses, "0")
+    assert result_again == result
+    assert {path.name for path in folder.iterdir()} == kept
+
+
+PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from ipt_jax.training.startup import configure_malloc
+kept = configure_malloc() if sys.argv[1] == "keep" else None
+np.ones(4 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    np.ones(4 << 20)  # 32 MB, 8192 pages
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(what: str) -> tuple[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS, what],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, count = done.stdout.split()
+    return kept, int(count)
+
+
+def test_beside_an_accelerator_nothing_is_changed(tmp_path):
+    (tmp_path / "nvidia0").touch()
+    assert configure_malloc(tmp_path) is False
+
+
+def test_freed_memory_is_kept():
+    kept, count = faults("keep")
+    if kept == "False":
+        pytest.skip("this C library cannot be told to keep freed memory")
+    _, without = faults("leave")
+    assert count < 1000 and count * 10 < max(without, 10_000)

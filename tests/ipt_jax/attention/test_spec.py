@@ -5,21 +5,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipt_jax.attention.ranges import key_ranges, tile_bounds, visited_tiles
-from ipt_jax.attention.spec import AttentionSpec
-
-
-def mask_of(spec: AttentionSpec, ids: np.ndarray | None, rows: int, length: int) -> np.ndarray:
-    """Which query sees which key, [B, T, T], from the definition alone."""
-    query, key = np.arange(length)[:, None], np.arange(length)[None]
-    seen = np.ones((rows, length, length), bool)
-    if spec.causal:
-        seen &= key <= query
-    if spec.window is not None:
-        seen &= query - key < spec.window
-    if ids is not None:
-        seen &= (ids[:, :, None] == ids[:, None, :]) & (ids > 0)[:, :, None]
-    return seen
+from ipt_jax.attention.spec import AttentionSpec, key_ranges, tile_bounds, visited_tiles
+from tests.attention_by_definition import mask_of
 
 
 def within(starts, stops, length: int) -> np.ndarray:
