@@ -24,7 +24,8 @@ from data_gen.quality.moderation import Classifier, ModerationConfig, Moderation
 from data_gen.quality.rules import RulesConfig, RulesGate
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import LEDGER_FILES, Ledger
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Config, Positive
+from ipt_jax.core.errors import UserError, did_you_mean, require
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, path_digest
 from ipt_jax.core.json_lines import load_json
@@ -38,7 +39,7 @@ _BATCH = 256  # records read and checked at a time
 
 
 @dataclass(frozen=True)
-class FilterConfig:
+class FilterConfig(Config):
     """Record shards in, those that pass all gates out."""
 
     input: list[str] = field(default_factory=list)
@@ -59,22 +60,21 @@ class FilterConfig:
     """Of `moderation`."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Of `judge`."""
-    records_per_shard: int = 4096
+    records_per_shard: Positive = 4096
     """Records in one shard of the output."""
     fresh: bool = False
     """Delete what an earlier run made in `output` and start over."""
 
-    def __post_init__(self) -> None:
-        if not self.gates:
-            raise UserError(f"`gates` is empty: name at least one of {', '.join(GATES)}.")
+    def check_together(self) -> None:
+        valid = f"given: at least one of {', '.join(GATES)}"
+        require("gates", self.gates, bool(self.gates), valid)
         for name in self.gates:
             if name not in GATES:
-                raise UserError(
-                    f"`gates` names {name!r}, which is none. {did_you_mean(name, GATES)}"
-                )
-        twice = [name for name, count in Counter(self.gates).items() if count > 1]
-        if twice:
-            raise UserError(f"`gates` names {twice[0]!r} twice: a gate is met at most once.")
+                said = f"gates names {name!r}, which is none. {did_you_mean(name, GATES)}"
+                raise UserError(said, key="gates")
+        if twice := [name for name, count in Counter(self.gates).items() if count > 1]:
+            said = f"gates names {twice[0]!r} twice: a gate is met at most once."
+            raise UserError(said, key="gates")
 
 
 @dataclass(frozen=True)

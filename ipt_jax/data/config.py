@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
+from ipt_jax.core.bounds import AtLeast, Config, NotNegative
 from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.data.tasks import HUB, NATURAL, Mixture, Stage, Task
 
@@ -17,7 +18,7 @@ _TASK_KEYS = tuple(field.name for field in fields(Task) if field.name != "name")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """The data of one run. Raises UserError for a value that cannot be."""
 
     mixture: str | dict[str, Any] = "configs/mixtures/quickstart_raw.yaml"
@@ -29,14 +30,14 @@ class DataConfig:
     """Overrides the rates of a mixture without stages."""
     tokenizer: str = "mistral-7b-v0.1"
     """A name or folder that `load_tokenizer` takes; its vocabulary must be the model's."""
-    row_tokens: int = 2048
+    row_tokens: Annotated[int, AtLeast(2)] = 2048
     """T: tokens in a row."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
     """How examples fill rows: one after another, cut at the end of each row; or best_fit, where
     only an example longer than a row is cut."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Of the order of examples, apart from all other seeds."""
-    worker_count: int = 0
+    worker_count: NotNegative = 0
     """Processes that read and tokenise; 0 for threads of the training process."""
     verify_checksums: bool = True
     """Compare every shard's sha256 with the manifest before the first step."""
@@ -45,18 +46,6 @@ class DataConfig:
     skip_damaged: bool = False
     """Go on without records that cannot be read, counted and logged; without it they stop the
     run."""
-
-    def __post_init__(self) -> None:
-        if self.packing not in PACKINGS:
-            raise UserError(
-                f"`packing` is {self.packing!r}: it must be {' or '.join(map(repr, PACKINGS))}."
-            )
-        if self.row_tokens < 2:
-            raise UserError(f"`row_tokens` is {self.row_tokens}: a row holds at least 2 tokens.")
-        if self.worker_count < 0:
-            raise UserError(f"`worker_count` is {self.worker_count}: it must be 0 or more.")
-        if self.seed < 0:
-            raise UserError(f"`seed` is {self.seed}: it must be 0 or more.")
 
 
 def load_mixture(config: DataConfig) -> Mixture:
@@ -131,7 +120,8 @@ def parse_mixture(
         try:
             made.append(Task(**{**values, **chosen, "name": name, "source": source}))
         except (UserError, TypeError) as error:
-            raise UserError(f"{where}: {error}") from error
+            key = error.key if isinstance(error, UserError) else None
+            raise UserError(f"{where}: {error}", key=key, path=where) from error
     if not isinstance(content.get("rates", NATURAL), dict | str):
         raise UserError(f"{where}: `rates` must map tasks to numbers or be 'natural'.")
     rates: Any = content.get("rates", NATURAL)  # Mixture checks the rest
@@ -139,7 +129,7 @@ def parse_mixture(
         name, by = str(content.get("name", "mixture")), content.get("by", "tokens")
         return Mixture(name, tuple(made), rates, by, _parse_stages(content.get("stages"), where))
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}", key=error.key, path=where) from error
 
 
 def _parse_stages(stages: object, where: str) -> tuple[Stage, ...]:

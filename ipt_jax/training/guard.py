@@ -13,28 +13,19 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.bounds import Amount, Config, Positive
 
 
 @dataclass(frozen=True)
-class GuardConfig:
+class GuardConfig(Config):
     """What counts as out of bounds, and when a run gives up."""
 
-    spike_deviations: float = 6.0
+    spike_deviations: Amount = 6.0
     """A loss that lies this many standard deviations over the recent mean is a spike; 0: none."""
-    window_steps: int = 128
+    window_steps: Positive = 128
     """How many accepted losses mean and deviation are of; spikes are judged from half on."""
-    stop_after: int = 10
+    stop_after: Positive = 10
     """Skipped batches in a row after which the run saves and stops."""
-
-    def __post_init__(self) -> None:
-        if not self.spike_deviations >= 0:
-            raise UserError(
-                f"guard.spike_deviations={self.spike_deviations:g}: must be 0 (no spikes) or more."
-            )
-        for key in ("window_steps", "stop_after"):
-            if getattr(self, key) < 1:
-                raise UserError(f"guard.{key}={getattr(self, key)}: must be at least 1.")
 
 
 @functools.partial(
