@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -105,7 +105,7 @@ def check_config(value: Any, path: str = "") -> None:
     if isinstance(value, Mapping | list | tuple):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             check_config(item, f"{path}{key}.")
-    elif is_dataclass(value):
+    elif isinstance(value, Config):
         for field in fields(value):
             check_config(getattr(value, field.name), f"{path}{field.name}.")
         try:
@@ -114,11 +114,44 @@ def check_config(value: Any, path: str = "") -> None:
             raise error.under(path) from error.__cause__
 
 
-def _check_own(config: Any) -> None:
+def config_of[T: Config](cls: type[T], values: Any, path: str = "", **given: Any) -> T:
+    """The config of a mapping's keys and what is `given` beside them; `path` leads to the keys.
+
+    Raises UserError for a key that is unknown, missing or wrong.
+    """
+    require(path[:-1], values, isinstance(values, Mapping), "a mapping of keys")
+    kinds, made = _kinds_of(cls), dict(given)
+    known = [name for name in kinds if name not in given]
+    for key, value in values.items():
+        if key not in known:
+            said = f"{path}{key}: unknown key. {did_you_mean(str(key), known)}"
+            raise UserError(said, key=f"{path}{key}")
+        inner = [kind for kind in (kinds[key], *get_args(kinds[key])) if _is_config(kind)]
+        if inner and isinstance(value, Mapping):
+            value = config_of(inner[0], value, f"{path}{key}.")
+        made[key] = tuple(value) if isinstance(value, list) and _is_tuple(kinds[key]) else value
+    for field in fields(cls):
+        missing = field.default is MISSING and field.default_factory is MISSING
+        if missing and field.name not in made:
+            raise UserError(f"{path}{field.name} is missing: give it.", key=path + field.name)
+    try:
+        return cls(**made)
+    except UserError as error:
+        raise error.under(path) from error.__cause__
+
+
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Config)
+
+
+def _is_tuple(kind: Any) -> bool:
+    return tuple in (get_origin(kind), *map(get_origin, get_args(kind)))
+
+
+def _check_own(config: Config) -> None:
     for key, kind in _kinds_of(type(config)).items():
         _check(kind, getattr(config, key), key)
-    if isinstance(config, Config):
-        config.check_together()
+    config.check_together()
 
 
 @functools.cache
@@ -150,7 +183,7 @@ def _check(kind: Any, value: Any, key: str, null: str = "") -> None:
         require(key, value, isinstance(value, Mapping), "a mapping" + null)
         for name, item in value.items():
             _check(inner[1], item, f"{key}.{name}")
-    elif isinstance(kind, type) and issubclass(kind, Config):
+    elif _is_config(kind):
         require(key, value, isinstance(value, kind), f"a {kind.__name__}{null}")
     wrong = [bound for bound in bounds if not bound.holds(value, bound.limit)]
     if wrong and isinstance(wrong[0], OneOf):

@@ -51,14 +51,6 @@ class Task(Config):
     preprocessors: tuple[str | Mapping[str, Mapping[str, Any]], ...] = ()
     """Names in ``preprocessors.py``, in order, each alone or with its settings: ``{pair: {…}}``."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.preprocessors, list):  # as YAML gives them
-            object.__setattr__(self, "preprocessors", tuple(self.preprocessors))
-        try:
-            super().__post_init__()
-        except UserError as error:
-            raise error.under(f"tasks.{self.name}.") from error.__cause__
-
     def check_together(self) -> None:
         try:
             preprocessors(self.preprocessors)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from ipt_jax.core.bounds import Above, Amount, Config, Fraction, OneOf, Positive
-from ipt_jax.core.errors import UserError, did_you_mean, require
+from ipt_jax.core.bounds import Above, Amount, Config, Fraction, OneOf, Positive, config_of
+from ipt_jax.core.errors import UserError, require
 
 # What a block can keep for the backward pass -> what it then need not recompute.
 SAVEABLE: dict[str, str] = {
@@ -208,19 +207,6 @@ class ModelConfig(Config):
         Raises:
           UserError: an unknown field, or a value that cannot be.
         """
-        fields = {item.name: item for item in dataclasses.fields(DecoderConfig)}
-        for name in self.overrides:
-            if name not in fields:
-                raise UserError(
-                    f"model.overrides: unknown field {name!r}. {did_you_mean(name, fields)}",
-                    key=f"model.overrides.{name}",
-                )
-        changes = dict(self.overrides)
-        if isinstance(changes.get("rope_scaling"), dict):
-            changes["rope_scaling"] = RopeScaling(**changes["rope_scaling"])
-        if isinstance(changes.get("remat_save"), list):
-            changes["remat_save"] = tuple(changes["remat_save"])
-        try:
-            return dataclasses.replace(PRESETS[self.preset], **changes)
-        except UserError as error:
-            raise error.under("model.overrides.") from None
+        return config_of(
+            DecoderConfig, vars(PRESETS[self.preset]) | self.overrides, "model.overrides."
+        )

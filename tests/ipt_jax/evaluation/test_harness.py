@@ -183,8 +183,6 @@ def test_unknown_task_names_model_task_and_log(model: Path, tmp_path: Path) -> N
         ({"models": {"a/b": Path("x")}}, "models.a/b"),
         ({"models": {"a": Path("no_such_folder")}}, "no_such_folder: no config.json"),
         ({"tasks": []}, "tasks is empty"),
-        ({"limit": 0}, "limit=0"),
-        ({"batch_size": 0}, "batch_size=0"),
         ({"include_path": Path("no_such_folder")}, "include_path=no_such_folder"),
     ],
 )
