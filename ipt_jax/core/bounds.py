@@ -20,48 +20,36 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ipt_jax.core.errors import UserError, did_you_mean, require
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """How a value compares with a limit."""
+    """What must hold between a value and a limit, and how that is said."""
 
+    words: str
+    holds: Callable[[Any, Any], bool]
     limit: Any
-    words: ClassVar[str]
-    holds: ClassVar[Callable[[Any, Any], bool]]
 
 
-class AtLeast(Bound):
-    words, holds = "at least", operator.ge
+def _among(value: Any, names: Any) -> bool:
+    return value in names
 
 
-class Above(Bound):
-    words, holds = "above", operator.gt
+def _given(value: Any, _: str) -> bool:
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
-class AtMost(Bound):
-    words, holds = "at most", operator.le
-
-
-class Below(Bound):
-    words, holds = "below", operator.lt
-
-
-class OneOf(Bound):
-    """A name out of a table whose names a Literal cannot list."""
-
-    words, holds = "one of", staticmethod(lambda value, names: value in names)
-
-
-class NotEmpty(Bound):
-    """A text or list that has to be given; the limit says what to name in it."""
-
-    words = "given:"
-    holds = staticmethod(lambda value, advice: bool(value.strip() if type(value) is str else value))
-
+AtLeast = functools.partial(Bound, "at least", operator.ge)
+Above = functools.partial(Bound, "above", operator.gt)
+AtMost = functools.partial(Bound, "at most", operator.le)
+Below = functools.partial(Bound, "below", operator.lt)
+# A name out of a table whose names a Literal cannot list.
+OneOf = functools.partial(Bound, "one of", _among)
+# A text or list that has to be given; the limit says what to name in it.
+NotEmpty = functools.partial(Bound, "given:", _given)
 
 Positive = Annotated[int, AtLeast(1)]
 NotNegative = Annotated[int, AtLeast(0)]
@@ -150,7 +138,7 @@ def _is_tuple(kind: Any) -> bool:
 
 def _check_own(config: Config) -> None:
     for key, kind in _kinds_of(type(config)).items():
-        _check(kind, getattr(config, key), key)
+        check_value(kind, getattr(config, key), key)
     config.check_together()
 
 
@@ -160,7 +148,8 @@ def _kinds_of(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
-def _check(kind: Any, value: Any, key: str, null: str = "") -> None:
+def check_value(kind: Any, value: Any, key: str, null: str = "") -> None:
+    """Refuse a value that is not of `kind`, a type hint; `key` leads to it. Raises UserError."""
     bounds: Sequence[Bound] = ()
     if get_origin(kind) is Annotated:
         kind, *bounds = get_args(kind)
@@ -178,15 +167,16 @@ def _check(kind: Any, value: Any, key: str, null: str = "") -> None:
     elif origin is list or (origin is tuple and inner[-1] is ...):
         require(key, value, isinstance(value, list | tuple), "a list" + null)
         for number, item in enumerate(value):
-            _check(inner[0], item, f"{key}.{number}")
+            check_value(inner[0], item, f"{key}.{number}")
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         require(key, value, isinstance(value, Mapping), "a mapping" + null)
         for name, item in value.items():
-            _check(inner[1], item, f"{key}.{name}")
+            check_value(inner[0], name, f"{key}.{name}")
+            check_value(inner[1], item, f"{key}.{name}")
     elif _is_config(kind):
         require(key, value, isinstance(value, kind), f"a {kind.__name__}{null}")
     wrong = [bound for bound in bounds if not bound.holds(value, bound.limit)]
-    if wrong and isinstance(wrong[0], OneOf):
+    if wrong and wrong[0].holds is _among:
         nearest = did_you_mean(str(value), wrong[0].limit)
         raise UserError(f"{key}={value!r}: there is no such choice. {nearest}", key=key)
     words = " and ".join(f"{bound.words} {bound.limit}" for bound in bounds)
@@ -201,7 +191,7 @@ def _check_any(kinds: Sequence[Any], value: Any, key: str) -> None:
     for kind in kinds:
         if kind is not NoneType:
             try:
-                return _check(kind, value, key, null)
+                return check_value(kind, value, key, null)
             except UserError as error:
                 errors.append(error)
     raise max(errors, key=lambda error: len(error.key))
