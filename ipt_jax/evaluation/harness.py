@@ -23,7 +23,7 @@ from typing import Any
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ipt_jax.core.bounds import Config, Positive
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.errors import UserError, require
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, folder_digest
 from ipt_jax.core.json_lines import load_json
@@ -71,11 +71,8 @@ class EvaluationConfig(Config):
         Raises:
           UserError: naming the key and what is allowed.
         """
-        if not self.models:
-            raise UserError(
-                "models is empty: name at least one exported folder, `--models.NAME FOLDER`.",
-                key="models",
-            )
+        given = "given: at least one exported folder, `--models.NAME FOLDER`"
+        require("models", self.models, bool(self.models), given)
         for name, folder in self.models.items():
             if not _NAME.fullmatch(name) or name in _FILES:
                 raise UserError(
@@ -92,23 +89,23 @@ class EvaluationConfig(Config):
                     "the model; name a folder of the evaluation's own.",
                     key="output",
                 )
-        if not self.tasks:
-            said = f"tasks is empty: name some, for example {', '.join(SAMPLE_TASKS)}."
-            raise UserError(said, key="tasks")
-        if not self.include_path.is_dir():
-            said = f"include_path={self.include_path}: no such folder of task YAMLs."
-            raise UserError(said, key="include_path")
+        given = f"given, for example {', '.join(SAMPLE_TASKS)}"
+        require("tasks", self.tasks, bool(self.tasks), given)
+        there, path = self.include_path.is_dir(), str(self.include_path)
+        require("include_path", path, there, "a folder of task YAMLs")
 
 
 def _check_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no config.json there, so it is no exported model; write one with "
-            "launch/convert.py to-hf, or name the right folder."
+            "launch/convert.py to-hf, or name the right folder.",
+            path=folder,
         )
     weight_files(folder, alone=True)
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
-        raise UserError(f"{folder}: no tokenizer.json or tokenizer.model; export the model again.")
+        said = f"{folder}: no tokenizer.json or tokenizer.model; export the model again."
+        raise UserError(said, path=folder)
 
 
 def evaluate(

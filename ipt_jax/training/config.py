@@ -11,7 +11,7 @@ from ipt_jax.attention.backends import BACKENDS, check_backend
 from ipt_jax.attention.spec import AttentionSpec
 from ipt_jax.chips.devices import DEVICES
 from ipt_jax.core.bounds import Above, AtMost, Config, OneOf, Positive
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.errors import UserError, require
 from ipt_jax.data.pipeline import DataConfig, OpenMixture
 from ipt_jax.data.rows import MixtureRows
 from ipt_jax.data.tasks import NATURAL
@@ -131,7 +131,8 @@ class TrainConfig(Config):
             raise UserError(
                 f"epochs={self.epochs:g}: the mixture {mixture.mixture.name!r} has rates of its "
                 "own, so that an epoch of it is not defined; set `rates: natural` and `by: "
-                "tokens` there, or give train_tokens instead."
+                "tokens` there, or give train_tokens instead.",
+                key="epochs",
             )
         tokens = sum(mixture.epoch_tokens)
         if self.data.packing == "best_fit":  # its rows are not full, so that there are more
@@ -141,7 +142,8 @@ class TrainConfig(Config):
         if whole < 1:
             raise UserError(
                 f"epochs={self.epochs:g} of the mixture's {tokens:,} tokens are "
-                f"less than one batch of batch_tokens={self.batch_tokens:,}; lower batch_tokens."
+                f"less than one batch of batch_tokens={self.batch_tokens:,}; lower batch_tokens.",
+                key="epochs",
             )
         return dataclasses.replace(self, train_tokens=whole * self.batch_tokens)
 
@@ -167,16 +169,10 @@ class TrainConfig(Config):
             )
         self.metrics.check()
         kept_by = self.checkpoints.best_metric
-        if self.checkpoints.keep_best and kept_by not in SAVED_METRICS:
-            raise UserError(
-                f"checkpoints.best_metric={kept_by!r}: allowed are {', '.join(SAVED_METRICS)}.",
-                key="checkpoints.best_metric",
-            )
-        if self.resume not in ("auto", "required") and not self.resume.isdecimal():
-            raise UserError(
-                f"resume={self.resume!r}: allowed are auto, required, or a checkpoint's position.",
-                key="resume",
-            )
+        right = not self.checkpoints.keep_best or kept_by in SAVED_METRICS
+        require("checkpoints.best_metric", kept_by, right, f"one of {', '.join(SAVED_METRICS)}")
+        right = self.resume in ("auto", "required") or self.resume.isdecimal()
+        require("resume", self.resume, right, "auto, required, or a checkpoint's position")
         if self.adapter is not None and self.init_from is None:
             raise UserError(
                 "adapter is set and init_from is not: adapters are trained on given weights; "
