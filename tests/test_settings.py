@@ -215,7 +215,8 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(cls: type, key: str, value
     ("cls", "values", "key", "said"),
     [
         (TrainConfig, {"optimizer": {"beta1": 1}}, "optimizer.beta1", "at least 0 and below 1"),
-        (TrainConfig, {"optimizer": {"schedule": "cosin"}}, "optimizer.schedule", "'cosine'"),
+        (TrainConfig, {"optimizer": {"schedule": "cosin"}},
+         "optimizer.schedule", "The nearest is 'cosine'"),
         (
             TrainConfig,
             {"extensions": [EXTENSION, EXTENSION | {"tokens": 0}]},

@@ -52,6 +52,7 @@ class Task(Config):
     """Names in ``preprocessors.py``, in order, each alone or with its settings: ``{pair: {…}}``."""
 
     def check_together(self) -> None:
+        object.__setattr__(self, "preprocessors", tuple(self.preprocessors))  # a list may be given
         try:
             preprocessors(self.preprocessors)
         except UserError as error:

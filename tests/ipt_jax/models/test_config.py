@@ -83,10 +83,14 @@ def test_flops_by_hand():
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    for name, value, nearest in (("layer", 3, "layers"), ("compute_dtype", "float16", "bfloat16")):
+    for overrides, key, nearest in (
+        ({"layer": 3}, "layer", "layers"),
+        ({"compute_dtype": "float16"}, "compute_dtype", "bfloat16"),
+        ({"rope_scaling": {"factr": 4.0}}, "rope_scaling.factr", "factor"),
+    ):
         with pytest.raises(UserError, match=f"The nearest is '{nearest}'") as refused:
-            ModelConfig(overrides={name: value}).decoder()
-        assert refused.value.key == f"model.overrides.{name}"
+            ModelConfig(overrides=overrides).decoder()
+        assert refused.value.key == f"model.overrides.{key}"
 
 
 def test_overrides_change_the_preset():
