@@ -24,7 +24,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ipt_jax.core.interrupts import importing
 
@@ -233,7 +233,9 @@ def resumed(folder: Path) -> dict[str, Any]:
     }
 
 
-def engine(name: str, model: str, documents: int, rounds: int) -> dict[str, Any]:
+def engine(
+    name: Literal["transformers", "vllm", "server"], model: str, documents: int, rounds: int
+) -> dict[str, Any]:
     """A real engine, bare and under the runner, on real texts."""
     found = (d for d in read_corpus([str(SAMPLE)]) if isinstance(d, Document))
     works = [

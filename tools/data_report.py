@@ -19,8 +19,8 @@ from ipt_jax.core.interrupts import importing
 with importing():
     import numpy as np
 
+    from ipt_jax.core.bounds import Config, Positive
     from ipt_jax.core.configuration import parse_config, run_main
-    from ipt_jax.core.errors import UserError
     from ipt_jax.core.report.figures import SERIES_COLOURS, Bars, Histogram, Lines, Series
     from ipt_jax.core.report.markdown import text_table
     from ipt_jax.core.report.numbers import format_cell, format_number, format_percent
@@ -47,22 +47,17 @@ _SHARE = "share of tokens"
 
 
 @dataclass(frozen=True)
-class DataReportConfig:
+class DataReportConfig(Config):
     """What to look at. Raises UserError for a value that cannot be."""
 
     output: Path
     """The HTML file to write."""
     data: DataConfig = field(default_factory=DataConfig)
     """The data, as in a training config."""
-    batches: int = 100
+    batches: Positive = 100
     """N: batches to make, from the first."""
-    rows: int = 8
+    rows: Positive = 8
     """B: rows in a batch."""
-
-    def __post_init__(self) -> None:
-        for key in ("batches", "rows"):
-            if getattr(self, key) < 1:
-                raise UserError(f"`{key}` is {getattr(self, key)}: it must be 1 or more.")
 
 
 def overview(found: Survey) -> Table:

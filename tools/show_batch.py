@@ -22,8 +22,8 @@ with importing():
     from rich.console import Console
     from rich.text import Text
 
+    from ipt_jax.core.bounds import Config, NotNegative, Positive
     from ipt_jax.core.configuration import parse_config, run_main
-    from ipt_jax.core.errors import UserError
     from ipt_jax.core.terminal import visible
     from ipt_jax.core.tokenizers import Tokenizer
     from ipt_jax.data.pipeline import (
@@ -40,21 +40,15 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 @dataclass(frozen=True)
-class ShowConfig:
+class ShowConfig(Config):
     """What to show. Raises UserError for a batch that cannot be."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """The data, as in a training config."""
-    batch: int = 0
+    batch: NotNegative = 0
     """Position: the number of the batch, from 0."""
-    rows: int = 2
+    rows: Positive = 2
     """B: rows in a batch."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 0:
-            raise UserError(f"`batch` is {self.batch}: batches count from 0.")
-        if self.rows < 1:
-            raise UserError(f"`rows` is {self.rows}: a batch has 1 row or more.")
 
 
 def texts_of(tokenizer: Tokenizer, ids: list[int], cuts: Sequence[int], goes_on: bool) -> list[str]:

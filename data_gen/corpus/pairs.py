@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen.corpus.documents import Raw
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.bounds import Config
+from ipt_jax.core.errors import require
 
 # Names of the two speakers in the data sets that are about.
 _ASKS = {"human", "user", "prompter", "instruction"}
@@ -15,7 +16,7 @@ _ANSWERS = {"gpt", "assistant", "bot", "chatgpt", "model", "response"}
 
 
 @dataclass(frozen=True)
-class PairLayout:
+class PairLayout(Config):
     """Where a record holds its pair, or a conversation of several."""
 
     instruction: list[str] = field(default_factory=lambda: ["instruction"])
@@ -27,11 +28,10 @@ class PairLayout:
     """Key of a list of turns, in place of both: texts that take turns, or mappings with `from` or
     `role` and `value` or `content`."""
 
-    def __post_init__(self) -> None:
-        if not self.conversation and not (self.instruction and self.response):
-            raise UserError(
-                "`pairs`: a layout needs `instruction` and `response`: name their keys."
-            )
+    def check_together(self) -> None:
+        for key in ("instruction", "response"):
+            value = getattr(self, key)
+            require(key, value, bool(self.conversation or value), "given: name its key")
 
     @property
     def keys(self) -> list[str]:

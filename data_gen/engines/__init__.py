@@ -27,7 +27,6 @@ from data_gen.engines.config import (
 )
 from data_gen.engines.hub import fetch_model, is_hub_name
 from data_gen.engines.model_folder import check_model_folder, folder_revision, make_folder
-from ipt_jax.core.errors import UserError
 
 __all__ = [
     "ENGINES",
@@ -157,7 +156,6 @@ def identify_engine(config: EngineConfig, given: Engine | None = None) -> Engine
     """
     if given is not None:
         return EngineIdentity(given.name, given.version, given.model, given.revision)
-    _check(config)
     if config.name == "server":
         from data_gen.engines.server import describe_server, version_of
 
@@ -175,7 +173,6 @@ def identify_engine(config: EngineConfig, given: Engine | None = None) -> Engine
 
 def open_engine(config: EngineConfig) -> Engine:
     """Load the engine that `config` names. Raises UserError as `identify_engine` does."""
-    _check(config)
     if config.ray.actors:
         return _open_on_ray(config)
     return ENGINES[config.name](config)
@@ -205,40 +202,3 @@ def max_in_flight(config: EngineConfig) -> int:
         "vllm": config.vllm.in_flight * config.vllm.data_parallel,
         "server": config.server.max_concurrency,
     }[config.name]
-
-
-def _check(config: EngineConfig) -> None:
-    if config.name not in ENGINES:
-        raise UserError(
-            f"there is no engine '{config.name}': `engine.name` is one of {', '.join(ENGINES)}."
-        )
-    if config.ray.actors and config.name == "server":
-        raise UserError(
-            "`engine.ray.actors` is set, but the engine `server` needs no actors: one process "
-            "keeps a server busy. Leave it out, or run `vllm` in the actors."
-        )
-    if config.adapter and config.name == "server":
-        raise UserError(
-            f"`engine.adapter` is '{config.adapter}', but the engine is `server`, and the server "
-            "decides which weights it serves: start it with the adapter (launch/serve.py --adapter "
-            "...), name what it then serves in `engine.model`, and leave `engine.adapter` out."
-        )
-    least = {
-        "ray.actors": (config.ray.actors, 0),
-        "ray.in_flight": (config.ray.in_flight, 1),
-        "batch_size": (config.batch_size, 1),
-        "max_tokens": (config.max_tokens, 1),
-        "context_tokens": (config.context_tokens, 2),
-        "transformers.sort_window": (config.transformers.sort_window, 1),
-        "vllm.tensor_parallel": (config.vllm.tensor_parallel, 1),
-        "vllm.data_parallel": (config.vllm.data_parallel, 1),
-        "vllm.max_batch_requests": (config.vllm.max_batch_requests, 1),
-        "vllm.in_flight": (config.vllm.in_flight, 1),
-    }
-    for key, (value, bound) in least.items():
-        if value < bound:
-            raise UserError(f"`engine.{key}` is {value}: it must be at least {bound}.")
-    if not 0 <= config.max_failed_share <= 1:
-        raise UserError(
-            f"`engine.max_failed_share` is {config.max_failed_share}: it must be between 0 and 1."
-        )

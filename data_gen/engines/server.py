@@ -66,7 +66,6 @@ class ServerEngine:
         """
         self.config = config
         self.settings = settings = config.server
-        check_settings(config)
         allow_connections(settings.max_concurrency)
         self.stats = ServerStats()
         self._encoder: PromptEncoder | None = None
@@ -295,33 +294,11 @@ class ServerEngine:
                 )
 
 
-def check_settings(config: EngineConfig) -> None:
-    """Raise UserError for a setting of `engine.server` that cannot be."""
-    how = config.server
-    least = {
-        "start_concurrency": (how.start_concurrency, 1),
-        "max_concurrency": (how.max_concurrency, 1),
-        "latency_ratio": (how.latency_ratio, 1.5),
-        "max_attempts": (how.max_attempts, 1),
-        "backoff_seconds": (how.backoff_seconds, 0),
-        "max_backoff_seconds": (how.max_backoff_seconds, 0),
-        "connect_seconds": (how.connect_seconds, 1e-3),
-        "read_seconds": (how.read_seconds, 1e-3),
-        "total_seconds": (how.total_seconds, 1e-3),
-        "down_seconds": (how.down_seconds, 1e-3),
-        "wait_seconds": (how.wait_seconds, 0),
-    }
-    for key, (value, bound) in least.items():
-        if value < bound:
-            raise UserError(f"`engine.server.{key}` is {value}: it must be at least {bound}.")
-
-
 def describe_server(config: EngineConfig) -> ServerDescription:
     """What the server of `config` says of itself, asked over a connection of its own.
 
     Raises UserError as ServerEngine does.
     """
-    check_settings(config)
     client, thread = ServerClient(config), LoopThread("server-identity")
     try:
         return thread.call(_describe(client, config.server.wait_seconds))

@@ -16,13 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from data_gen.engines import EngineConfig, VllmConfig, resolve_model
 from data_gen.engines.config import ServerConfig
 from data_gen.engines.server_client import read_key
 from data_gen.engines.vllm import check_vllm, engine_arguments
 from data_gen.engines.waiting import WaitNotice
+from ipt_jax.core.bounds import Amount, AtLeast, AtMost, Config
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
 
@@ -32,7 +33,7 @@ _TAIL_LINES, _TAIL_CHARACTERS = 20, 2000
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(Config):
     """A model behind vLLM's OpenAI-compatible server."""
 
     model: str = "smollm2-135m-instruct"
@@ -48,19 +49,19 @@ class ServeConfig:
     adapter `base+adapter`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for other machines, then with a key."""
-    port: int = 8000
+    port: Annotated[int, AtLeast(0), AtMost(65535)] = 8000
     """Port to listen on; 0 for any free one."""
     api_key_env: str = ""
     """NAME of the environment variable that holds the key clients must send; empty for none."""
-    context_tokens: int | None = None
+    context_tokens: Annotated[int, AtLeast(2)] | None = None
     """Most tokens of prompt and completion; null for the model's own limit."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
     """How vLLM runs it; `in_flight` has no meaning here."""
     log_file: str = "runs/serve/server.log"
     """Where the server writes its messages; the old file is replaced."""
-    start_seconds: float = 900.0
+    start_seconds: Amount = 900.0
     """Time limit until it answers: weights are read and kernels compiled first."""
-    stop_seconds: float = 30.0
+    stop_seconds: Amount = 30.0
     """Time it gets to end by itself before it is killed."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_gen.stages.config import AskingConfig, CorpusConfig
+from ipt_jax.core.bounds import Positive, Share
 from ipt_jax.core.errors import require
 
 
@@ -13,11 +14,11 @@ class SynthesisConfig(AskingConfig, CorpusConfig):
     """Raw corpus in, record shards of raw, plain and augmented texts out."""
 
     method: str = "instruction_pretrain"
-    fraction: float = 0.2
+    fraction: Share = 0.2
     """Part of the corpus to augment: 0.2 for general pre-training (3.2), 1.0 for a domain (3.3)."""
-    rounds: int = 2
+    rounds: Positive = 2
     """Rounds M; an augmented text holds up to M documents (2 general, 3 domain)."""
-    min_pairs: int = 2
+    min_pairs: Positive = 2
     """Fewest pairs of a completion, where `engine.constrain` is set."""
     max_pairs: int = 16
     """Most pairs kept of one completion; further ones are rejected as `surplus`."""
@@ -27,9 +28,6 @@ class SynthesisConfig(AskingConfig, CorpusConfig):
     """YAML file of your own templates of training texts; what it leaves out stays ours, and empty
     is ours (docs/synthesis.md)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_together(self) -> None:
         few, most = self.min_pairs, self.max_pairs
-        require("fraction", self.fraction, 0 <= self.fraction <= 1, "between 0 and 1")
-        require("rounds", self.rounds, self.rounds >= 1, "at least 1")
-        require("min_pairs", few, 1 <= few <= most, f"between 1 and max_pairs ({most})")
+        require("min_pairs", few, few <= most, f"at most max_pairs={most}")

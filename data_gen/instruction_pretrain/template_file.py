@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Amount, NotEmpty, OneOf, Share, check_value
+from ipt_jax.core.errors import UserError, did_you_mean, require
 
 OUR_FOLDER = Path(__file__).with_name("template_data")
 OUR_FILES = ("pairs.yaml", "texts.yaml", "arrangements.yaml")
@@ -113,18 +113,28 @@ def load_templates(path: str | Path = "") -> TemplateSet:
 def _overlay(below: TemplateSet, path: Path) -> TemplateSet:
     """`below` with what the file says."""
     lists, weights, shares = dict(below.lists), dict(below.weights), dict(below.shares)
-    for key, value in _read(path).items():
-        where = f"the template file {path}: `{key}`"
-        if key in LISTS:
-            lists[key] = _entries(where, value, LISTS[key])
-        elif key in WEIGHTS:
-            weights[key] = _weights(where, value, WEIGHTS[key])
-        elif key == "shares":
-            shares |= _shares(where, value)
-        else:
-            known = did_you_mean(key, (*LISTS, *WEIGHTS, "shares"))
-            raise UserError(f"the template file {path} has an unknown key {key!r}. {known}")
+    content = _read(path)
+    try:
+        for key, value in content.items():
+            if key in LISTS:
+                lists[key] = _entries(key, value, LISTS[key])
+            elif key in WEIGHTS:
+                weights[key] = _numbers(key, value, WEIGHTS[key], Amount)
+                above = any(weights[key].values())
+                require(key, value, above, "above 0 for at least one arrangement")
+            elif key == "shares":
+                shares |= _numbers(key, value, SHARES, Share)
+            else:
+                known = did_you_mean(key, (*LISTS, *WEIGHTS, "shares"))
+                raise UserError(f"{key}: unknown key. {known}", key=str(key))
+    except UserError as error:
+        raise UserError(f"the template file {path}: {error}", key=error.key, path=path) from error
     return replace(below, lists=lists, weights=weights, shares=shares)
+
+
+def _numbers(key: str, value: Any, names: tuple[str, ...], kind: Any) -> dict[str, float]:
+    check_value(dict[Annotated[str, OneOf(names)], kind], value, key)
+    return {name: float(number) for name, number in value.items()}
 
 
 class _Loader(yaml.SafeLoader):
@@ -158,20 +168,16 @@ def _read(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _entries(where: str, value: Any, slots: Slots) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where} must be a list with at least one entry.")
-    for number, entry in enumerate(value, 1):
-        wrong = _wrong_with(entry, slots)
-        if wrong:
-            raise UserError(f"{where}, entry {number} ({entry!r}) {wrong}.")
+def _entries(key: str, value: Any, slots: Slots) -> tuple[str, ...]:
+    check_value(Annotated[list[str], NotEmpty("at least one entry")], value, key)
+    for number, entry in enumerate(value):
+        if wrong := _wrong_with(entry, slots):
+            raise UserError(f"{key}.{number}={entry!r} {wrong}.", key=f"{key}.{number}")
     return tuple(value)
 
 
-def _wrong_with(entry: Any, slots: Slots) -> str:
+def _wrong_with(entry: str, slots: Slots) -> str:
     """What is wrong with an entry, or nothing."""
-    if not isinstance(entry, str):
-        return "is no string: put it between quotation marks"
     if not entry:
         return "is empty: write what shall stand there, or leave the entry out"
     found = SLOT.findall(entry)
@@ -190,32 +196,3 @@ def _wrong_with(entry: Any, slots: Slots) -> str:
         names = ", ".join(f"{{{name}}}" for name in slots.one_of)
         return f"has {chosen} of the slots {names}: it must have one"
     return ""
-
-
-def _weights(where: str, value: Any, names: tuple[str, ...]) -> dict[str, float]:
-    weights = _numbers(where, value, names)
-    if any(weight < 0 for weight in weights.values()):
-        raise UserError(f"{where} has a negative weight: weights are 0 or more.")
-    if not any(weights.values()):
-        raise UserError(f"{where} gives no arrangement a weight above 0: give one to at least one.")
-    return weights
-
-
-def _shares(where: str, value: Any) -> dict[str, float]:
-    shares = _numbers(where, value, SHARES)
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UserError(f"{where}: `{name}` is {share}; a share lies between 0 and 1.")
-    return shares
-
-
-def _numbers(where: str, value: Any, names: tuple[str, ...]) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be a mapping such as {{{names[0]}: 1}}.")
-    for name, number in value.items():
-        if name not in names:
-            raise UserError(f"{where} has an unknown key {name!r}. {did_you_mean(name, names)}")
-        right = isinstance(number, int | float) and not isinstance(number, bool)
-        if not right or not math.isfinite(number):
-            raise UserError(f"{where}: `{name}` is {number!r}; it must be a number.")
-    return {name: float(number) for name, number in value.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -29,7 +29,8 @@ from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.config import OutputConfig
 from data_gen.stages.stage import Stage, StageRun, Summary
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Config, NotNegative, OneOf, Positive, Share
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.records import Record, RecordSource
@@ -42,16 +43,16 @@ HELD_OUT_FILE = "held_out.jsonl"
 
 
 @dataclass(frozen=True)
-class TuningSource:
+class TuningSource(Config):
     """A data set on this machine."""
 
-    dataset: str
+    dataset: Annotated[str, OneOf(DATASETS)]
     """Name in the collection."""
     folder: str
     """Its folder within `root`, in the official layout, or hf://OWNER/NAME on the hub."""
     files: list[str] | None = None
     """Patterns in place of the data set's training files."""
-    most_examples: int = MOST_EXAMPLES
+    most_examples: Positive = MOST_EXAMPLES
     """Examples taken at most, those with the most pairs (App. A: 10K)."""
 
     @property
@@ -74,48 +75,35 @@ class TuningConfig(OutputConfig):
     augmented texts), rejected/, held_out.jsonl and summary.json are written there."""
     tokenizer: str = "mistral-7b-v0.1"
     """Of the model that is tuned: a name or a folder."""
-    sequence_tokens: int = 4096
+    sequence_tokens: Positive = 4096
     """Most tokens of a sequence (Table 8): as many examples as fit."""
-    held_out_examples: int = 50
+    held_out_examples: NotNegative = 50
     """Examples of each data set that are kept from tuning, at most a tenth of them."""
-    shots: int = 3
+    shots: NotNegative = 3
     """Further examples noted beside each of them, for the few-shot setting (Table 5)."""
-    most_pairs: int = 64
+    most_pairs: Positive = 64
     """Pairs taken of one example."""
     unique_instructions: bool = False
     """Leave out pairs that ask what an earlier pair of the text asks, with other options, so that
     the synthesizer does not learn to repeat itself."""
-    other_patterns: float = 0.0
+    other_patterns: Share = 0.0
     """Share of the examples of each data set that are written in another format than its own, in
     sequences of their own (`patterns.py`); 0 as in the paper."""
     seed: int = 0
     """Draws of order, held-out examples and shots derive from it."""
 
-    def __post_init__(self) -> None:
-        for key in ("sequence_tokens", "most_pairs"):
-            if getattr(self, key) < 1:
-                raise UserError(f"`{key}` is {getattr(self, key)}: it must be at least 1.")
-        for key in ("held_out_examples", "shots"):
-            if getattr(self, key) < 0:
-                raise UserError(f"`{key}` is {getattr(self, key)}: it must be 0 or more.")
-        if not 0 <= self.other_patterns <= 1:
-            raise UserError(f"`other_patterns` is {self.other_patterns}: it must be 0 to 1.")
-        for source in [*self.sources, *self.unseen]:
-            if source.dataset not in DATASETS:
-                raise UserError(
-                    f"the collection has no data set {source.dataset!r}. "
-                    f"{did_you_mean(source.dataset, DATASETS)}"
-                )
+    def check_together(self) -> None:
         twice = {s.dataset for s in self.sources} & {s.dataset for s in self.unseen}
         if twice:
             raise UserError(
-                f"`{sorted(twice)[0]}` stands in `sources` and in `unseen`: choose one."
+                f"sources: `{sorted(twice)[0]}` stands in `unseen` too: choose one.", key="sources"
             )
         for source in self.sources:
             if DATASETS[source.dataset].unseen:
                 raise UserError(
-                    f"`{source.dataset}` is one of the sets that the synthesizer is tried on but "
-                    "never tuned on (section 5.1): put it under `unseen`."
+                    f"sources: `{source.dataset}` is one of the sets that the synthesizer is tried "
+                    "on but never tuned on (section 5.1): put it under `unseen`.",
+                    key="sources",
                 )
 
 

@@ -17,53 +17,39 @@ from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluatio
 from data_gen.quality.gate import Gate
 from data_gen.quality.overlaps import OverlapIndex
 from data_gen.quality.substrings import SubstringIndex, alphanumerics, draw_substrings
+from ipt_jax.core.bounds import Config, Fraction, NotNegative, Positive
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
 
 
 @dataclass(frozen=True)
-class DecontaminateConfig:
+class DecontaminateConfig(Config):
     """Evaluation sets, and the numbers of the three rules."""
 
     evaluations: list[EvaluationFile] = field(default_factory=list)
     """Sets whose examples may not be in the training records."""
-    substrings: int = 3
+    substrings: Positive = 3
     """`substring`: drawn from each example (GPT-4 report)."""
-    substring_characters: int = 50
+    substring_characters: Positive = 50
     """`substring`: letters and digits of each; a shorter example is taken whole."""
-    shortest_characters: int = 20
+    shortest_characters: NotNegative = 20
     """`substring`: examples with fewer letters and digits are not looked for, and are counted as
     `unmatchable`. The paper has no such bound (0), and an example of one word then removes every
     record that holds it: of 24M characters of texts examples of 10 to 14 letters removed 5%, those
     of 15 to 19 0.06%, those of 20 to 49 (10,449 of them) none."""
-    coverage_ngram: int = 8
+    coverage_ngram: Positive = 8
     """`coverage`: words of an n-gram (Tulu 3)."""
-    coverage: float = 0.5
+    coverage: Fraction = 0.5
     """`coverage`: an example matches where more than this share of its words lies in n-grams of
     one and the same training record."""
-    contaminated_share: float = 0.02
+    contaminated_share: Fraction = 0.02
     """A training set (records of one `source`) is contaminated where more than this share of an
     evaluation set matches it (Tulu 3)."""
-    ngram: int = 13
+    ngram: Positive = 13
     """`ngram`: words of an n-gram that an example and a training record may not share."""
     seed: int = 0
     """Of the drawn substrings."""
-
-    def __post_init__(self) -> None:
-        at_least_one = ("substrings", "substring_characters", "coverage_ngram", "ngram")
-        for key in at_least_one:
-            if getattr(self, key) < 1:
-                raise UserError(f"decontaminate: `{key}` is {getattr(self, key)}: at least 1.")
-        if self.shortest_characters < 0:
-            raise UserError(
-                f"decontaminate: `shortest_characters` is {self.shortest_characters}: at least 0."
-            )
-        for key in ("coverage", "contaminated_share"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(
-                    f"decontaminate: `{key}` is {getattr(self, key)}: at least 0 and below 1."
-                )
 
 
 @dataclass(frozen=True)

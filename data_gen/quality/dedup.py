@@ -14,14 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from data_gen.quality.gate import Gate
 from data_gen.quality.words import batches, hash_words, windows
 from data_gen.stages.units import Records
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.bounds import Above, AtMost, Config, NotNegative, Positive
+from ipt_jax.core.errors import UserError, require
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
 
@@ -71,36 +72,24 @@ class ExactDuplicates:
 
 
 @dataclass(frozen=True)
-class MinHashConfig:
+class MinHashConfig(Config):
     """Which texts count as near-duplicates, and how they are looked for."""
 
-    threshold: float = 0.7
+    threshold: Annotated[float, Above(0), AtMost(1)] = 0.7
     """Least Jaccard similarity of two texts' shingles; compared exactly, not estimated."""
-    shingle_words: int = 5
+    shingle_words: Positive = 5
     """Words of a shingle; a shorter text is one shingle."""
-    permutations: int = 128
+    permutations: Positive = 128
     """Values of a signature."""
-    bands: int = 32
+    bands: Positive = 32
     """Parts of a signature; texts that share one are compared. A pair of similarity s is found
     with probability 1 - (1 - s^(permutations/bands))^bands: 0.9998 at 0.7 as it stands."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Of the permutations."""
 
-    def __post_init__(self) -> None:
-        wrong = {
-            "threshold": (self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1"),
-            "shingle_words": (self.shingle_words, self.shingle_words >= 1, "at least 1"),
-            "permutations": (self.permutations, self.permutations >= 1, "at least 1"),
-            "bands": (
-                self.bands,
-                self.bands >= 1 and self.permutations % self.bands == 0,
-                f"a divisor of permutations ({self.permutations})",
-            ),
-            "seed": (self.seed, self.seed >= 0, "at least 0"),
-        }
-        for key, (value, right, allowed) in wrong.items():
-            if not right:
-                raise UserError(f"near_duplicates: `{key}` is {value}: it must be {allowed}.")
+    def check_together(self) -> None:
+        divides = self.permutations % self.bands == 0
+        require("bands", self.bands, divides, f"a divisor of permutations={self.permutations}")
 
 
 @dataclass(frozen=True)

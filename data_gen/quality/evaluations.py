@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core import json_lines
+from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
-class EvaluationFile:
+class EvaluationFile(Config):
     """Where an evaluation set lies and what of it is text."""
 
     name: str = ""

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 from data_gen.engines import (
     Completion,
@@ -30,7 +30,7 @@ from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.runner import Done, run_units
 from data_gen.stages.units import Records, RecordUnits
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.bounds import AtLeast, AtMost, Config
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
 from ipt_jax.core.seeds import seed_of
@@ -70,24 +70,17 @@ _JSON_VALUE = re.compile(rf"({_NUMBER})(?:\s*(?:/|out\s+of)\s*(\d+))?")
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class JudgeConfig(Config):
     """The judge model, and what passes."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The model, and how its verdicts are drawn. One cut within its number is rejected."""
-    keep_at_least: int = 4
+    keep_at_least: Annotated[int, AtLeast(LOWEST), AtMost(HIGHEST)] = 4
     """Least score that passes (FineInstructions keeps 4 and 5)."""
     chat: bool = True
     """Ask through the model's chat template; false for a model that has none."""
     seed: int = 0
     """Each request's seed derives from it and the record's id."""
-
-    def __post_init__(self) -> None:
-        if not LOWEST <= self.keep_at_least <= HIGHEST:
-            raise UserError(
-                f"judge: `keep_at_least` is {self.keep_at_least}: it must be between {LOWEST} and "
-                f"{HIGHEST}."
-            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import yaml
 
 from data_gen.quality.gate import Gate
+from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
@@ -28,7 +29,7 @@ class Classifier(Protocol):
 
 
 @dataclass(frozen=True)
-class ModerationConfig:
+class ModerationConfig(Config):
     """What the moderation gate rejects."""
 
     rules: str | None = str(DEFAULT_RULES)

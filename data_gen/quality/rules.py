@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from data_gen.quality.gate import Gate
 from data_gen.quality.language import load_language_identifier
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Config, NotEmpty, NotNegative, Positive, Share
+from ipt_jax.core.errors import UserError, did_you_mean, require
 from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason
 from ipt_jax.core.tokenizers import load_tokenizer
@@ -16,55 +18,45 @@ _RANGES = ("characters", "words", "tokens")
 
 
 @dataclass(frozen=True)
-class RulesConfig:
+class RulesConfig(Config):
     """Bounds that a record's text must keep; null for none. Checked in the order given here."""
 
-    min_characters: int | None = 1
+    min_characters: NotNegative | None = 1
     """Fewest characters."""
-    max_characters: int | None = None
+    max_characters: NotNegative | None = None
     """Most characters."""
-    min_words: int | None = None
+    min_words: NotNegative | None = None
     """Fewest words, parted by white space."""
-    max_words: int | None = None
+    max_words: NotNegative | None = None
     """Most words."""
-    min_alphabetic: float | None = None
+    min_alphabetic: Share | None = None
     """Least share of letters among the characters that are not white space."""
-    max_repeated_lines: float | None = None
+    max_repeated_lines: Share | None = None
     """Greatest share of lines that repeat an earlier one of the text; empty lines are left out."""
-    min_tokens: int | None = None
+    min_tokens: NotNegative | None = None
     """Fewest tokens, without BOS and EOS."""
-    max_tokens: int | None = None
+    max_tokens: NotNegative | None = None
     """Most tokens."""
     tokenizer: str | None = None
     """Name or folder of the tokenizer that counts them."""
-    languages: list[str] | None = None
+    languages: Annotated[list[str], NotEmpty("name at least one")] | None = None
     """ISO 639 codes of the languages that may pass, such as `en`."""
-    min_language_score: float = 0.0
+    min_language_score: Share = 0.0
     """How sure the language must be, 0 to 1; unsure ones are rejected too."""
-    language_characters: int = 2000
+    language_characters: Positive = 2000
     """The language is told from so many characters in the middle of the text."""
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         for name in _RANGES:
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-            if (low is not None and low < 0) or (high is not None and high < (low or 0)):
-                raise UserError(
-                    f"rules: `min_{name}` is {low} and `max_{name}` is {high}: the first must be "
-                    "at least 0, the second not below it."
-                )
-        for key in ("min_alphabetic", "max_repeated_lines", "min_language_score"):
-            value = getattr(self, key)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"rules: `{key}` is {value}: it is a share, between 0 and 1.")
+            right = low is None or high is None or low <= high
+            require(f"max_{name}", high, right, f"at least min_{name}={low}")
         if (self.min_tokens is not None or self.max_tokens is not None) != bool(self.tokenizer):
             raise UserError(
-                "rules: `tokenizer` goes together with `min_tokens` or `max_tokens`: give both "
-                "or neither."
+                f"tokenizer={self.tokenizer!r}: goes together with `min_tokens` or `max_tokens`: "
+                "give both or neither.",
+                key="tokenizer",
             )
-        if self.languages is not None and not self.languages:
-            raise UserError("rules: `languages` is empty: name at least one, or give null.")
-        if self.language_characters < 1:
-            raise UserError("rules: `language_characters` must be at least 1.")
 
 
 class RulesGate(Gate):

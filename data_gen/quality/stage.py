@@ -27,7 +27,7 @@ from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.outputs import Reject
 from data_gen.stages.stage import Stage, StageRun, Summary
 from data_gen.stages.units import RecordUnits
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.errors import UserError, did_you_mean, require
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.fingerprint import file_digest, path_digest
 from ipt_jax.core.records import Record, RecordSource
@@ -62,18 +62,16 @@ class FilterConfig(FolderConfig):
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Of `judge`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.gates:
-            raise UserError(f"`gates` is empty: name at least one of {', '.join(GATES)}.")
+    def check_together(self) -> None:
+        valid = f"given: at least one of {', '.join(GATES)}"
+        require("gates", self.gates, bool(self.gates), valid)
         for name in self.gates:
             if name not in GATES:
-                raise UserError(
-                    f"`gates` names {name!r}, which is none. {did_you_mean(name, GATES)}"
-                )
-        twice = [name for name, count in Counter(self.gates).items() if count > 1]
-        if twice:
-            raise UserError(f"`gates` names {twice[0]!r} twice: a gate is met at most once.")
+                said = f"gates names {name!r}, which is none. {did_you_mean(name, GATES)}"
+                raise UserError(said, key="gates")
+        if twice := [name for name, count in Counter(self.gates).items() if count > 1]:
+            said = f"gates names {twice[0]!r} twice: a gate is met at most once."
+            raise UserError(said, key="gates")
 
 
 GATES: dict[str, Callable[[FilterConfig, Classifier | None], Gate]] = {

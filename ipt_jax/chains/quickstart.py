@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.methods import stage_of, synthesize
@@ -14,8 +14,8 @@ from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.progress import terminal_progress
 from data_gen.stages.stage import stage_fingerprint
 from ipt_jax.chains.quickstart_page import quickstart_report
+from ipt_jax.core.bounds import Above, Config
 from ipt_jax.core.configuration import as_yaml, write_run_files
-from ipt_jax.core.errors import require
 from ipt_jax.core.jobs import Job, Results, hold_jobs, job_seconds, run_jobs
 from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.evaluation.harness import EvaluationConfig, evaluate_models
@@ -26,14 +26,14 @@ from ipt_jax.training.run_folder import run_prints
 
 
 @dataclass(frozen=True)
-class QuickstartConfig:
+class QuickstartConfig(Config):
     """The whole way on a small corpus."""
 
     folder: Path = Path("runs/quickstart")
     """Where everything lies."""
-    minutes: float = 8.0
+    minutes: Annotated[float, Above(0)] = 8.0
     """Rough length on two cores; more or fewer tokens are trained on and documents augmented."""
-    base_minutes: float = 8.0
+    base_minutes: Annotated[float, Above(0)] = 8.0
     """What the sizes below take on two cores."""
     fresh: bool = False
     """Delete what an earlier quickstart left in the folder and start over."""
@@ -45,9 +45,6 @@ class QuickstartConfig:
     """As for launch/train.py; `run_folder` and `data` follow from folder and mixtures."""
     evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(models={}))
     """As for launch/evaluate.py; `models` and `output` follow from the folder."""
-
-    def __post_init__(self) -> None:
-        require("minutes", self.minutes, self.minutes > 0, "more than 0")
 
 
 def scaled(config: QuickstartConfig) -> QuickstartConfig:

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_gen.engines import EngineConfig, resolve_model
 from data_gen.instruction_pretrain.tuning import Tuning, TuningConfig, print_counts
 from data_gen.stages.stage import run_stage, stage_fingerprint
+from ipt_jax.core.bounds import Config
 from ipt_jax.core.configuration import as_yaml, write_run_files
 from ipt_jax.core.jobs import Job, Results, hold_jobs, run_jobs
 from ipt_jax.data.pipeline import open_mixture
@@ -23,7 +24,7 @@ FOLDERS = ("ipt_tuning", "train", "adapter", "export")
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(Config):
     """The tuning of a synthesizer, from data sets to weights."""
 
     folder: Path = Path("runs/synthesizer")
@@ -32,7 +33,7 @@ class TuneConfig:
     """What is tuned: a Hugging Face folder, a hub name, or smollm2-135m-instruct."""
     base_name: str = ""
     """Name of the base in an adapter's config, for others; empty: the folder."""
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the exported weights."""
     only_data: bool = False
     """Stop when the sequences are written."""

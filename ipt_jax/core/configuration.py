@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -9,6 +10,7 @@ import errno
 import json
 import os
 import platform
+import re
 import select
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from typing import Any, TextIO, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from ipt_jax.core.bounds import check_config, unchecked
 from ipt_jax.core.errors import RunStopped, UserError, did_you_mean
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.interrupts import INTERRUPTED
@@ -86,13 +89,28 @@ def parse_config[T](
         check_keys(cls, _read_yaml(path), where=str(path))
     _check_options(cls, arguments)
     arguments = _with_flags_set(cls, arguments)
-    try:
-        parsed = parser.parse_args(arguments)
-        values = parser.instantiate_classes(parsed)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{prog}: {_one_paragraph(error)} See {prog} --help.") from error
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return cls(**{key: value for key, value in dict(values).items() if key in fields})
+    with unchecked():
+        try:
+            values = parser.instantiate_classes(parser.parse_args(arguments))
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise _refusal(cls, error, prog) from error
+        fields = _field_types(cls)
+        config = cls(**{key: value for key, value in dict(values).items() if key in fields})
+    check_config(config)
+    return config
+
+
+def _refusal(cls: type, error: Exception, prog: str) -> UserError:
+    """What jsonargparse says of a value, with its key, and what a Literal's may have meant."""
+    said = _one_paragraph(error)
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', said))  # one within another
+    if key not in _all_keys(cls):
+        return UserError(f"{prog}: {said} See {prog} --help.")
+    literal = re.search(r"a typing.Literal(\[.*?\])\. Got value: (.*?)(?: - Expected|\.$)", said)
+    if literal:
+        nearest = did_you_mean(literal[2], ast.literal_eval(literal[1]))
+        return UserError(f"{key}={literal[2]!r}: there is no such choice. {nearest}", key=key)
+    return UserError(f"{prog}: {said} See {prog} --help.", key=key)
 
 
 def choice_of(key: str, valid: Collection[str], *, default: str) -> str:

@@ -1,5 +1,7 @@
 """The one exception for what a user can mend, and the hint at what was meant."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 from os import PathLike
@@ -25,6 +27,14 @@ class UserError(Exception):
     ):
         super().__init__(message)
         self.key, self.path, self.record, self.advice = key, path, record, advice
+
+    def under(self, prefix: str) -> UserError:
+        """The same of a key that is reached through `prefix`, as in `optimizer.`."""
+        message = str(self)
+        if self.key and message.startswith(self.key):
+            message = prefix + message
+        key = self.key and prefix + self.key
+        return UserError(message, key=key, path=self.path, record=self.record, advice=self.advice)
 
 
 class DamagedRecord(UserError):
@@ -52,7 +62,7 @@ class RunStopped(Exception):
 def require(key: str, value: object, right: bool, allowed: str) -> None:
     """Raise UserError unless `right`: the key, its value, and what is `allowed`."""
     if not right:
-        raise UserError(f"`{key}` is {value}: it must be {allowed}.", key=key)
+        raise UserError(f"{key}={value!r}: must be {allowed}.", key=key)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -1,27 +1,28 @@
 """What a run says of its data, mixtures read from YAML, and a mixture made ready for training."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 
-from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
+from ipt_jax.core.bounds import Amount, AtLeast, Config, NotEmpty, NotNegative, config_of
+from ipt_jax.core.errors import DamagedRecord, UserError, require
 from ipt_jax.core.run_folder import prints_of
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.data.encode import Lengths, extra_tokens, index_lengths
 from ipt_jax.data.sources import DamageLog, Source, open_source, read_records
 from ipt_jax.data.tasks import HUB, NATURAL, Mixture, Stage, Task
 
-PACKINGS = ("concatenate", "best_fit")
-_MIXTURE_KEYS = ("name", "root", "by", "rates", "stages", "tasks")
-_STAGE_KEYS = tuple(field.name for field in fields(Stage))
-_TASK_KEYS = tuple(field.name for field in fields(Task) if field.name != "name")
+Packing = Literal["concatenate", "best_fit"]
+PACKINGS: tuple[Packing, ...] = get_args(Packing)
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """The data of one run. Raises UserError for a value that cannot be."""
 
     mixture: str | dict[str, Any] = "configs/mixtures/quickstart_raw.yaml"
@@ -33,14 +34,14 @@ class DataConfig:
     """Overrides the rates of a mixture without stages."""
     tokenizer: str = "mistral-7b-v0.1"
     """A name or folder that `load_tokenizer` takes; its vocabulary must be the model's."""
-    row_tokens: int = 2048
+    row_tokens: Annotated[int, AtLeast(2)] = 2048
     """T: tokens in a row."""
-    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    packing: Packing = "concatenate"
     """How examples fill rows: one after another, cut at the end of each row; or best_fit, where
     only an example longer than a row is cut."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Of the order of examples, apart from all other seeds."""
-    worker_count: int = 0
+    worker_count: NotNegative = 0
     """Processes that read and tokenise; 0 for threads of the training process."""
     verify_checksums: bool = True
     """Compare every shard's sha256 with the manifest before the first step."""
@@ -50,17 +51,17 @@ class DataConfig:
     """Go on without records that cannot be read, counted and logged; without it they stop the
     run."""
 
-    def __post_init__(self) -> None:
-        if self.packing not in PACKINGS:
-            raise UserError(
-                f"`packing` is {self.packing!r}: it must be {' or '.join(map(repr, PACKINGS))}."
-            )
-        if self.row_tokens < 2:
-            raise UserError(f"`row_tokens` is {self.row_tokens}: a row holds at least 2 tokens.")
-        if self.worker_count < 0:
-            raise UserError(f"`worker_count` is {self.worker_count}: it must be 0 or more.")
-        if self.seed < 0:
-            raise UserError(f"`seed` is {self.seed}: it must be 0 or more.")
+
+@dataclass(frozen=True)
+class _MixtureFile(Config):
+    """The keys of a mixture's file, as Task, Stage and Mixture take them."""
+
+    tasks: Annotated[dict[str, dict[str, Any]], NotEmpty("each task's name with its `source`")]
+    name: Any = "mixture"
+    root: Any = None
+    by: Literal["tokens", "examples"] = "tokens"
+    rates: Mapping[str, Amount] | Literal["natural"] = NATURAL
+    stages: list[Any] | None = None
 
 
 def load_mixture(config: DataConfig) -> Mixture:
@@ -113,64 +114,41 @@ def parse_mixture(
     tokenizer: str | None = None,
 ) -> Mixture:
     """The mixture in a mapping with the keys of a mixture file; ``where`` names it in errors."""
-    _check_keys(content, _MIXTURE_KEYS, where, "")
-    folder = Path(root if root is not None else str(content.get("root") or "."))
-    tasks = content.get("tasks")
-    if not isinstance(tasks, dict) or not tasks:
-        raise UserError(f"{where}: `tasks` must map each task's name to its `source`.")
-    made = []
-    for name, values in tasks.items():
-        key = f"tasks.{name}"
-        if not isinstance(values, dict) or not isinstance(values.get("source"), str):
-            raise UserError(f"{where}: `{key}` needs a `source`: a folder of shards or a file.")
-        _check_keys(values, _TASK_KEYS, where, f"{key}.")
+    try:
+        return _mixture_of(config_of(_MixtureFile, content), root, tokenizer)
+    except UserError as error:
+        raise UserError(f"{where}: {error}", key=error.key, path=where) from error
+
+
+def _mixture_of(file: _MixtureFile, root: str | None, tokenizer: str | None) -> Mixture:
+    folder, tasks = Path(root if root is not None else file.root or "."), []
+    for name, values in file.tasks.items():
+        key, values = f"tasks.{name}", dict(values)
+        source: Any = values.get("source")
+        require(f"{key}.source", source, isinstance(source, str), "a folder of shards or a file")
         own = values.get("tokenizer")
         if own is not None and tokenizer is not None and own != tokenizer:
             raise UserError(
-                f"{where}: `{key}.tokenizer` is {own!r} but the run's is {tokenizer!r}: leave "
-                "the task's out or make them the same."
+                f"{key}.tokenizer is {own!r} but the run's is {tokenizer!r}: leave the task's out "
+                "or make them the same.",
+                key=f"{key}.tokenizer",
             )
-        chosen = {"tokenizer": tokenizer} if tokenizer is not None else {}
-        source = _under(folder, values["source"])
-        try:
-            made.append(Task(**{**values, **chosen, "name": name, "source": source}))
-        except (UserError, TypeError) as error:
-            raise UserError(f"{where}: {error}") from error
-    if not isinstance(content.get("rates", NATURAL), dict | str):
-        raise UserError(f"{where}: `rates` must map tasks to numbers or be 'natural'.")
-    rates: Any = content.get("rates", NATURAL)  # Mixture checks the rest
-    try:
-        name, by = str(content.get("name", "mixture")), content.get("by", "tokens")
-        return Mixture(name, tuple(made), rates, by, _parse_stages(content.get("stages"), where))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _parse_stages(stages: object, where: str) -> tuple[Stage, ...]:
-    if stages is None:
-        return ()
-    form = "a list of mappings with `from_step` and `rates`"
-    if not isinstance(stages, list):
-        raise UserError(f"{where}: `stages` must be {form}.")
-    made = []
-    for number, values in enumerate(stages):
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: `stages.{number}` is {values!r}: `stages` must be {form}.")
-        _check_keys(values, _STAGE_KEYS, where, f"stages.{number}.")
-        if missing := [key for key in _STAGE_KEYS if key not in values]:
-            raise UserError(f"{where}: `stages.{number}` needs `{missing[0]}`.")
-        made.append(Stage(**values))
-    return tuple(made)
+        if tokenizer is not None:
+            values["tokenizer"] = tokenizer
+        values["source"] = _under(folder, source)
+        tasks.append(config_of(Task, values, f"{key}.", name=name))
+    stages = enumerate(file.stages or ())
+    return Mixture(
+        str(file.name),
+        tuple(tasks),
+        file.rates,
+        file.by,
+        tuple(config_of(Stage, values, f"stages.{number}.") for number, values in stages),
+    )
 
 
 def _under(folder: Path, source: str) -> str:
     return source if source.startswith(HUB) else str(folder / source)
-
-
-def _check_keys(content: Mapping[str, Any], valid: tuple[str, ...], where: str, at: str) -> None:
-    for key in content:
-        if key not in valid:
-            raise UserError(f"{where}: unknown key `{at}{key}`. {did_you_mean(key, valid)}")
 
 
 @dataclass(frozen=True)

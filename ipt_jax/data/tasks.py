@@ -8,12 +8,12 @@ record: a source is read at random access, so nothing can be dropped or split he
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Above, Amount, Config, NotEmpty, OneOf, Positive
+from ipt_jax.core.errors import UserError, did_you_mean, require
 from ipt_jax.core.tokenizers import load_tokenizer
 
 Fields = dict[str, Any]
@@ -104,15 +104,11 @@ HUB = "hf://"  # how the source of a data set on the hub begins
 FORMATS = ("records", "tokens", "arrayrecord", "parquet", "jsonl", "huggingface")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 @dataclass(frozen=True)
-class Task:
+class Task(Config):
     """One source of examples and how its texts become tokens. Raises UserError if impossible."""
 
-    name: str
+    name: Annotated[str, NotEmpty("the task's name")]
     """Key in mixtures, metrics and reports."""
     source: str
     """Folder of record or token shards with a manifest; or a file, folder or pattern of JSON lines,
@@ -130,9 +126,9 @@ class Task:
     encode: Literal["text", "parts"] = "text"
     """``text``: the whole text at once; ``parts``: prompts and completions as a model meets them,
     with BOS and EOS where the record has them as parts (``Tokenizer.encode_parts``)."""
-    max_epochs: float | None = None
+    max_epochs: Annotated[float, Above(0)] | None = None
     """How often each example may be seen; None for no limit."""
-    format: str | None = None
+    format: Annotated[str, OneOf(FORMATS)] | None = None
     """One of ``FORMATS``; None to tell it from the manifest or the file names."""
     text_key: str = "text"
     """Key, column or feature of a foreign record that holds its text."""
@@ -145,45 +141,12 @@ class Task:
     preprocessors: tuple[str | Mapping[str, Mapping[str, Any]], ...] = ()
     """Names of preprocessors, in order, each alone or with its settings: ``{pair: {…}}``."""
 
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise UserError("a task has an empty name: give it one.")
-        if self.loss not in ("all", "responses"):
-            raise UserError(
-                f"`tasks.{self.name}.loss` is {self.loss!r}: it must be 'all' or 'responses'."
-            )
-        if self.encode not in ("text", "parts"):
-            raise UserError(
-                f"`tasks.{self.name}.encode` is {self.encode!r}: it must be 'text' or 'parts'."
-            )
-        if self.format is not None and self.format not in FORMATS:
-            raise UserError(
-                f"`tasks.{self.name}.format` is {self.format!r}. "
-                f"{did_you_mean(self.format, FORMATS)}"
-            )
-        if not isinstance(self.preprocessors, list | tuple):
-            raise UserError(
-                f"`tasks.{self.name}.preprocessors` is {self.preprocessors!r}: it must be a list "
-                "of names."
-            )
-        object.__setattr__(self, "preprocessors", tuple(self.preprocessors))  # YAML gives a list
+    def check_together(self) -> None:
+        object.__setattr__(self, "preprocessors", tuple(self.preprocessors))  # a list may be given
         try:
             preprocessors(self.preprocessors)
         except UserError as error:
-            raise UserError(f"`tasks.{self.name}.preprocessors`: {error}") from error
-        for key, also in (("bos", ", or null for what the tokenizer does"), ("eos", "")):
-            value = getattr(self, key)
-            if not isinstance(value, bool) and not (also and value is None):
-                raise UserError(
-                    f"`tasks.{self.name}.{key}` is {value!r}: it must be true or false{also}."
-                )
-        if self.max_epochs is not None and not (
-            _is_number(self.max_epochs) and self.max_epochs > 0
-        ):
-            raise UserError(
-                f"`tasks.{self.name}.max_epochs` is {self.max_epochs!r}: it must be a positive "
-                "number, or null for no limit."
-            )
+            raise UserError(f"preprocessors: {error}", key="preprocessors") from error
 
     @property
     def adds_bos(self) -> bool:
@@ -201,44 +164,35 @@ class Task:
         return adds if self.bos is None else self.bos
 
 
-def _check_rates(rates: object, names: list[str], where: str, at: str) -> None:
-    """Raises UserError naming the key under ``at`` that is no task, no rate or missing."""
-    if not isinstance(rates, Mapping):
-        raise UserError(f"{where}: `{at}` is {rates!r}: give a number for each task.")
-    for name, rate in rates.items():
+def _check_rates(rates: Mapping[str, float], names: list[str], at: str) -> None:
+    """Raises UserError naming the key under ``at`` that is no task or missing."""
+    for name in rates:
         if name not in names:
-            raise UserError(f"{where}: `{at}.{name}` is no task. {did_you_mean(name, names)}")
-        if not _is_number(rate) or rate < 0:
-            raise UserError(
-                f"{where}: `{at}.{name}` is {rate!r}: a rate is a finite number, 0 or more."
-            )
-    if missing := [name for name in names if name not in rates]:
-        raise UserError(
-            f"{where}: the task {missing[0]!r} has no rate: add `{at}.{missing[0]}` (0 leaves it "
-            "out)."
-        )
+            said = f"{at}.{name} is no task. {did_you_mean(name, names)}"
+            raise UserError(said, key=f"{at}.{name}")
+    if missing := [f"{at}.{name}" for name in names if name not in rates]:
+        said = f"{missing[0]} is missing: give the task a rate (0 leaves it out)."
+        raise UserError(said, key=missing[0])
     if not sum(rates.values()) > 0:
-        raise UserError(
-            f"{where}: all rates are zero ({', '.join(f'{at}.{n}' for n in names)}): give at "
-            "least one task a positive rate."
-        )
+        said = f"{at}={dict(rates)}: all are zero; give at least one task a positive rate."
+        raise UserError(said, key=at)
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Config):
     """Rates from one step on; in a mixture's YAML ``stages: [{from_step: 1000, rates: {...}}]``.
 
     ``Mixture`` checks them.
     """
 
-    from_step: int
+    from_step: Positive
     """Global batches of the run before the first at these rates."""
-    rates: Mapping[str, float]
+    rates: Mapping[str, Amount]
     """Share of each task, in any unit; 0 for a task that pauses."""
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Config):
     """Tasks and the rates they are mixed at. Raises UserError for rates that cannot be.
 
     ``rates`` hold from the first step. Each of ``stages`` changes them from a step on, that is
@@ -248,9 +202,9 @@ class Mixture:
 
     name: str
     """Key in the registry and in reports."""
-    tasks: tuple[Task, ...]
+    tasks: Annotated[tuple[Task, ...], NotEmpty("at least one")]
     """The sources; ``source_ids`` of a batch count in this order."""
-    rates: Mapping[str, float] | Literal["natural"] = NATURAL
+    rates: Mapping[str, Amount] | Literal["natural"] = NATURAL
     """Share of each task, in any unit; ``natural`` for the sources' own sizes."""
     by: Literal["tokens", "examples"] = "tokens"
     """What the shares are shares of."""
@@ -258,44 +212,37 @@ class Mixture:
     """Later rates, in the order of their steps; none where ``rates`` hold to the end."""
 
     def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except UserError as error:
+            raise UserError(f"mixture {self.name!r}: {error}", key=error.key) from error.__cause__
+
+    def check_together(self) -> None:
         names = [task.name for task in self.tasks]
-        where = f"mixture {self.name!r}"
-        if not names:
-            raise UserError(f"{where} has no tasks: list at least one under `tasks`.")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UserError(f"{where} has the task {twice[0]!r} twice: give each its own name.")
-        if self.by not in ("tokens", "examples"):
-            raise UserError(f"{where}: `by` is {self.by!r}: it must be 'tokens' or 'examples'.")
-        if len({task.tokenizer for task in self.tasks}) > 1:
+            said = f"tasks has {twice[0]!r} twice: give each its own name."
+            raise UserError(said, key=f"tasks.{twice[0]}")
+        if len(tokenizers := {task.tokenizer for task in self.tasks}) > 1:
             raise UserError(
-                f"{where} mixes the tokenizers {sorted({t.tokenizer for t in self.tasks})}: one "
-                "model reads one tokenizer's ids, so give all tasks the same."
+                f"tasks mixes the tokenizers {sorted(tokenizers)}: one model reads one tokenizer's "
+                "ids, so give all tasks the same.",
+                key="tasks",
             )
         if not isinstance(self.rates, str):
-            _check_rates(self.rates, names, where, "rates")
-        elif self.rates != NATURAL:
-            raise UserError(
-                f"{where}: `rates` is {self.rates!r}: give a number for each task or 'natural'."
-            )
+            _check_rates(self.rates, names, "rates")
         elif self.stages:
             raise UserError(
-                f"{where}: `rates` is 'natural' and `stages` change them: give numbers in `rates`, "
-                "the rates of the first step."
+                "rates='natural', and `stages` change them: give numbers in `rates`, the rates of "
+                "the first step.",
+                key="rates",
             )
-        self._check_stages(names, where)
-
-    def _check_stages(self, names: list[str], where: str) -> None:
         before = 0
         for number, stage in enumerate(self.stages):
             at, step = f"stages.{number}", stage.from_step
-            if isinstance(step, bool) or not isinstance(step, int) or step <= before:
-                former = "the stage before it begins" if number else "`rates` begin"
-                raise UserError(
-                    f"{where}: `{at}.from_step` is {step!r}: it must be a whole number above "
-                    f"{before}, where {former}."
-                )
+            later = f"above {before}, where the stage before it begins"
+            require(f"{at}.from_step", step, step > before, later)
             before = step
-            _check_rates(stage.rates, names, where, f"{at}.rates")
+            _check_rates(stage.rates, names, f"{at}.rates")
 
 
 _TASKS: dict[str, Task] = {}

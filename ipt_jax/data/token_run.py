@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from ipt_jax.core.bounds import Config, Positive
 from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
 from ipt_jax.core.files import atomic_write, sync_folder
 from ipt_jax.core.json_lines import load_json
@@ -58,7 +59,7 @@ _REPLACED = re.compile(
 
 
 @dataclass(frozen=True)
-class TokenizeConfig:
+class TokenizeConfig(Config):
     """What to tokenise and where to. Raises UserError for a value that cannot be."""
 
     output: Path
@@ -67,16 +68,10 @@ class TokenizeConfig:
     """The mixture and its tokenizer, as in a training config; `worker_count` processes tokenise."""
     tasks: list[str] | None = None
     """Only these tasks of the mixture; all of them if not given."""
-    records_per_shard: int = 16384
+    records_per_shard: Positive = 16384
     """Records in a shard: what an interrupted run loses is a shard for each process."""
     fresh: bool = False
     """Replace token shards in `output` that were made from other records or in another way."""
-
-    def __post_init__(self) -> None:
-        if self.records_per_shard < 1:
-            raise UserError(
-                f"`records_per_shard` is {self.records_per_shard}: it must be 1 or more."
-            )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from typing import Any
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.bounds import Config, Positive
+from ipt_jax.core.errors import UserError, require
 from ipt_jax.core.files import naming
 from ipt_jax.core.fingerprint import file_digest, folder_digest
 from ipt_jax.core.json_lines import load_json
@@ -42,7 +43,7 @@ _PROGRESS = re.compile(r"(\w[\w ]*):\s+\d+%\|[^|]*\| (\d+)/(\d+) ")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Config):
     """Which models are measured on which tasks, and how."""
 
     models: dict[str, Path]
@@ -53,9 +54,9 @@ class EvaluationConfig:
     """Names of tasks: those in `include_path`, or lm-eval's own."""
     include_path: Path = TASKS_FOLDER
     """Folder of task YAMLs; `data_files` in them are relative to the YAML."""
-    batch_size: int = 16
+    batch_size: Positive = 16
     """Requests that go through the model at once."""
-    limit: int | None = None
+    limit: Positive | None = None
     """Only the first so many items of each task; None: all."""
     device: str = "cpu"
     """cpu, cuda or cuda:N; on a GPU the models run one after another."""
@@ -72,43 +73,41 @@ class EvaluationConfig:
         Raises:
           UserError: naming the key and what is allowed.
         """
-        if not self.models:
-            raise UserError(
-                "models is empty: name at least one exported folder, `--models.NAME FOLDER`."
-            )
+        given = "given: at least one exported folder, `--models.NAME FOLDER`"
+        require("models", self.models, bool(self.models), given)
         for name, folder in self.models.items():
             if not _NAME.fullmatch(name) or name in _FILES:
                 raise UserError(
                     f"models.{name}: a name may hold letters, digits, dots, dashes and "
                     "underscores, and begins with no dot; it becomes a folder's name, so it is "
-                    f"none of {', '.join(_FILES)} either."
+                    f"none of {', '.join(_FILES)} either.",
+                    key=f"models.{name}",
                 )
             _check_model(folder)
             output, model = self.output.expanduser().resolve(), folder.resolve()
             if output == model or output in model.parents or model in output.parents:
                 raise UserError(
                     f"output={self.output}: the model {name} ({folder}) lies there, or it lies in "
-                    "the model; name a folder of the evaluation's own."
+                    "the model; name a folder of the evaluation's own.",
+                    key="output",
                 )
-        if not self.tasks:
-            raise UserError(f"tasks is empty: name some, for example {', '.join(SAMPLE_TASKS)}.")
-        for key in ("batch_size", "limit"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"{key}={value}: must be at least 1.")
-        if not self.include_path.is_dir():
-            raise UserError(f"include_path={self.include_path}: no such folder of task YAMLs.")
+        given = f"given, for example {', '.join(SAMPLE_TASKS)}"
+        require("tasks", self.tasks, bool(self.tasks), given)
+        there, path = self.include_path.is_dir(), str(self.include_path)
+        require("include_path", path, there, "a folder of task YAMLs")
 
 
 def _check_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no config.json there, so it is no exported model; write one with "
-            "launch/convert.py to-hf, or name the right folder."
+            "launch/convert.py to-hf, or name the right folder.",
+            path=folder,
         )
     weight_files(folder, alone=True)
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
-        raise UserError(f"{folder}: no tokenizer.json or tokenizer.model; export the model again.")
+        said = f"{folder}: no tokenizer.json or tokenizer.model; export the model again."
+        raise UserError(said, path=folder)
 
 
 def evaluate(

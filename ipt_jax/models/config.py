@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Above, Amount, Config, Fraction, OneOf, Positive, config_of
+from ipt_jax.core.errors import UserError, require
 
 Params = dict[str, Any]  # parameters as a nested dict, by attribute name
 # What a block can keep for the backward pass -> what it then need not recompute.
@@ -20,7 +20,7 @@ SAVEABLE: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(Config):
     """Llama 3.1's stretching of slow rotary frequencies for longer contexts."""
 
     factor: float = 8.0
@@ -34,84 +34,62 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Config):
     """One decoder: sizes, rotary embedding, attention window, numerics."""
 
-    vocabulary_size: int
+    vocabulary_size: Positive
     """Rows of the embedding, V."""
-    width: int
+    width: Positive
     """Residual width, D."""
-    mlp_width: int
+    mlp_width: Positive
     """Inner width of the SwiGLU, F."""
-    layers: int
+    layers: Positive
     """Number of blocks, L."""
-    heads: int
+    heads: Positive
     """Query heads, H."""
-    kv_heads: int
+    kv_heads: Positive
     """Key-value heads, K; H is a multiple of it."""
-    head_width: int
+    head_width: Positive
     """Width of one head, h."""
-    max_positions: int
+    max_positions: Positive
     """Longest row the model is made for, in tokens."""
-    family: str = "mistral"
+    family: Literal["mistral", "llama"] = "mistral"
     """Which Hugging Face architecture the weights export to: mistral or llama."""
-    rope_theta: float = 10000.0
+    rope_theta: Annotated[float, Above(0)] = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Llama 3.1's long-context scaling, or None."""
-    window: int | None = None
+    window: Positive | None = None
     """Sliding attention window in tokens, or None for all earlier tokens."""
     tied_embeddings: bool = False
     """Whether the output projection is the embedding itself."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Amount = 1e-5
     """Added to the mean square in RMSNorm."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Rate on embeddings, attention output and MLP output while training."""
-    compute_dtype: str = "bfloat16"
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """float32 or bfloat16 for activations; parameters stay float32."""
-    remat: str = "auto"
+    remat: Literal["auto", "none", "dots", "names", "full"] = "auto"
     """What the backward pass recomputes: none, dots (all but matrix products), names (all but what
     remat_save names), full, or auto: none on a CPU; on GPU and TPU names, all of SAVEABLE."""
-    remat_save: tuple[str, ...] = ()
+    remat_save: tuple[Annotated[str, OneOf(SAVEABLE)], ...] = ()
     """With remat names: what each block keeps, from ipt_jax.models.config.SAVEABLE."""
 
-    def __post_init__(self) -> None:
-        allowed = {
-            "family": ("mistral", "llama"),
-            "compute_dtype": ("float32", "bfloat16"),
-            "remat": ("auto", "none", "dots", "names", "full"),
-        }
-        for name, choices in allowed.items():
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"model.{name}={getattr(self, name)!r}: allowed are {', '.join(choices)}."
-                )
-        self._check_remat()
-        if self.heads % self.kv_heads:
-            raise UserError(
-                f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}."
-            )
-        if self.head_width % 2:
-            raise UserError(f"model.head_width={self.head_width} must be even (rotary pairs).")
+    def check_together(self) -> None:
+        heads, groups, width = self.heads, self.kv_heads, self.head_width
+        require("heads", heads, heads % groups == 0, f"a multiple of kv_heads={groups}")
+        require("head_width", width, width % 2 == 0, "even (rotary pairs)")
         if self.window is not None and self.family == "llama":
             raise UserError(
-                f"model.window={self.window}: Hugging Face's Llama has no sliding window; set "
-                "model.family to mistral, or the window to null."
+                f"window={self.window}: Hugging Face's Llama has no sliding window; set the family "
+                "to mistral, or the window to null.",
+                key="window",
             )
-
-    def _check_remat(self) -> None:
-        valid = ", ".join(SAVEABLE)
-        if isinstance(self.remat_save, str):
-            raise UserError(f"model.remat_save={self.remat_save!r}: give a list of {valid}.")
-        for name in self.remat_save:
-            if name not in SAVEABLE:
-                raise UserError(
-                    f"model.remat_save: unknown {name!r}. {did_you_mean(name, SAVEABLE)}"
-                )
         if (self.remat == "names") != bool(self.remat_save):
             raise UserError(
-                f"model.remat={self.remat!r} with model.remat_save={list(self.remat_save)}: "
-                f"remat: names and a list of what is kept ({valid}) need each other."
+                f"remat={self.remat!r} with remat_save={list(self.remat_save)}: remat: names and a "
+                f"list of what is kept ({', '.join(SAVEABLE)}) need each other.",
+                key="remat",
             )
 
     def remat_on(self, platform: str) -> tuple[str, tuple[str, ...]]:
@@ -216,10 +194,10 @@ PRESETS: dict[str, DecoderConfig] = {
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Config):
     """A preset and what to change in it."""
 
-    preset: str = "quickstart"
+    preset: Annotated[str, OneOf(PRESETS)] = "quickstart"
     """A name from ipt_jax.models.config.PRESETS."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of DecoderConfig to set differently, by name."""
@@ -228,21 +206,8 @@ class ModelConfig:
         """The decoder's full shape.
 
         Raises:
-          UserError: an unknown preset or field.
+          UserError: an unknown field, or a value that cannot be.
         """
-        if self.preset not in PRESETS:
-            raise UserError(
-                f"model.preset={self.preset!r} does not exist. {did_you_mean(self.preset, PRESETS)}"
-            )
-        fields = {item.name: item for item in dataclasses.fields(DecoderConfig)}
-        for name in self.overrides:
-            if name not in fields:
-                raise UserError(
-                    f"model.overrides: unknown field {name!r}. {did_you_mean(name, fields)}"
-                )
-        changes = dict(self.overrides)
-        if isinstance(changes.get("rope_scaling"), dict):
-            changes["rope_scaling"] = RopeScaling(**changes["rope_scaling"])
-        if isinstance(changes.get("remat_save"), list):
-            changes["remat_save"] = tuple(changes["remat_save"])
-        return dataclasses.replace(PRESETS[self.preset], **changes)
+        return config_of(
+            DecoderConfig, vars(PRESETS[self.preset]) | self.overrides, "model.overrides."
+        )

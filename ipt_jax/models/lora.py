@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Config, Fraction, NotEmpty, OneOf, Positive
+from ipt_jax.core.errors import require
 from ipt_jax.models.config import DecoderConfig, Params
 
 # What can be adapted, by Hugging Face's name, and the names of its factors a and b.
@@ -27,46 +29,29 @@ FACTORS: dict[str, tuple[str, str]] = {
     "down_proj": ("down_a_LFr", "down_b_LrD"),
 }
 TARGETS = tuple(FACTORS)
-BASE_DTYPES = ("float32", "bfloat16")
+Target = Annotated[str, OneOf(FACTORS)]
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Config):
     """Adapters to train in place of the weights."""
 
-    rank: int = 16
+    rank: Positive = 16
     """Inner width of the adapters, r."""
     alpha: float = 32.0
     """The adapters' output is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Rate on the adapters' input while training."""
-    targets: tuple[str, ...] = TARGETS
+    targets: Annotated[
+        tuple[Annotated[str, OneOf(FACTORS)], ...], NotEmpty("name a projection")
+    ] = TARGETS
     """Adapted projections: q_proj k_proj v_proj o_proj gate_proj up_proj down_proj."""
-    base_dtype: str = "float32"
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
     """float32 or bfloat16 for the frozen weights; the adapters are always float32."""
 
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"adapter.rank={self.rank}: must be at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"adapter.dropout={self.dropout}: must be at least 0 and below 1.")
-        if self.base_dtype not in BASE_DTYPES:
-            raise UserError(
-                f"adapter.base_dtype={self.base_dtype!r}: allowed are {', '.join(BASE_DTYPES)}."
-            )
-        if isinstance(self.targets, str) or not self.targets:
-            raise UserError(
-                f"adapter.targets={self.targets!r}: give a list of at least one of "
-                f"{', '.join(TARGETS)}."
-            )
-        for target in self.targets:
-            if target not in FACTORS:
-                raise UserError(
-                    f"adapter.targets: unknown projection {target!r}. "
-                    f"{did_you_mean(target, FACTORS)}"
-                )
-        if len(set(self.targets)) < len(self.targets):
-            raise UserError(f"adapter.targets={list(self.targets)}: names a projection twice.")
+    def check_together(self) -> None:
+        once = len(set(self.targets)) == len(self.targets)
+        require("targets", list(self.targets), once, "each projection once")
 
     @property
     def scale(self) -> float:

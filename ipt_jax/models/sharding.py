@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
@@ -56,7 +57,7 @@ BATCH = PartitionSpec(("data", "fsdp"), "context")  # arrays [B, T]
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Config):
     """How many devices each axis spans; -1 at one axis: all that are left."""
 
     data: int = -1

@@ -24,13 +24,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ipt_jax.core.bounds import Config, NotNegative, Positive
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import sync_folder
 from ipt_jax.core.json_lines import load_json
@@ -59,26 +60,19 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeEr
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Config):
     """How often the state is saved and which saves are kept."""
 
-    every_steps: int = 1000
+    every_steps: Positive = 1000
     """Save after every so many batches, and after the last."""
-    keep: int = 2
+    keep: Positive = 2
     """How many of the newest saves stay on disk."""
-    keep_best: int = 0
+    keep_best: NotNegative = 0
     """How many of the best saves stay on disk besides."""
     best_metric: str = "loss"
     """Which are best: by loss or gradient_norm, the mean since the save before."""
-    best_mode: str = "min"
+    best_mode: Literal["min", "max"] = "min"
     """min: the lowest is best; max: the highest."""
-
-    def __post_init__(self) -> None:
-        for key, least in (("every_steps", 1), ("keep", 1), ("keep_best", 0)):
-            if getattr(self, key) < least:
-                raise UserError(f"checkpoints.{key}={getattr(self, key)}: must be {least} or more.")
-        if self.best_mode not in ("min", "max"):
-            raise UserError(f"checkpoints.best_mode={self.best_mode!r}: allowed are min, max.")
 
 
 @dataclass(frozen=True)

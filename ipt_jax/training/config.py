@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 from jax.sharding import Mesh
 
-from ipt_jax.attention.backends import check_backend
+from ipt_jax.attention.backends import BACKENDS, check_backend
 from ipt_jax.attention.spec import AttentionSpec
-from ipt_jax.core.errors import UserError
+from ipt_jax.chips.devices import DEVICES
+from ipt_jax.core.bounds import Above, AtMost, Config, OneOf, Positive
+from ipt_jax.core.errors import UserError, require
 from ipt_jax.data.pipeline import DataConfig, OpenMixture
 from ipt_jax.data.rows import MixtureRows
 from ipt_jax.data.tasks import NATURAL
@@ -26,7 +29,7 @@ from ipt_jax.training.watchdog import WatchdogConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """One training run: model, data, optimiser, devices, checkpoints."""
 
     run_folder: Path = Path("runs/train")
@@ -53,24 +56,24 @@ class TrainConfig:
     """How long a process may be silent."""
     adapter: LoraConfig | None = None
     """Train LoRA adapters on frozen weights (needs init_from); null: all weights."""
-    batch_tokens: int = 524288
+    batch_tokens: Positive = 524288
     """Tokens in one global batch."""
-    train_tokens: int = 100_000_000_000
+    train_tokens: Positive = 100_000_000_000
     """Tokens to train on; steps follow from it."""
     extensions: tuple[ExtensionConfig, ...] = ()
     """Tokens to train on after those, a finished run too: `[{tokens: 1000000, schedule: linear}]`.
     More can be added to those that a run was started with."""
-    epochs: float | None = None
+    epochs: Annotated[float, Above(0)] | None = None
     """Train on the mixture's records this often instead, rounded down to whole batches (needs
     natural rates by tokens); train_tokens is then what a dry run assumes."""
-    rows_per_device: int | None = None
+    rows_per_device: Positive | None = None
     """Most rows that a device works on at a time: a batch is worked off in as many pieces as that
     takes on the mesh. Null: all its rows at once."""
-    accumulation_steps: int | None = None
+    accumulation_steps: Positive | None = None
     """Micro-batches that one batch is worked off in; null: as rows_per_device says."""
     init_from: Path | None = None
     """Hugging Face folder or run whose weights training starts from; null: random ones."""
-    attention_backend: str = "auto"
+    attention_backend: Annotated[str, OneOf(("auto", *BACKENDS))] = "auto"
     """auto, or a name from ipt_jax.attention.backends.BACKENDS."""
     seed: int = 0
     """Seeds the parameters and dropout; data order has its own (data.seed)."""
@@ -79,17 +82,17 @@ class TrainConfig:
     one; a number: from the checkpoint of that position."""
     fresh: bool = False
     """Delete what the run folder holds and start over."""
-    xla_flags: str = "auto"
+    xla_flags: Literal["auto", "none"] = "auto"
     """auto: the flags of ipt_jax.training.startup where a GPU is used; none: yours alone."""
     compilation_cache: Path | None = Path("~/.cache/ipt_jax/compiled")
     """Where compiled steps are kept for the next start; null: nowhere."""
     dry_run: bool = False
     """Compile the step for virtual devices, print what the run will need, and train nothing."""
-    dry_run_devices: int = 8
+    dry_run_devices: Positive = 8
     """Devices that the dry run pretends to have."""
-    dry_run_device: str = "h100"
+    dry_run_device: Annotated[str, OneOf(DEVICES)] = "h100"
     """Whose memory and speed: a name from ipt_jax.chips.devices.DEVICES."""
-    dry_run_mfu: float = 0.4
+    dry_run_mfu: Annotated[float, Above(0), AtMost(1)] = 0.4
     """Model FLOPs utilisation that the predicted hours assume."""
 
     @property
@@ -129,7 +132,8 @@ class TrainConfig:
             raise UserError(
                 f"epochs={self.epochs:g}: the mixture {mixture.mixture.name!r} has rates of its "
                 "own, so that an epoch of it is not defined; set `rates: natural` and `by: "
-                "tokens` there, or give train_tokens instead."
+                "tokens` there, or give train_tokens instead.",
+                key="epochs",
             )
         tokens = sum(mixture.epoch_tokens)
         if self.data.packing == "best_fit":  # its rows are not full, so that there are more
@@ -139,7 +143,8 @@ class TrainConfig:
         if whole < 1:
             raise UserError(
                 f"epochs={self.epochs:g} of the mixture's {tokens:,} tokens are "
-                f"less than one batch of batch_tokens={self.batch_tokens:,}; lower batch_tokens."
+                f"less than one batch of batch_tokens={self.batch_tokens:,}; lower batch_tokens.",
+                key="epochs",
             )
         return dataclasses.replace(self, train_tokens=whole * self.batch_tokens)
 
@@ -150,52 +155,43 @@ class TrainConfig:
           UserError: naming the key, its value and what is allowed.
         """
         T = self.data.row_tokens
-        if self.batch_tokens < 1 or self.batch_tokens % T:
+        if self.batch_tokens % T:
             below = max(self.batch_tokens // T, 1) * T
             raise UserError(
                 f"batch_tokens={self.batch_tokens} is no multiple of data.row_tokens={T}; "
-                f"{below} or {below + T} would be."
+                f"{below} or {below + T} would be.",
+                key="batch_tokens",
             )
-        if self.rows_per_device is not None and self.rows_per_device < 1:
-            raise UserError(f"rows_per_device={self.rows_per_device}: must be at least 1, or null.")
-        if self.pieces < 1 or self.batch_rows % self.pieces:
+        if self.batch_rows % self.pieces:
             raise UserError(
                 f"accumulation_steps={self.accumulation_steps} does not divide the "
-                f"{self.batch_rows} rows of a batch (batch_tokens / data.row_tokens)."
+                f"{self.batch_rows} rows of a batch (batch_tokens / data.row_tokens).",
+                key="accumulation_steps",
             )
-        if self.train_tokens < 1:
-            raise UserError(f"train_tokens={self.train_tokens}: must be at least 1.")
-        for part in (self.metrics, self.profile):
-            part.check()
-        if self.epochs is not None and not self.epochs > 0:
-            raise UserError(f"epochs={self.epochs}: must be more than 0, or null.")
+        self.metrics.check()
         kept_by = self.checkpoints.best_metric
-        if self.checkpoints.keep_best and kept_by not in SAVED_METRICS:
-            raise UserError(
-                f"checkpoints.best_metric={kept_by!r}: allowed are {', '.join(SAVED_METRICS)}."
-            )
-        if self.resume not in ("auto", "required") and not self.resume.isdecimal():
-            raise UserError(
-                f"resume={self.resume!r}: allowed are auto, required, or a checkpoint's position."
-            )
-        if self.xla_flags not in ("auto", "none"):
-            raise UserError(f"xla_flags={self.xla_flags!r}: allowed are auto and none.")
+        right = not self.checkpoints.keep_best or kept_by in SAVED_METRICS
+        require("checkpoints.best_metric", kept_by, right, f"one of {', '.join(SAVED_METRICS)}")
+        right = self.resume in ("auto", "required") or self.resume.isdecimal()
+        require("resume", self.resume, right, "auto, required, or a checkpoint's position")
         if self.adapter is not None and self.init_from is None:
             raise UserError(
                 "adapter is set and init_from is not: adapters are trained on given weights; "
-                "name a Hugging Face folder or a run in init_from."
+                "name a Hugging Face folder or a run in init_from.",
+                key="init_from",
             )
         try:
             # Batches of the pipeline always come with segment ids.
             check_backend(self.attention_backend, AttentionSpec(segments=True))
         except ValueError as error:
-            raise UserError(f"attention_backend: {error}") from error
+            raise UserError(f"attention_backend: {error}", key="attention_backend") from error
         decoder = self.model.decoder()
         if decoder.max_positions < T:
             raise UserError(
                 f"data.row_tokens={T} is longer than the {decoder.max_positions} positions of "
                 f"model.preset={self.model.preset!r}; shorten the rows or override "
-                "model.overrides.max_positions."
+                "model.overrides.max_positions.",
+                key="data.row_tokens",
             )
 
 

@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.records import atomic_write
@@ -40,16 +41,16 @@ VERIFY_TEXTS = 8
 
 
 @dataclass(frozen=True)
-class ToHuggingFaceConfig:
+class ToHuggingFaceConfig(Config):
     """A run's newest checkpoint -> a Hugging Face folder."""
 
     run: Path = Path("runs/train")
     """Folder of a training run."""
     output: Path | None = None
     """The folder to write; null: export/ (with adapter=peft: adapter/) in the run folder."""
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     """float32 or bfloat16 weights."""
-    adapter: str = "merged"
+    adapter: Literal["merged", "peft"] = "merged"
     """Of a run that trained adapters: merged (a whole model) or peft (PEFT's folder, whose base
     stays where it is)."""
     base: Path | None = None
@@ -66,7 +67,7 @@ class ToHuggingFaceConfig:
 
 
 @dataclass(frozen=True)
-class FromHuggingFaceConfig:
+class FromHuggingFaceConfig(Config):
     """A Hugging Face folder -> a run folder that `init_from` and `to-hf` read."""
 
     folder: Path = Path("model")
@@ -86,8 +87,6 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
         than TOLERANCE.
     """
     run = read_run(config.run)
-    if config.adapter not in ("merged", "peft"):
-        raise UserError(f"adapter={config.adapter!r}: allowed are merged and peft.")
     if run.lora is None and (config.adapter == "peft" or config.base is not None):
         raise UserError(
             f"{config.run}: trained all weights and has no adapter; leave out --adapter and --base."

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import jax
 
-from ipt_jax.core.errors import RunStopped, UserError
+from ipt_jax.core.bounds import Config, Positive
+from ipt_jax.core.errors import RunStopped
 from ipt_jax.core.files import append_lines, atomic_write
 from ipt_jax.core.json_lines import parse_json
 from ipt_jax.data.pipeline import MixtureRows
@@ -86,25 +87,14 @@ def _whole(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 @dataclass(frozen=True)
-class ProfileConfig:
+class ProfileConfig(Config):
     """Which steps are traced."""
 
-    start: int | None = None
+    start: Positive | None = None
     """First step of the trace, from 1; take one past the first of a start, which compiles. Null:
     no trace."""
-    steps: int = 5
+    steps: Positive = 5
     """How many steps are traced."""
-
-    def check(self) -> None:
-        """Refuse steps that cannot be.
-
-        Raises:
-          UserError: naming the key, its value and what is allowed.
-        """
-        if self.start is not None and self.start < 1:
-            raise UserError(f"profile.start={self.start}: must be at least 1, or null.")
-        if self.steps < 1:
-            raise UserError(f"profile.steps={self.steps}: must be at least 1.")
 
 
 class Profiler(Hook):

@@ -10,12 +10,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ipt_jax.chips.devices import Device
+from ipt_jax.core.bounds import Config, Positive
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import append_lines
 from ipt_jax.training.hooks import Hook, drop_later_lines
@@ -32,16 +33,16 @@ _SHARES = {
 
 
 @dataclass(frozen=True)
-class MetricsConfig:
+class MetricsConfig(Config):
     """What is written down, and how often."""
 
-    every_steps: int = 10
+    every_steps: Positive = 10
     """A line in metrics.jsonl, and on the screen, every so many steps."""
     tensorboard: bool = True
     """Write event files into tensorboard/ of the run folder."""
     wandb_project: str | None = None
     """Weights & Biases project to write to as well; null: none."""
-    wandb_mode: str = "online"
+    wandb_mode: Literal["online", "offline"] = "online"
     """online, or offline: kept in the run folder for `wandb sync`."""
 
     def check(self) -> None:
@@ -50,12 +51,6 @@ class MetricsConfig:
         Raises:
           UserError: naming the key, its value and what is allowed.
         """
-        if self.every_steps < 1:
-            raise UserError(f"metrics.every_steps={self.every_steps}: must be at least 1.")
-        if self.wandb_mode not in ("online", "offline"):
-            raise UserError(
-                f"metrics.wandb_mode={self.wandb_mode!r}: allowed are online and offline."
-            )
         if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise UserError(
                 f"metrics.wandb_project={self.wandb_project!r}: the package wandb is not "

@@ -9,96 +9,72 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ipt_jax.core.bounds import Above, Amount, Config, Fraction, NotNegative, Positive, Share
 from ipt_jax.core.errors import UserError
 
 
-def _check(config: OptimizerConfig | ExtensionConfig, where: str, *schedules: str) -> None:
-    """Raise UserError for a key outside what it may be; both configs have the same bounds."""
-    if config.schedule not in schedules:
-        raise UserError(
-            f"{where}.schedule={config.schedule!r}: allowed are {', '.join(schedules)}."
-        )
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value is None or isinstance(value, str):
-            continue
-        if field.name in ("final_fraction", "decay_fraction"):
-            fits, allowed = 0 <= value <= 1, "from 0 to 1"
-        elif field.name in ("warmup_fraction", "beta1", "beta2"):
-            fits, allowed = 0 <= value < 1, "at least 0 and below 1"
-        elif field.name in ("clip_norm", "tokens"):
-            fits, allowed = value > 0, "more than 0"
-        else:
-            fits, allowed = value >= 0, "at least 0"
-        if not fits:
-            raise UserError(f"{where}.{field.name}={value}: must be {allowed}.")
-
-
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """AdamW and its schedule; defaults are Instruction Pre-Training's Table 14."""
 
-    peak_learning_rate: float = 3e-4
+    peak_learning_rate: Amount = 3e-4
     """Learning rate after warm-up."""
-    warmup_steps: int = 2000
+    warmup_steps: NotNegative = 2000
     """Steps of linear rise from 0; at most half the run is warm-up."""
-    warmup_fraction: float | None = None
+    warmup_fraction: Fraction | None = None
     """Share of the steps that is warm-up, in place of warmup_steps; null: warmup_steps holds."""
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """cosine, linear, wsd (warm-up, stable, decay) or constant."""
-    final_fraction: float = 0.1
+    final_fraction: Share = 0.1
     """Learning rate at the last step over the peak."""
-    decay_fraction: float = 0.1
+    decay_fraction: Share = 0.1
     """wsd: the share of the steps in which the rate falls."""
-    beta1: float = 0.9
+    beta1: Fraction = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: Fraction = 0.95
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: Amount = 1e-8
     """Added to the root of the second moment."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     """What both moments lie in between updates; bfloat16 halves them, and needs beta2 <= 0.99."""
-    weight_decay: float = 0.1
+    weight_decay: Amount = 0.1
     """Decoupled weight decay; not on norms."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Above(0)] = 1.0
     """Largest global gradient norm."""
-    z_loss: float = 0.0
+    z_loss: Amount = 0.0
     """Factor on the squared log-partition added to the loss."""
 
-    def __post_init__(self) -> None:
-        _check(self, "optimizer", "cosine", "linear", "wsd", "constant")
+    def check_together(self) -> None:
         # A second moment that changes by 0.1% a step stands still where numbers are 0.8% apart.
         if self.moments_dtype == "bfloat16" and self.beta2 > 0.99:
             raise UserError(
-                f"optimizer.moments_dtype=bfloat16 with optimizer.beta2={self.beta2}: its steps "
-                "would be lost in rounding; beta2 must be at most 0.99, or moments_dtype float32."
+                f"beta2={self.beta2} with moments_dtype=bfloat16: its steps would be lost in "
+                "rounding; beta2 must be at most 0.99, or moments_dtype float32.",
+                key="beta2",
             )
 
 
 @dataclass(frozen=True)
-class ExtensionConfig:
+class ExtensionConfig(Config):
     """More tokens than a run was planned for, with a schedule of their own."""
 
-    tokens: int
+    tokens: Positive
     """So many more."""
-    schedule: str
+    schedule: Literal["constant", "linear", "cosine"]
     """Of the learning rate from where the run was to end: constant, linear or cosine."""
-    peak_learning_rate: float | None = None
+    peak_learning_rate: Amount | None = None
     """Rate to rise to; null: the one that the updates before end with."""
-    warmup_steps: int = 0
+    warmup_steps: NotNegative = 0
     """Steps of linear rise from the rate before to the peak; at most half of the extension."""
-    final_fraction: float = 0.1
+    final_fraction: Share = 0.1
     """linear and cosine: the learning rate at the last step over the peak."""
-
-    def __post_init__(self) -> None:
-        _check(self, "extensions", "constant", "linear", "cosine")
 
 
 # Each with the updates that it makes.
@@ -201,24 +177,15 @@ def _decayed(params: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class GuardConfig:
+class GuardConfig(Config):
     """What counts as out of bounds, and when a run gives up."""
 
-    spike_deviations: float = 6.0
+    spike_deviations: Amount = 6.0
     """A loss that lies this many standard deviations over the recent mean is a spike; 0: none."""
-    window_steps: int = 128
+    window_steps: Positive = 128
     """How many accepted losses mean and deviation are of; spikes are judged from half on."""
-    stop_after: int = 10
+    stop_after: Positive = 10
     """Skipped batches in a row after which the run saves and stops."""
-
-    def __post_init__(self) -> None:
-        if not self.spike_deviations >= 0:
-            raise UserError(
-                f"guard.spike_deviations={self.spike_deviations:g}: must be 0 (no spikes) or more."
-            )
-        for key in ("window_steps", "stop_after"):
-            if getattr(self, key) < 1:
-                raise UserError(f"guard.{key}={getattr(self, key)}: must be at least 1.")
 
 
 @functools.partial(

@@ -22,21 +22,22 @@ from jax._src import distributed  # what is known of the processes before device
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ipt_jax.core.bounds import Config, NotNegative, Positive
 from ipt_jax.core.configuration import advice_on
 from ipt_jax.core.errors import TRY_AGAIN, RunStopped, UserError
 from ipt_jax.models.sharding import BATCH, MESH_AXES
 
 
 @dataclass(frozen=True)
-class ProcessesConfig:
+class ProcessesConfig(Config):
     """One process a host, or several; all run the same command but for `index`."""
 
     coordinator: str | None = None
     """host:port of process 0; auto: as the cluster says (SLURM, Open MPI, Kubernetes, Cloud TPU);
     null: this process alone."""
-    count: int | None = None
+    count: Positive | None = None
     """How many processes there are; null with auto."""
-    index: int | None = None
+    index: NotNegative | None = None
     """Which of them this is, from 0; null with auto."""
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ipt_jax.core.errors import TRY_AGAIN, UserError
+from ipt_jax.core.bounds import Amount, Config
+from ipt_jax.core.errors import TRY_AGAIN
 from ipt_jax.core.files import naming
 from ipt_jax.core.json_lines import load_json
 
@@ -96,20 +97,15 @@ _LONGEST_BEAT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class WatchdogConfig:
+class WatchdogConfig(Config):
     """How long nothing may happen."""
 
-    timeout_seconds: float = 1800.0
+    timeout_seconds: Amount = 1800.0
     """A process that stays in one phase of a step for longer ends the run; 0: none does. Must be
     longer than compiling, one step and one save take."""
-    stop_seconds: float = 300.0
+    stop_seconds: Amount = 300.0
     """After SIGINT, SIGTERM or an error the state is saved within this time, or the process exits
     unsaved."""
-
-    def __post_init__(self) -> None:
-        for key in ("timeout_seconds", "stop_seconds"):
-            if not getattr(self, key) >= 0:
-                raise UserError(f"watchdog.{key}={getattr(self, key)}: must be 0 or more.")
 
 
 class Watchdog:

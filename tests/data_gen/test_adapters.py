@@ -20,7 +20,6 @@ from data_gen.engines import (
     EngineConfig,
     Request,
     SamplingParams,
-    ServerConfig,
     identify_engine,
     open_engine,
     resolve_model,
@@ -324,14 +323,6 @@ def test_a_short_name_stands_for_a_folder_and_its_base(
         identify_engine(replace(named, model="none"))
     with pytest.raises(UserError, match=r"no folder \S+/small. Give.*smollm2-135m-synthesizer"):
         identify_engine(replace(tuned.config, adapter="small"))
-
-
-def test_a_server_decides_itself_which_weights_it_serves(tuned: Tuned) -> None:
-    settings = ServerConfig(url="http://127.0.0.1:9", wait_seconds=0.0)
-    config = replace(tuned.config, name="server", server=settings)
-    for ask in (identify_engine, open_engine):
-        with pytest.raises(UserError, match=r"`engine.adapter` is .*serve.py --adapter"):
-            ask(config)
 
 
 def test_vllm_gets_the_merged_copy(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:

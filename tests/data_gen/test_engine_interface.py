@@ -143,21 +143,6 @@ def test_logprobs_are_those_of_the_model_itself(
     assert found["greedy"].logprobs[0].likeliest[0][0] == found["greedy"].logprobs[0].token  # type: ignore[index]
 
 
-def test_engines_and_settings_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"no engine 'vlm'.*transformers, vllm, server"):
-        open_engine(EngineConfig(name="vlm"))
-    config = EngineConfig()
-    for key, changed in {
-        "engine.transformers.sort_window": replace(
-            config, transformers=replace(config.transformers, sort_window=0)
-        ),
-        "engine.vllm.in_flight": replace(config, vllm=replace(config.vllm, in_flight=0)),
-        "engine.batch_size": replace(config, batch_size=0),
-    }.items():
-        with pytest.raises(UserError, match=f"`{key}` is 0"):
-            identify_engine(changed)
-
-
 def test_nested_settings_are_read_from_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "engine.yaml"
     file.write_text("name: server\nmodel: m\nserver: {url: 'http://h:1', extra_body: {min_p: 0.1}}")

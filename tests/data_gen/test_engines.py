@@ -208,8 +208,3 @@ def test_damaged_weights_are_named(smollm2: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"cut short")
     with pytest.raises(UserError, match=f"{folder} cannot be loaded"):
         open_engine(EngineConfig(model=str(folder)))
-
-
-def test_an_unknown_engine_is_named() -> None:
-    with pytest.raises(UserError, match=r"no engine 'vlm'.*transformers"):
-        open_engine(EngineConfig(name="vlm"))

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data_gen.corpus.pairs import PairLayout
 from data_gen.ingest import IngestConfig, ingest
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
@@ -111,5 +110,3 @@ def test_nothing_that_can_be_used_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
     with pytest.raises(UserError, match=r"none of the 2 records.*'no_pair': 2.*documents\.jsonl"):
         ingest(config(tmp_path))
-    with pytest.raises(UserError, match="`pairs`: a layout needs"):
-        PairLayout(instruction=[])

@@ -104,7 +104,7 @@ def test_wrong_values_are_named(tmp_path: Path) -> None:
 
     tool = load_tool()
     for key in ("batches", "rows"):
-        with pytest.raises(UserError, match=f"`{key}` is 0"):
+        with pytest.raises(UserError, match=f"{key}=0: must be at least 1"):
             tool.main(["--output", str(tmp_path / "r.html"), f"--{key}", "0"])
     options = ["--data.mixture", str(write_mixture(tmp_path)), "--data.skip_damaged", "true"]
     options += ["--batches", "9000", "--data.row_tokens", "256"]

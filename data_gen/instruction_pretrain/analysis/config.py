@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from data_gen.engines import EngineConfig
 from data_gen.quality.decontaminate import DecontaminateConfig
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import Config, NotEmpty, OneOf, Positive
+from ipt_jax.core.errors import UserError, require
 
 MEASURES = ("accuracy", "zero", "few", "helpfulness")
 
 
 @dataclass(frozen=True)
-class Models:
+class Models(Config):
     """The synthesizer and what it was tuned from."""
 
     base: EngineConfig = field(default_factory=EngineConfig)
@@ -23,10 +24,12 @@ class Models:
 
 
 @dataclass(frozen=True)
-class SynthesizerAnalysis:
+class SynthesizerAnalysis(Config):
     """Base and tuned synthesizer on held-out examples: Table 5 and Figure 5."""
 
-    held_out: list[str] = field(default_factory=list)
+    held_out: Annotated[list[str], NotEmpty("name the JSON lines of held-out examples")] = field(
+        default_factory=list
+    )
     """Files of JSON lines: examples with gold pairs and shots (`held_out.jsonl` of tuning data)."""
     output: str = "runs/analysis/synthesizer"
     """Folder of the results; answers are kept in it, so that a second run asks only what is new."""
@@ -35,39 +38,33 @@ class SynthesizerAnalysis:
     `top_k` and `top_p` hold for pairs alone, answers take the likeliest token."""
     reader: EngineConfig | None = None
     """The model that answers in Figure 5; null for the base model, as in the paper."""
-    measures: list[str] = field(default_factory=lambda: list(MEASURES))
+    measures: list[Annotated[str, OneOf(MEASURES)]] = field(default_factory=lambda: list(MEASURES))
     """Which of `accuracy`, `zero`, `few` (Table 5) and `helpfulness` (Figure 5, needs `few`)."""
-    examples_per_dataset: int | None = None
+    examples_per_dataset: Positive | None = None
     """Most examples drawn of each data set; null for all."""
-    questions_per_example: int | None = None
+    questions_per_example: Positive | None = None
     """Most instructions of each example that are asked for `accuracy`; null for all."""
-    answer_tokens: int = 128
+    answer_tokens: Positive = 128
     """Most tokens of an answer (`accuracy`, `helpfulness`)."""
-    reading_pairs: int = 5
+    reading_pairs: Positive = 5
     """Most pairs before the instruction of `helpfulness`."""
     seed: int = 0
     """Draws examples, questions, test pairs and random pairs."""
 
-    def __post_init__(self) -> None:
-        if not self.held_out:
-            raise UserError("`held_out` is empty: name the JSON lines of held-out examples.")
-        for name in self.measures:
-            if name not in MEASURES:
-                raise UserError(f"`measures` names {name!r}. {did_you_mean(name, MEASURES)}")
+    def check_together(self) -> None:
         if "helpfulness" in self.measures and "few" not in self.measures:
             raise UserError(
-                "`measures` names `helpfulness` without `few`: its pairs are those of the few-shot "
-                "generations (Figure 5). Add `few`."
+                "measures names `helpfulness` without `few`: its pairs are those of the few-shot "
+                "generations (Figure 5). Add `few`.",
+                key="measures",
             )
-        at_least_one = ("examples_per_dataset", "questions_per_example", "answer_tokens")
-        _check(self, (*at_least_one, "reading_pairs"))
 
 
 @dataclass(frozen=True)
-class CorpusAnalysis:
+class CorpusAnalysis(Config):
     """An instruction-augmented corpus: Tables 6, 9, 11 and 12, Figure 6, and its pairs counted."""
 
-    synthesis: str = ""
+    synthesis: Annotated[str, NotEmpty("name the folder that synthesis wrote")] = ""
     """Folder that synthesis wrote, with `shards/augmented`."""
     output: str = "runs/analysis/corpus"
     """Folder of the results."""
@@ -75,9 +72,9 @@ class CorpusAnalysis:
     """What the corpus is called in the tables."""
     judge: EngineConfig | None = None
     """Chat model that judges pairs (Table 6, Figure 6); null for none. GPT-4 in the paper."""
-    judged_texts: int = 500
+    judged_texts: Positive = 500
     """Augmented texts drawn for the judge and the domains (section 5.2 draws 500)."""
-    counted_texts: int = 20_000
+    counted_texts: Positive = 20_000
     """Texts drawn for the counts of pairs and lengths; those judged are among them."""
     domains: Literal["keywords", "judge"] = "keywords"
     """Who tells domains (Tables 11, 12): a list of words, a rough baseline that needs no model, or
@@ -89,16 +86,6 @@ class CorpusAnalysis:
     seed: int = 0
     """Draws texts."""
 
-    def __post_init__(self) -> None:
-        if not self.synthesis:
-            raise UserError("`synthesis` is empty: name the folder that synthesis wrote.")
-        if self.domains == "judge" and self.judge is None:
-            raise UserError("`domains` is `judge`, but `judge` is null: name its model.")
-        _check(self, ("judged_texts", "counted_texts"))
-
-
-def _check(config: object, keys: tuple[str, ...]) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise UserError(f"`{key}` is {value}: it must be at least 1.")
+    def check_together(self) -> None:
+        judged = self.domains != "judge" or self.judge is not None
+        require("judge", self.judge, judged, "given where domains is `judge`: name its model")

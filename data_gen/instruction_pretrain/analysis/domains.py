@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import yaml
 
@@ -14,9 +14,13 @@ from data_gen.engines import Completion, SamplingParams
 from data_gen.engines.replies import parse_json_object
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.stages.cached import Query, as_user
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.bounds import NotEmpty, OneOf, check_value
+from ipt_jax.core.errors import UserError
 
 OUR_KEYWORDS = Path(__file__).with_name("domain_words.yaml")
+_WORDS = Annotated[
+    dict[Annotated[str, OneOf(DOMAINS)], list[str]], NotEmpty("a list of words for each domain")
+]
 _WORD = re.compile(r"[a-z][a-z'-]*|[^\sa-z]+")
 _DESCRIBED = {
     "encyclopedia": "articles of an encyclopedia about people, places, history or nature",
@@ -125,13 +129,8 @@ def _read(path: Path) -> dict[str, list[str]]:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"the keywords in {path} cannot be read ({error}).") from error
-    if not isinstance(values, dict) or not values:
-        raise UserError(f"{path} must hold a list of words for each domain.")
-    for domain, words in values.items():
-        if domain not in DOMAINS:
-            raise UserError(
-                f"{path}: {domain!r} is no domain. {did_you_mean(str(domain), DOMAINS)}"
-            )
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise UserError(f"{path}: `{domain}` must be a list of words.")
+    try:
+        check_value(_WORDS, values, "words")
+    except UserError as error:
+        raise UserError(f"{path}: {error}", key=error.key, path=path) from error
     return values

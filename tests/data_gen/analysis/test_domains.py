@@ -72,9 +72,9 @@ def test_a_list_of_one_s_own_and_its_mistakes(tmp_path: Path) -> None:
         {"news"},
     ]
     for text, says in (
-        ("weather: [rain]", "'weather' is no domain"),
-        ("news: rain", "`news` must be a list of words"),
-        ("[]", "a list of words for each domain"),
+        ("weather: [rain]", "words.weather='weather': there is no such"),
+        ("news: rain", "words.news='rain': must be a list"),
+        ("[]", "words=.*: must be a mapping"),
         ("news: [", "cannot be read"),
     ):
         path.write_text(text)

@@ -24,7 +24,7 @@ from data_gen.instruction_pretrain.formats import (
     Pair,
     render_pairs,
 )
-from ipt_jax.core.errors import RunStopped, UserError
+from ipt_jax.core.errors import RunStopped
 from tests.data_gen.analysis.scripted import ScriptedEngine
 
 PER_SET = 4
@@ -163,15 +163,3 @@ def test_what_is_not_measured_is_absent_with_its_reason(held_out: Path, tmp_path
     assert "`measures` does not name `few`" in absent["Table 5, pair quality, few-shot"]
     assert "no question of these" in absent["Table 5, pair quality, zero-shot, seen, base"]
     assert report.measured["models"]["base"]["zero"]["errors"] == PER_SET
-
-
-def test_bad_settings_are_named(held_out: Path, tmp_path: Path) -> None:
-    for changes, says in (
-        ({"measures": ["accurracy"]}, "accuracy"),
-        ({"measures": ["helpfulness"]}, "without `few`"),
-        ({"examples_per_dataset": 0}, "`examples_per_dataset` is 0"),
-    ):
-        with pytest.raises(UserError, match=says):
-            config(held_out, tmp_path, **changes)
-    with pytest.raises(UserError, match="`held_out` is empty"):
-        SynthesizerAnalysis()

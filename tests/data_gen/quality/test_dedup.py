@@ -173,17 +173,3 @@ def test_the_gate_names_the_record_that_is_repeated() -> None:
     assert verdicts[:2] == [None, None]
     assert verdicts[2] is not None and verdicts[2].reason == "near_duplicate"
     assert verdicts[2].detail == "similarity 1.000 to the record 'first'"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"threshold": 0.0}, "`threshold` is 0.0"),
-        ({"bands": 5}, r"`bands` is 5: it must be a divisor of permutations \(128\)"),
-        ({"shingle_words": 0}, "`shingle_words` is 0"),
-        ({"seed": -1}, "`seed` is -1"),
-    ],
-)
-def test_bad_settings_are_named(wrong: dict[str, float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        MinHashConfig(**wrong)  # type: ignore[arg-type]

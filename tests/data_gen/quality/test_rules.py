@@ -110,21 +110,6 @@ def test_a_missing_language_package_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert reasons(RulesGate(RulesConfig()), ["a"]) == [None]  # asked for only where it is needed
 
 
-@pytest.mark.parametrize(
-    ("bounds", "message"),
-    [
-        ({"min_words": 5, "max_words": 4}, "`min_words` is 5 and `max_words` is 4"),
-        ({"min_alphabetic": 1.5}, "`min_alphabetic` is 1.5"),
-        ({"max_tokens": 5}, "`tokenizer` goes together"),
-        ({"tokenizer": "llama3"}, "`tokenizer` goes together"),
-        ({"languages": []}, "`languages` is empty"),
-    ],
-)
-def test_bad_rules_are_named(bounds: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        RulesConfig(**bounds)
-
-
 # Moderation.
 
 

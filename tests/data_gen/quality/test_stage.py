@@ -227,19 +227,6 @@ def test_nothing_in_gives_nothing_out(tmp_path: Path) -> None:
     assert len(RecordSource(tmp_path / "out" / "shards")) == 0
 
 
-@pytest.mark.parametrize(
-    ("gates", "message"),
-    [
-        ([], "`gates` is empty"),
-        (["exact"], "'exact', which is none. The nearest is 'exact_text'"),
-        (["rules", "judge", "rules"], "names 'rules' twice"),
-    ],
-)
-def test_bad_gates_are_named(gates: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        FilterConfig(gates=gates)
-
-
 class Judge:
     """Five for an even number of characters, else two."""
 

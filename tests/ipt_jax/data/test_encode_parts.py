@@ -133,5 +133,3 @@ def test_a_record_without_parts_and_a_wrong_key_are_named(mistral, tmp_path):
     source = open_source(task)
     with pytest.raises(UserError, match=r"'a'\) has no `parts`.*`encode: parts`.*`encode: text`"):
         read_examples(source, task, mistral, [0])
-    with pytest.raises(UserError, match="`tasks.x.encode` is 'words'"):
-        Task("x", "y", encode="words")  # pyright: ignore[reportArgumentType]

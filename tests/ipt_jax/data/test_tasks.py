@@ -29,60 +29,34 @@ TASKS = (Task("raw", "a"), Task("augmented", "b"))
 CONFIGS = Path(__file__).parents[3] / "configs" / "mixtures"
 
 
-@pytest.mark.parametrize(
-    ("rates", "message"),
-    [
-        ({"raw": -1, "augmented": 1}, "`rates.raw` is -1"),
-        ({"raw": 0, "augmented": 0}, "all rates are zero"),
-        ({"raw": float("nan"), "augmented": 1}, "`rates.raw` is nan"),
-        ({"raw": "much", "augmented": 1}, "`rates.raw` is 'much'"),
-        ({"raw": 1, "augmentd": 1}, "`rates.augmentd` is no task. The nearest is 'augmented'"),
-        ({"raw": 1}, "'augmented' has no rate: add `rates.augmented`"),
-        ("naturel", "'natural'"),
-    ],
-)
-def test_rates_that_cannot_be(rates, message):
-    with pytest.raises(UserError, match=message):
-        Mixture("m", TASKS, rates)
-
-
-def test_other_impossible_mixtures():
-    with pytest.raises(UserError, match=r"no tasks"):
-        Mixture("m", ())
-    with pytest.raises(UserError, match=r"'raw' twice"):
-        Mixture("m", (TASKS[0], TASKS[0]))
-    with pytest.raises(UserError, match=r"tokenizers"):
-        Mixture("m", (TASKS[0], Task("x", "c", tokenizer="llama3")))
-    with pytest.raises(UserError, match=r"`by` is 'bytes'"):
-        Mixture("m", TASKS, by="bytes")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"`tasks.x.loss` is 'some'"):
-        Task("x", "a", loss="some")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"`tasks.x.max_epochs` is 0"):
-        Task("x", "a", max_epochs=0)
+EQUAL = {"raw": 1, "augmented": 1}
 
 
 @pytest.mark.parametrize(
-    ("stages", "message"),
+    ("values", "key"),
     [
-        ([Stage(0, {"raw": 1, "augmented": 1})], "`stages.0.from_step` is 0: .* above 0"),
-        ([Stage(True, {"raw": 1, "augmented": 1})], "`stages.0.from_step` is True"),
-        ([Stage(2.5, {"raw": 1, "augmented": 1})], "`stages.0.from_step` is 2.5"),  # type: ignore[arg-type]
+        ({"rates": {"raw": -1, "augmented": 1}}, "rates.raw"),
+        ({"rates": {"raw": float("nan"), "augmented": 1}}, "rates.raw"),
+        ({"rates": {"raw": "much", "augmented": 1}}, "rates.raw"),
+        ({"rates": {"raw": 0, "augmented": 0}}, "rates"),
+        ({"rates": {"raw": 1, "augmentd": 1}}, "rates.augmentd"),
+        ({"rates": {"raw": 1}}, "rates.augmented"),
+        ({"tasks": (TASKS[0], TASKS[0])}, "tasks.raw"),
+        ({"tasks": (TASKS[0], Task("x", "c", tokenizer="llama3"))}, "tasks"),
+        ({"stages": (Stage(1, EQUAL),)}, "rates"),  # natural, and they change them
+        ({"rates": EQUAL, "stages": (Stage(7, EQUAL), Stage(7, EQUAL))}, "stages.1.from_step"),
+        ({"rates": EQUAL, "stages": (Stage(1, {"raw": 1}),)}, "stages.0.rates.augmented"),
+        ({"rates": EQUAL, "stages": (Stage(1, {"raw": 0, "augmented": 0}),)}, "stages.0.rates"),
         (
-            [Stage(7, {"raw": 1, "augmented": 1}), Stage(7, {"raw": 1, "augmented": 1})],
-            "`stages.1.from_step` is 7: .* above 7",
+            {"rates": EQUAL, "stages": (Stage(1, {"raw": 1, "augmentd": 1}),)},
+            "stages.0.rates.augmentd",
         ),
-        ([Stage(1, {"raw": -2, "augmented": 1})], "`stages.0.rates.raw` is -2"),
-        ([Stage(1, {"raw": 1})], "add `stages.0.rates.augmented`"),
-        ([Stage(1, {"raw": 0, "augmented": 0})], "all rates are zero .*stages.0.rates.raw"),
-        ([Stage(1, {"raw": 1, "augmentd": 1})], "`stages.0.rates.augmentd` is no task"),
-        ([Stage(1, "natural")], "`stages.0.rates` is 'natural'"),  # type: ignore[arg-type]
     ],
 )
-def test_stages_that_cannot_be(stages, message):
-    with pytest.raises(UserError, match=message):
-        Mixture("m", TASKS, {"raw": 1, "augmented": 1}, stages=tuple(stages))
-    with pytest.raises(UserError, match="`rates` is 'natural' and `stages` change them"):
-        Mixture("m", TASKS, stages=(Stage(1, {"raw": 1, "augmented": 1}),))
+def test_mixtures_that_cannot_be(values, key):
+    with pytest.raises(UserError, match="mixture 'm': ") as refused:
+        Mixture(**{"name": "m", "tasks": TASKS} | values)
+    assert refused.value.key == key
 
 
 def test_registries():
@@ -150,53 +124,39 @@ def test_stages_in_a_file(tmp_path):
         load_mixture(DataConfig(str(path), rates={"raw": 1, "qa": 1}))
 
 
+ONE = "tasks: {a: {source: x}}\nrates: {a: 1}\n"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "key", "said"),
     [
-        ("task: {}", "unknown key `task`. The nearest is 'tasks'"),
-        ("tasks: {a: {source: x, epochs: 3}}", "`tasks.a.epochs`. The nearest is 'max_epochs'"),
-        ("tasks: {a: {}}", "`tasks.a` needs a `source`"),
-        ("tasks: {a: {source: x, loss: none}}", "`tasks.a.loss`"),
-        ("tasks: {a: {source: x}}\nrates: {b: 1}", "`rates.b` is no task"),
-        ("tasks: {a: {source: x, max_epochs: many}}", "max_epochs"),
-        ("tasks: {a: {source: x}}\nrates: {a: 1}\nstages: {a: 1}", "`stages` must be a list"),
-        ("tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [3]", "`stages.0` is 3"),
-        (
-            "tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [{until: 3, rates: {a: 1}}]",
-            "unknown key `stages.0.until`. The nearest is 'rates'",
-        ),
-        (
-            "tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [{from_step: 3}]",
-            "`stages.0` needs `rates`",
-        ),
-        (
-            "tasks: {a: {source: x}}\nrates: {a: 1}\nstages: [{from_step: x, rates: {a: 1}}]",
-            "`stages.0.from_step` is 'x'",
-        ),
-        ("tasks: [", "is not YAML"),
-        ("", "holds no keys"),
-        ("rates: natural", "`tasks` must map"),
+        ("task: {}", "task", "The nearest is 'tasks'"),
+        ("tasks: {a: {source: x, epochs: 3}}", "tasks.a.epochs", "The nearest is 'max_epochs'"),
+        ("tasks: {a: {}}", "tasks.a.source", ""),
+        ("tasks: {a: {source: x, loss: none}}", "tasks.a.loss", ""),
+        ("tasks: {a: {source: x}}\nrates: {b: 1}", "rates.b", "no task"),
+        ("tasks: {a: {source: x, max_epochs: many}}", "tasks.a.max_epochs", "'many'"),
+        (ONE + "stages: {a: 1}", "stages", "a list"),
+        (ONE + "stages: [3]", "stages.0", "a mapping"),
+        (ONE + "stages: [{until: 3, rates: {a: 1}}]", "stages.0.until", "The nearest is 'rates'"),
+        (ONE + "stages: [{from_step: 3}]", "stages.0.rates", "missing"),
+        (ONE + "stages: [{from_step: x, rates: {a: 1}}]", "stages.0.from_step", "'x'"),
+        ("tasks: [", None, "is not YAML"),
+        ("", None, "holds no keys"),
+        ("rates: natural", "tasks", ""),
     ],
 )
-def test_what_a_bad_file_gets(tmp_path, text, message):
+def test_what_a_bad_file_gets(tmp_path, text, key, said):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"bad\.yaml") as error:
+    with pytest.raises(UserError, match=f"bad.yaml.*{said}") as refused:
         load_mixture_config(path)
-    assert message in str(error.value)
+    assert refused.value.key == key
 
 
 def test_a_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):
         load_mixture_config("nowhere.yaml")
-
-
-def test_impossible_data_configs():
-    for key, value in (("row_tokens", 1), ("worker_count", -1), ("seed", -1)):
-        with pytest.raises(UserError, match=f"`{key}` is {value}"):
-            DataConfig(**{key: value})  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"`packing` is 'bestfit'.*'concatenate' or 'best_fit'"):
-        DataConfig(packing="bestfit")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("adds", [False, True])
@@ -223,5 +183,3 @@ def test_bos_is_what_the_tokenizer_puts_before_a_text(tmp_path, adds):
     else:
         with pytest.raises(UserError, match=r"`tasks\.raw\.bos` is True, but .* puts no BOS"):
             extra_tokens(replace(task, bos=True))
-    with pytest.raises(UserError, match="true or false, or null for what the tokenizer does"):
-        replace(task, bos="yes")  # pyright: ignore[reportArgumentType]

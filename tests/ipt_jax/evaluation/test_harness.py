@@ -177,25 +177,24 @@ def test_unknown_task_names_model_task_and_log(model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [
-        ({"models": {}}, "models is empty"),
+        ({"models": {}}, "models"),
         ({"models": {"a/b": Path("x")}}, "models.a/b"),
-        ({"models": {"a": Path("no_such_folder")}}, "no_such_folder: no config.json"),
-        ({"tasks": []}, "tasks is empty"),
-        ({"limit": 0}, "limit=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"include_path": Path("no_such_folder")}, "include_path=no_such_folder"),
+        ({"models": {"a": Path("no_such_folder")}}, Path("no_such_folder")),
+        ({"tasks": []}, "tasks"),
+        ({"include_path": Path("no_such_folder")}, "include_path"),
     ],
 )
-def test_bad_settings(change: dict, said: str, tmp_path: Path) -> None:
+def test_bad_settings(change: dict, named: str | Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (model / name).write_text("{}")
     settings = {"models": {"m": model}, "output": tmp_path / "out"} | change
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError) as refused:
         evaluate_models(EvaluationConfig(**settings))
+    assert named in (refused.value.key, refused.value.path)
     assert not (tmp_path / "out").exists()
 
 

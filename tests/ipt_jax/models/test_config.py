@@ -83,12 +83,14 @@ def test_flops_by_hand():
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(UserError, match="'ipt_500m'"):
-        ModelConfig(preset="ipt_500").decoder()
-    with pytest.raises(UserError, match="'layers'"):
-        ModelConfig(overrides={"layer": 3}).decoder()
-    with pytest.raises(UserError, match="allowed are float32, bfloat16"):
-        ModelConfig(overrides={"compute_dtype": "float16"}).decoder()
+    for overrides, key, nearest in (
+        ({"layer": 3}, "layer", "layers"),
+        ({"compute_dtype": "float16"}, "compute_dtype", "bfloat16"),
+        ({"rope_scaling": {"factr": 4.0}}, "rope_scaling.factr", "factor"),
+    ):
+        with pytest.raises(UserError, match=f"The nearest is '{nearest}'") as refused:
+            ModelConfig(overrides=overrides).decoder()
+        assert refused.value.key == f"model.overrides.{key}"
 
 
 def test_overrides_change_the_preset():

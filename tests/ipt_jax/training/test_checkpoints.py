@@ -133,16 +133,6 @@ def test_the_best_by_a_metric_are_kept_besides(tmp_path, mode, best, kept):
             checkpoints.save(7, make_state(), {}, {"loss": 1.0})
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"keep": 0}, "keep=0"), ({"keep_best": -1}, "keep_best=-1"), ({"every_steps": 0}, "every"),
-     ({"best_mode": "low"}, "best_mode='low': allowed are min, max")],
-)  # fmt: skip
-def test_settings_that_cannot_be_are_refused(settings, message):
-    with pytest.raises(UserError, match=message):
-        CheckpointConfig(**settings)
-
-
 def test_nothing_there_is_no_error(tmp_path):
     assert newest(tmp_path / "checkpoints") is None
 

@@ -341,10 +341,6 @@ def test_what_cannot_fit_is_refused_with_what_to_change(nowhere):
     assert "more than 90% of the 16 GB of dry_run_device=tpu_v5e" in done.stderr
     assert "set rows_per_device (from 1; it is 262144 now)" in done.stderr
     assert "model.overrides.remat: full" in done.stderr
-    with pytest.raises(UserError, match="'a100_8' is not known. The nearest is 'a100_80'"):
-        estimate_memory(read("quickstart", "--dry_run_device", "a100_8"))
-    with pytest.raises(UserError, match="dry_run_mfu=40"):
-        estimate_memory(read("quickstart", "--dry_run_mfu", "40"))
 
 
 def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
@@ -382,8 +378,6 @@ def test_accumulation_follows_from_the_mesh():
     )  # 8 rows a device: 2 at a time, 3 leave one
     given = read("llama3_8b_biomedicine", "--accumulation_steps", "8")
     assert with_accumulation(given, mesh_of(fsdp=8)).pieces == 8
-    with pytest.raises(UserError, match="rows_per_device=0: must be"):
-        read("llama3_8b_biomedicine", "--rows_per_device", "0").check()
 
 
 def test_even_shares_are_accepted():

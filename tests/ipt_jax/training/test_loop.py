@@ -196,15 +196,16 @@ def test_the_best_by_a_metric_that_is_not_there_is_refused_at_once(shards, tmp_p
     for kept_by in ("accuracy", "learning_rate"):
         config = make_config(shards, tmp_path / "run")
         checkpoints = dataclasses.replace(config.checkpoints, keep_best=1, best_metric=kept_by)
-        with pytest.raises(UserError, match=f"best_metric='{kept_by}': allowed are loss, grad"):
+        with pytest.raises(UserError, match="must be one of loss, grad") as refused:
             train(dataclasses.replace(config, checkpoints=checkpoints))
+        assert refused.value.key == "checkpoints.best_metric"
     assert not (tmp_path / "run").exists()
 
 
 def test_where_a_run_goes_on_from_can_be_said(shards, finished, tmp_path):
     with pytest.raises(UserError, match="resume=required.*no good checkpoint"):
         train(make_config(shards, tmp_path / "run", resume="required"))
-    with pytest.raises(UserError, match="resume='newest': allowed are auto"):
+    with pytest.raises(UserError, match="resume='newest': must be auto, required"):
         train(make_config(shards, tmp_path / "run", resume="newest"))
     with pytest.raises(UserError, match="7"):
         train(make_config(shards, finished, resume="7"))
