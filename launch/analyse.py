@@ -6,7 +6,7 @@ python launch/analyse.py corpus --config configs/analyse/ipt_corpus.yaml
 
 from __future__ import annotations
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     import argparse

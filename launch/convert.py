@@ -1,6 +1,6 @@
 """Convert weights: launch/convert.py to-hf --run RUN [--verify] | from-hf --folder FOLDER."""
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     import sys

@@ -1,6 +1,6 @@
 """Measure exported models: python launch/evaluate.py --config configs/evaluate/NAME.yaml."""
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     from ipt_jax.core.configuration import parse_config, run_main, write_run_files

@@ -5,7 +5,7 @@ python launch/ingest.py --config configs/ingest/general_instructions.yaml
 
 from __future__ import annotations
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     import json

@@ -1,6 +1,6 @@
 """Serve a model by vLLM: python launch/serve.py --model FOLDER [--port 8000]."""
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     from data_gen.engines.serving import ServeConfig, serve

@@ -6,7 +6,7 @@ reading_comprehension, random_pairs. With `--method NAME --help` its keys are li
 
 from __future__ import annotations
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     import json

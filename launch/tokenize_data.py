@@ -3,7 +3,7 @@
 Not named tokenize.py: scripts in this folder would then import it for Python's own module.
 """
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     from ipt_jax.core.configuration import parse_config, run_main

@@ -1,6 +1,6 @@
 """Train a model: python launch/train.py --config configs/train/NAME.yaml [--key value …]."""
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     from ipt_jax.core.configuration import parse_config, run_main

@@ -5,7 +5,7 @@ Run again, it goes on where it stopped and skips what is done; --fresh starts ov
 
 from __future__ import annotations
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     from ipt_jax.chains.tune import TuneConfig, run_tune

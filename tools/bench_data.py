@@ -27,7 +27,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     import numpy as np

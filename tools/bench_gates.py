@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that it runs in a peer's environment too
 
-from ipt_jax.core.interrupts import importing  # noqa: E402
+from ipt_jax.core.errors import importing  # noqa: E402
 
 with importing():
     from data_gen.quality.decontaminate import CoverageRule, DecontaminateConfig, SubstringRule

@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     from bench_workers import SIZES  # beside this file

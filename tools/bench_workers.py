@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     import numpy as np

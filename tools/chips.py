@@ -29,7 +29,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 DUMP = tempfile.mkdtemp(prefix="chips-")
 os.environ |= {"MOSAIC_GPU_DUMP_TO": DUMP, "MOSAIC_GPU_DUMP_PTXAS": "1"}
 
-from ipt_jax.core.interrupts import importing  # noqa: E402
+from ipt_jax.core.errors import importing  # noqa: E402
 
 with importing():
     import jax

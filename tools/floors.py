@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ipt_jax.core.interrupts import importing
+from ipt_jax.core.errors import importing
 
 with importing():
     from ipt_jax.core.configuration import run_main

@@ -35,7 +35,8 @@ def walked(run: Callable[[], Any]) -> Counter[tuple[str, str]]:
 
     def enter(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(ROOMS) and code.co_name[0] != "<":
+        ours = code.co_filename.startswith(ROOMS) and code.co_filename.endswith(".py")
+        if event == "call" and ours and code.co_name[0] != "<":
             caller = frame.f_back
             while caller is not None and caller.f_code.co_name != "<module>":
                 caller = caller.f_back

@@ -27,9 +27,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ipt_jax.core.bounds import check_config, unchecked
-from ipt_jax.core.errors import RunStopped, UserError, did_you_mean
+from ipt_jax.core.errors import INTERRUPTED, RunStopped, UserError, did_you_mean
 from ipt_jax.core.files import atomic_write
-from ipt_jax.core.interrupts import INTERRUPTED
 
 # What a person can mend, and how; any other OSError is a fault of ours and keeps its traceback.
 _NOT_THERE = (

@@ -1,10 +1,15 @@
-"""The one exception for what a user can mend, and the hint at what was meant."""
+"""How a command ends: by what a user can mend, by a stop of its own, by Ctrl-C."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
 from os import PathLike
+from types import FrameType
 from typing import Any
 
 
@@ -42,6 +47,7 @@ class DamagedRecord(UserError):
 
 
 TRY_AGAIN = 75  # exit code, EX_TEMPFAIL: the same command may well succeed
+INTERRUPTED = 130  # exit code, as a shell gives it
 
 
 class RunStopped(Exception):
@@ -71,3 +77,26 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
     hint = f"The nearest is {close[0]!r}" if close else "There are none"
     return f"{hint} (valid: {', '.join(map(repr, names))})." if len(names) > 1 else f"{hint}."
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Stands round the imports of a script, which take seconds; imports nothing slow itself.
+
+    The process ends in the handler: extensions that are being loaded make another error of a
+    KeyboardInterrupt, and nothing is begun yet that would have to be put away.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, or somebody else's
+        yield
+        return
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    print("\nStopped before anything was begun.", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)

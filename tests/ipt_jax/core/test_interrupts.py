@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ipt_jax.core.interrupts import INTERRUPTED, importing
+from ipt_jax.core.errors import INTERRUPTED, importing
 
 ROOT = Path(__file__).parents[3]
 DOORS = sorted((ROOT / "launch").glob("*.py"))
 TOOLS = [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text()]
-QUICK = {*sys.stdlib_module_names, "ipt_jax.core.interrupts"}  # what may be imported outside
+QUICK = {*sys.stdlib_module_names, "ipt_jax.core.errors"}  # what may be imported outside
 
 
 @pytest.mark.parametrize("door", [*DOORS, *TOOLS], ids=lambda path: path.stem)
@@ -26,7 +26,7 @@ def test_every_door_imports_where_an_interrupt_is_caught(door: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
     if door in DOORS:
-        assert [name for name in names if name != "__future__"] == ["ipt_jax.core.interrupts"]
+        assert [name for name in names if name != "__future__"] == ["ipt_jax.core.errors"]
     packages = {name if name in QUICK else str(name).partition(".")[0] for name in names}
     assert packages <= QUICK
 
