@@ -8,8 +8,9 @@ import pytest
 import tokenizers
 
 from data_gen.engines import adapter, vllm
-from data_gen.instruction_pretrain import tuning
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedTexts
+from data_gen.stages import outputs
+from data_gen.stages.outputs import OutputFolder
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.jobs import job_seconds
 from ipt_jax.core.manifest import Manifest
@@ -66,7 +67,8 @@ def test_a_damaged_file_is_named(tmp_path, name, read, wrong):
 def test_what_can_be_made_again_is_not_taken(tmp_path, wrong, capsys):
     for name in ("summary.json", "results.json", "checksums.json", "stages.json"):
         (tmp_path / name).write_bytes(wrong)
-    assert tuning._finished(tmp_path) is tuning._before_markers(tmp_path) is None
+    assert OutputFolder(tmp_path, ("raw",)).finished() is None
+    assert outputs._before_markers(tmp_path, "tuning") is None
     assert harness._already_measured(tmp_path, {}) is harness._before_markers(tmp_path) is None
     assert f"{tmp_path / 'results.json'} is damaged" in capsys.readouterr().out
     damage = find_damage(tmp_path)

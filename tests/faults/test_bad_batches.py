@@ -85,7 +85,7 @@ def test_too_many_in_a_row_save_and_stop_and_the_next_start_counts_anew(tmp_path
 
 def test_weights_that_are_not_finite_are_said_to_be(tmp_path):
     shards = write_shards(tmp_path / "shards", set())
-    optimizer = OptimizerConfig(peak_learning_rate=float("inf"), warmup_steps=1)
+    optimizer = OptimizerConfig(peak_learning_rate=1e39, warmup_steps=1)  # inf in float32
     guard = GuardConfig(stop_after=4)
     config = config_of(shards, tmp_path / "run", optimizer=optimizer, guard=guard)
     with pytest.raises(RunStopped, match=r"batches are not at fault: weights.*blocks\.down_LFD"):

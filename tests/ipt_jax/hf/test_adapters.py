@@ -179,7 +179,7 @@ def test_bad_adapter_folders_are_refused_by_name(theirs, tokenizer, tmp_path):
     assert "use_dora=True" in refusal(use_dora=True)
     assert "bias='all'" in refusal(bias="all")
     assert "target_modules='.*_proj'" in refusal(target_modules=".*_proj")
-    assert "unknown projection 'lm_head'" in refusal(target_modules=["q_proj", "lm_head"])
+    assert "targets.1='lm_head'" in refusal(target_modules=["q_proj", "lm_head"])
     assert "has shape (3, 48)" in refusal(r=4)
     assert "more that the decoder has" in refusal(target_modules=["q_proj"])
     deeper = dataclasses.replace(theirs.decoder, layers=3)
@@ -295,7 +295,7 @@ def test_a_missing_or_unfit_base_is_named(tmp_path, params, tokenizer):
             to_hugging_face_folder(ToHuggingFaceConfig(run=run, **options))
         return str(caught.value)
 
-    assert "allowed are merged and peft" in refusal(run, adapter="lora")
+    assert "valid: 'merged', 'peft'" in refusal(run, adapter="lora")
     moved = base.rename(tmp_path / "moved")
     assert f"{base}, is no Hugging Face folder and no run" in refusal(run)
     to_hugging_face_folder(ToHuggingFaceConfig(run=run, base=moved))

@@ -135,7 +135,7 @@ def test_what_the_decoder_does_not_know_is_refused_by_name(folder, said, changes
 
 
 def test_a_llama_with_a_window_is_refused_before_it_trains():
-    assert "model.window=64" in refusal(
+    assert "window=64: Hugging Face's Llama has no sliding window" in refusal(
         lambda: dataclasses.replace(PRESETS["smollm2_135m"], window=64)
     )
 

@@ -321,7 +321,7 @@ def test_fresh_deletes_runs_but_nothing_else(shards, tmp_path):
         ({"train_tokens": 0}, "train_tokens=0"),
         ({"model": ModelConfig("tiny")}, "32000 tokens.*embeds 256"),
         ({"model": ModelConfig("tiny", {"max_positions": 32})}, "longer than the 32 positions"),
-        ({"attention_backend": "cudnnn"}, "known are auto"),
+        ({"attention_backend": "cudnnn"}, "attention_backend='cudnnn'.*nearest is 'cudnn'"),
     ],
 )
 def test_impossible_combinations_stop_before_the_run_folder(shards, tmp_path, changes, message):
