@@ -24,7 +24,7 @@ from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.hf.adapters import read_peft, write_peft
 from ipt_jax.hf.export import export_hugging_face
 from ipt_jax.hf.load import load_hugging_face, read_config
-from ipt_jax.models.config import PRESETS
+from ipt_jax.models.config import PRESETS, ModelConfig
 from ipt_jax.models.decoder import new_params
 from ipt_jax.models.lora import LoraConfig, new_adapters
 from ipt_jax.training import convert
@@ -135,9 +135,9 @@ def test_what_the_decoder_does_not_know_is_refused_by_name(folder, said, changes
 
 
 def test_a_llama_with_a_window_is_refused_before_it_trains():
-    assert "window=64: Hugging Face's Llama has no sliding window" in refusal(
-        lambda: dataclasses.replace(PRESETS["smollm2_135m"], window=64)
-    )
+    with pytest.raises(UserError, match="Llama has no sliding window") as refused:
+        ModelConfig("smollm2_135m", {"window": 64}).decoder()
+    assert refused.value.key == "model.overrides.window"
 
 
 def test_keys_that_are_missing_mean_what_transformers_takes(folder):
