@@ -13,11 +13,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from ipt_jax.attention.backends import attention
 from ipt_jax.attention.spec import AttentionSpec, key_ranges
@@ -26,6 +28,7 @@ from ipt_jax.models.config import DecoderConfig, Params, RopeScaling
 from ipt_jax.models.lora import FACTORS, LoraConfig
 
 INITIAL_DEVIATION = 0.02
+GOLDEN_RATIO = 0x9E3779B9  # of 2^32, odd: its multiples are far apart
 
 
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -39,38 +42,62 @@ def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.tensordot(rows, weight, axes).reshape(*x.shape[:2], *weight.shape[axes:])
 
 
-def split(x: jax.Array, sizes: tuple[int, ...], axis: int) -> tuple[jax.Array, ...]:
-    """x cut along an axis into parts of these sizes.
+def project_parts(x: jax.Array, weight: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """`project` of x [B, T, in] cut along the last axis but one into parts of these sizes.
 
-    Its gradient is put together by one concatenation. That of slices is a sum of padded arrays,
-    which took 9% of a GPU's train step where this takes 7% (docs/results/gpu.md).
+    One product forwards, one for each part backwards, whose gradients are not put together first:
+    that was 3% of a GPU's train step (docs/results/gpu.md).
     """
-    parts: tuple[jax.Array, ...] = _split(sizes, axis, x)
+    parts: tuple[jax.Array, ...] = _project_parts(sizes, x, weight)
     return parts
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _split(sizes: tuple[int, ...], axis: int, x: jax.Array) -> tuple[jax.Array, ...]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _project_parts(
+    sizes: tuple[int, ...], x: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, ...]:
+    return _cut(project(x, weight), sizes)
+
+
+def _project_parts_forward(
+    sizes: tuple[int, ...], x: CustomVJPPrimal, weight: CustomVJPPrimal
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, jax.Array]]:
+    # Only the weight's gradient needs x, and a frozen weight has none.
+    saved = x.value if weight.perturbed else None
+    return _project_parts(sizes, x.value, weight.value), (saved, weight.value)
+
+
+def _project_parts_backward(
+    sizes: tuple[int, ...],
+    saved: tuple[jax.Array | None, jax.Array],
+    gradients: tuple[Any, ...],  # arrays, or SymbolicZero where nothing depends on a part
+) -> tuple[jax.Array, jax.Array | None]:
+    x, weight = saved
+    of_x, of_weight = [], []
+    for gradient, part in zip(gradients, _cut(weight, sizes), strict=True):
+        y = gradient
+        if isinstance(gradient, SymbolicZero):
+            y = jnp.zeros(gradient.aval.shape, gradient.aval.dtype)
+        y = y.reshape(-1, *y.shape[2:])
+        outputs = tuple(range(1, y.ndim))
+        of_x.append(jnp.tensordot(y, part, (outputs, outputs)))
+        if x is not None:
+            of_weight.append(jnp.tensordot(x.reshape(-1, x.shape[-1]), y, (0, 0)))
+    shape = (*gradients[0].shape[:2], weight.shape[0])
+    whole = jnp.concatenate(of_weight, -2) if of_weight else None
+    return functools.reduce(jnp.add, of_x).reshape(shape), whole
+
+
+_project_parts.defvjp(_project_parts_forward, _project_parts_backward, symbolic_zeros=True)
+
+
+def _cut(x: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """x along its last axis but one in parts of these sizes."""
     ends = itertools.accumulate(sizes)
     return tuple(
-        jax.lax.slice_in_dim(x, end - size, end, axis=axis)
+        jax.lax.slice_in_dim(x, end - size, end, axis=-2)
         for size, end in zip(sizes, ends, strict=True)
     )
-
-
-def _split_forward(
-    sizes: tuple[int, ...], axis: int, x: jax.Array
-) -> tuple[tuple[jax.Array, ...], None]:
-    return _split(sizes, axis, x), None
-
-
-def _split_backward(
-    sizes: tuple[int, ...], axis: int, _: None, parts: tuple[jax.Array, ...]
-) -> tuple[jax.Array]:
-    return (jnp.concatenate(parts, axis),)
-
-
-_split.defvjp(_split_forward, _split_backward)
 
 
 def rms_norm(x: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
@@ -108,15 +135,32 @@ def rotate(x_BTHh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def dropout(x: jax.Array, key: jax.Array, rate: float) -> jax.Array:
-    """x with a share `rate` of its entries set to 0 and the others scaled by 1 / (1 - rate)."""
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    """x with a share `rate` of its entries set to 0 and the others scaled by 1 / (1 - rate).
+
+    What is kept is a hash of the key and the entry's place, the same however x is split over
+    devices. JAX's own bits (Threefry) cost a dozen times as many instructions an entry, which was
+    3% of a GPU's train step at rate 0.1 (docs/results/gpu.md); nothing here needs their strength.
+    """
+    first, second = jax.random.bits(key, (2,))
+    row = jnp.arange(math.prod(x.shape[:-1]), dtype=jnp.uint32).reshape(*x.shape[:-1], 1)
+    column = jnp.arange(x.shape[-1], dtype=jnp.uint32) * jnp.uint32(GOLDEN_RATIO)
+    draws = _mixed((_mixed(row ^ first) + column) ^ second)
+    kept = draws < jnp.uint32(round((1 - rate) * 2**32))
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which each bit of x turns every bit of the result in half of the
+    cases: `lowbias32` of C. Wellons' hash-prospector (public domain)."""
+    x = (x ^ x >> 16) * jnp.uint32(0x7FEB352D)
+    x = (x ^ x >> 15) * jnp.uint32(0x846CA68B)
+    return x ^ x >> 16
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["weight", "factors", "key"],
-    meta_fields=["targets", "cut", "scale", "rate"],
+    meta_fields=["targets", "product", "scale", "rate"],
 )
 @dataclass(frozen=True)
 class Projection:
@@ -129,8 +173,8 @@ class Projection:
     """[…, out…]"""
     targets: tuple[str, ...]
     """The projections' names, see `ipt_jax.models.lora.TARGETS`."""
-    cut: Callable[[jax.Array], tuple[jax.Array, ...]]
-    """The product [B, T, out…] as that of each target."""
+    product: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]]
+    """Of x and the weight: [B, T, out…] of each target."""
     factors: Params
     """The adapters' factors by name, […, r] and [r, …]; none of a target without adapter."""
     key: jax.Array | None
@@ -143,7 +187,7 @@ class Projection:
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """What each of `targets` makes of x, [B, T, in] or [B, T, H, h]: [B, T, …]."""
-        outputs = self.cut(project(x, self.weight))
+        outputs = self.product(x, self.weight)
         factors = [[self.factors.get(name) for name in FACTORS[target]] for target in self.targets]
         inner = [a for a, _ in factors if a is not None]
         if not inner:
@@ -159,23 +203,25 @@ class Projection:
         )
 
 
-def _heads(qkv: jax.Array) -> tuple[jax.Array, ...]:
-    """Queries [B, T, K, G, h], keys and values [B, T, K, h] of [B, T, K, G + 2, h]."""
-    q, k, v = split(qkv, (qkv.shape[-2] - 2, 1, 1), -2)
+def _heads(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
+    """Queries [B, T, K, G, h], keys and values [B, T, K, h], of a weight [D, K, G + 2, h]."""
+    q, k, v = project_parts(x, weight, (weight.shape[-2] - 2, 1, 1))
     return q, k[..., 0, :], v[..., 0, :]
 
 
-def _gate_up(product: jax.Array) -> tuple[jax.Array, ...]:
-    gate, up = split(product, (1, 1), -2)
+def _gate_up(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
+    gate, up = project_parts(x, weight, (1, 1))
     return gate[..., 0, :], up[..., 0, :]
 
 
-def _whole(product: jax.Array) -> tuple[jax.Array, ...]:
-    return (product,)
+def _whole(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
+    return (project(x, weight),)
 
 
-# A block's projections in its order: the weight, the names that it holds, and how they are cut.
-PROJECTIONS: dict[str, tuple[tuple[str, ...], Callable[[jax.Array], tuple[jax.Array, ...]]]] = {
+Product = Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]]
+
+# A block's projections in its order: the weight, the names that it holds, and their product.
+PROJECTIONS: dict[str, tuple[tuple[str, ...], Product]] = {
     "query_key_value_LDKGh": (("q_proj", "k_proj", "v_proj"), _heads),
     "output_LHhD": (("o_proj",), _whole),
     "gate_up_LD2F": (("gate_proj", "up_proj"), _gate_up),
@@ -291,12 +337,12 @@ class Decoder(nnx.Module):
             # Beside the decoder's own keys, whose draws stay what they are without adapters.
             root_key = jax.random.fold_in(dropout_key, 1)
             keys = jax.random.split(root_key, (self.config.layers, len(PROJECTIONS)))
-        for number, (name, (targets, cut)) in enumerate(PROJECTIONS.items()):
+        for number, (name, (targets, product)) in enumerate(PROJECTIONS.items()):
             adapted = [target for target in targets if lora and target in lora.targets]
             factors = {f: self.adapters["blocks"][f] for t in adapted for f in FACTORS[t]}
             key = keys[:, number] if keys is not None and adapted else None
             scale, rate = (lora.scale, lora.dropout) if lora else (1.0, 0.0)
-            weights[name] = Projection(weights[name], targets, cut, factors, key, scale, rate)
+            weights[name] = Projection(weights[name], targets, product, factors, key, scale, rate)
         return weights
 
     def unembedding(self) -> jax.Array:
