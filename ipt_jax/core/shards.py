@@ -81,12 +81,14 @@ class ShardReader:
         except (RuntimeError, IndexError, ValueError) as error:
             if not self.paths[shard].is_file():
                 raise UserError(
-                    f"shard {self.paths[shard]} is missing though it was there: copy it back or "
-                    "write the shards again."
+                    f"shard {self.paths[shard]} is missing though it was there",
+                    path=self.paths[shard],
+                    advice="copy it back or write the shards again",
                 ) from error
             raise DamagedRecord(
-                f"shard {self.paths[shard]} cannot be read ({error}): it is damaged. Copy it "
-                "again or write the shards again."
+                f"shard {self.paths[shard]} cannot be read ({error}): it is damaged",
+                path=self.paths[shard],
+                advice="copy it again or write the shards again",
             ) from error
 
     def _reader(self, shard: int) -> ArrayRecordReader:

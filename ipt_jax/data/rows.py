@@ -66,13 +66,15 @@ class MixtureRows:
         mixture = data.mixture
         if rows is None and (mixture.rates != NATURAL or mixture.by != "tokens"):
             raise UserError(
-                f"mixture {mixture.name!r} is to be read once from end to end, which needs "
-                "`rates: natural` and `by: tokens`."
+                f"mixture {mixture.name!r} is to be read once from end to end, which needs `rates: "
+                "natural` and `by: tokens`.",
+                key="rates",
             )
         if mixture.stages and rows_per_batch is None:
             raise UserError(
-                f"mixture {mixture.name!r} has `stages`, which begin at a step: say how many rows "
-                "a step has (rows_per_batch)."
+                f"mixture {mixture.name!r} has `stages`, which begin at a step",
+                key="rows_per_batch",
+                advice="say how many rows a step has (rows_per_batch)",
             )
         # The tasks that take part, by their index in the mixture.
         names = enumerate(data.task_names)
@@ -139,12 +141,12 @@ class MixtureRows:
                 when = f"step {until // rows_per_batch + 1:,} ({when})"
             rates = [f"{rates[task.name]:.4g}" for _, rates in self.data.stages]
             raise UserError(
-                f"the task {task.name!r} runs out at {when} of "
-                f"{rows // (rows_per_batch or 1):,}: its {order.records:,} records "
-                f"({order.epoch_tokens:,} tokens) at rate {', then '.join(rates)} would be seen "
-                f"more than `max_epochs` = {task.max_epochs:g} times. Raise "
-                f"`tasks.{task.name}.max_epochs`, lower its rate, train on fewer tokens or add "
-                "records."
+                f"the task {task.name!r} runs out at {when} of {rows // (rows_per_batch or 1):,}: "
+                f"its {order.records:,} records ({order.epoch_tokens:,} tokens) at rate "
+                f"{', then '.join(rates)} would be seen more than `max_epochs` = "
+                f"{task.max_epochs:g} times",
+                key=f"tasks.{task.name}.max_epochs",
+                advice="raise it, lower the task's rate, train on fewer tokens or add records",
             )
 
     def _rows_until(self, place: int, share: int, rows: int) -> int | None:
@@ -298,8 +300,9 @@ class MixtureRows:
         source, lengths = self.data.sources[key[0]], self.data.lengths[key[0]]
         assert source is not None and lengths is not None
         raise UserError(
-            f"{source.where(key[1])} has {found} tokens where the length index says {planned}: "
-            f"delete {lengths.path} so that it is counted again."
+            f"{source.where(key[1])} has {found} tokens where the length index says {planned}",
+            record=source.where(key[1]),
+            advice=f"delete {lengths.path} so that it is counted again",
         )
 
     def _examples(self, keys: list[tuple[int, int]]) -> list[Tokenised]:

@@ -45,7 +45,9 @@ class ParquetRows(FileRows):
                 if columns is not None and asked[0] not in names:
                     raise UserError(
                         f"{path} has no column `{asked[0]}`: set `text_key`. "
-                        f"{did_you_mean(asked[0], names)}"
+                        f"{did_you_mean(asked[0], names)}",
+                        key="text_key",
+                        path=path,
                     )
                 kept = None if columns is None else [name for name in names if name in columns]
                 self._columns.append(kept)
@@ -103,7 +105,9 @@ class ParquetRows(FileRows):
         except (pyarrow.ArrowException, OSError) as error:
             raise DamagedRecord(
                 f"row group {number} of {self._files[file]} cannot be read "
-                f"({' '.join(str(error).split())[:200]}): it is damaged. Copy the file again."
+                f"({' '.join(str(error).split())[:200]}): it is damaged",
+                path=self._files[file],
+                advice="copy the file again",
             ) from error
 
     def _table(self, group: int) -> Any:
@@ -128,13 +132,16 @@ def _open(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            f"{path} is read with pyarrow, which is not installed: `pip install "
-            "'ipt-jax[sources]'`."
+            f"{path} is read with pyarrow, which is not installed",
+            path=path,
+            advice="`pip install 'ipt-jax[sources]'`",
         ) from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}): it is "
-            "damaged or not what its ending says. Copy it again, or take it out of the source."
+            "damaged or not what its ending says",
+            path=path,
+            advice="copy it again, or take it out of the source",
         ) from error
