@@ -6,12 +6,12 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.records import Record
+from ipt_jax.core.shards import Reopened
 from ipt_jax.data.best_fit import BestFitRows
 from ipt_jax.data.encode import extra_tokens, read_examples
 from ipt_jax.data.mixture import OpenMixture
@@ -42,7 +42,7 @@ class Segment:
     """Its first token within the example: more than 0 where the example began in another row."""
 
 
-class MixtureRows:
+class MixtureRows(Reopened):
     """Rows of a mixture at random access; picklable, threads may share it.
 
     With ``rows=None`` they end with one epoch of every task (for evaluation), padded; this needs
@@ -51,6 +51,8 @@ class MixtureRows:
     step. A mixture with stages needs ``rows_per_batch``, since they begin at a batch. ``packing``
     overrides the config's.
     """
+
+    _own = ("_cache", "_making", "_cached_tokens", "_lock")
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ class MixtureRows:
             raise UserError(
                 f"the task {task.name!r} runs out at {when} of {rows // (rows_per_batch or 1):,}: "
                 f"its {order.records:,} records ({order.epoch_tokens:,} tokens) at rate "
-                f"{', then '.join(rates)} would be seen more than `max_epochs` = "
+                f"{', then '.join(rates)} would be seen more than `tasks.{task.name}.max_epochs` = "
                 f"{task.max_epochs:g} times",
                 key=f"tasks.{task.name}.max_epochs",
                 advice="raise it, lower the task's rate, train on fewer tokens or add records",
@@ -165,16 +167,6 @@ class MixtureRows:
         self._making: dict[tuple[int, int], Future[Tokenised]] = {}
         self._cached_tokens = 0
         self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_cache", "_making", "_cached_tokens", "_lock"):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
 
     def __len__(self) -> int:
         return self._rows

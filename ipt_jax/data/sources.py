@@ -162,7 +162,8 @@ class RowSource:
                 try:
                     fields = preprocess(fields)
                 except UserError as error:
-                    raise UserError(f"the preprocessor {name!r} refuses it: {error}") from error
+                    said = f"the preprocessor {name!r} refuses it: {error}"
+                    raise UserError(said, key=error.key) from error
             text, source = fields.get("text"), fields.get("source")
             if not isinstance(text, str):
                 found = "is missing" if text is None else f"is a {type(text).__name__}"

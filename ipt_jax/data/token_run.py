@@ -192,9 +192,7 @@ def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Token
         skip_damaged=data.skip_damaged,
     )
     if isinstance(source, TokenSource):
-        raise UserError(
-            f"the source of the task {task.name!r}, {task.source}, holds tokens already."
-        )
+        raise task.refused("source", "it holds tokens already", "leave the task out")
     details = token_details(task, tokenizer, source.fingerprint)
     # Names and paths may change; what decides over the bytes may not.
     free = {"task", "source", "tokenizer"}

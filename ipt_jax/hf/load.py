@@ -91,8 +91,7 @@ def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
         raise UserError("rotary embeddings of part of a head, or other ones by layer, are unknown.")
     if kind == "default":
         return None
-    if kind != "llama3":
-        raise UserError(f"rope type {kind!r}; only default and llama3 can be read.")
+    require("rope_type", kind, kind == "llama3", "default or llama3")
     return RopeScaling(
         factor=rope["factor"],
         low_frequency_factor=rope["low_freq_factor"],

@@ -219,8 +219,9 @@ def _first_state(
         )
     if found is None and wanted is None and checkpoints.all_lost():
         raise everyones_error(
-            f"{checkpoints.folder}: every checkpoint of this run is damaged (damaged/ holds "
-            "them); put back a copy of one, or give --resume 0 to train from the beginning."
+            "every checkpoint of this run is damaged (damaged/ holds them)",
+            path=checkpoints.folder,
+            advice="put back a copy of one, or give --resume 0 to train from the beginning",
         )
     base = None
     if config.init_from is not None and (found is None or config.adapter is not None):
@@ -299,5 +300,6 @@ def _check_learnt(config: TrainConfig, stream: Lookahead, first: int) -> None:
             f"data.mixture={config.data.mixture!r}: no token of the first {most} batches is to be "
             "learnt: all of them are masked (loss weight 0). See that the records have responses "
             "where a task says `loss: responses` (tools/show_batch.py shows what is masked), or "
-            "set `loss: all` there."
+            "set `loss: all` there.",
+            key="data.mixture",
         )

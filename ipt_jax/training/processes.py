@@ -144,9 +144,10 @@ def _say_gone(what: str) -> None:
     )
 
 
-def everyones_error(message: str) -> Exception:
+def everyones_error(message: str, **fields: Any) -> Exception:
     """A `UserError` that all processes raise at once: none then loses the others at its exit."""
-    return UserError(message) if jax.process_count() == 1 else RunStopped(f"error: {message}", 2)
+    error = UserError(message, **fields)
+    return error if jax.process_count() == 1 else RunStopped(f"error: {error}", 2)
 
 
 def refuse_other_configs(config: Mapping[str, str]) -> None:
@@ -174,7 +175,9 @@ def refuse_other_configs(config: Mapping[str, str]) -> None:
         apart = [str(i) for i, other in enumerate(others, 1) if other != first]
         raise everyones_error(
             f"{', '.join(keys)}: process {', '.join(apart)} of this run has other values than "
-            "process 0; start all of them with the same config."
+            "process 0",
+            key=keys[0],
+            advice="start all of them with the same config",
         )
 
 

@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import DamagedRecord, UserError
-from ipt_jax.core.shards import ShardReader
+from ipt_jax.core.shards import ShardReader, read_parts
 from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of, write_index
 
 _BLOCK = 16 << 20
@@ -119,17 +119,8 @@ class JsonlRows(FileRows):
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The objects. Raises UserError naming file and line of one that is none."""
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"there are {len(self)} lines, not {wanted.max()}")
-        files = np.searchsorted(self._starts, wanted, side="right") - 1
-        found: list[dict[str, Any]] = [{}] * len(wanted)
-        for file in np.unique(files).tolist():
-            (places,) = np.nonzero(files == file)
-            lines = self._files[file].read((wanted[places] - self._starts[file]).tolist())
-            for place, line in zip(places.tolist(), lines, strict=True):
-                found[place] = self._object(int(wanted[place]), line)
-        return found
+        lines = read_parts(self._starts, indices, lambda n, places: self._files[n].read(places))
+        return [self._object(int(i), line) for i, line in zip(indices, lines, strict=True)]
 
     def _object(self, index: int, line: bytes) -> dict[str, Any]:
         try:

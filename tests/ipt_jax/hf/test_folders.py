@@ -126,7 +126,7 @@ def test_another_mathematics_than_the_presets_is_refused(folder, tmp_path, key, 
         ("sliding_window=4096", {"model_type": "llama", "sliding_window": 4096}),
         ("part of a head", {"partial_rotary_factor": 0.5}),
         ("by layer", {"rope_parameters": {"full_attention": LLAMA3}}),
-        ("config.json: rope type 'yarn'", {"rope_parameters": {"rope_type": "yarn"}}),
+        ("config.json: rope_type='yarn'", {"rope_parameters": {"rope_type": "yarn"}}),
     ],
 )
 def test_what_the_decoder_does_not_know_is_refused_by_name(folder, said, changes):
