@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,8 @@ class UserError(Exception):
         if advice is not None and advice not in message:
             message = f"{message.removesuffix('.')}; {advice.removesuffix('.')}."
         for place in (record, key, path):
-            if place is not None and str(place) not in message:
+            named = rf"(?<!\w){re.escape(str(place))}(?!\w)"  # as a word: a folder may be `out`
+            if place is not None and not re.search(named, message):
                 message = f"{place}: {message}"
         super().__init__(message)
         self.key, self.path, self.record, self.advice = key, path, record, advice

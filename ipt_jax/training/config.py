@@ -258,11 +258,11 @@ def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
     if rows % shards == 0:
         each = rows // shards
         fewer = max(n for n in range(1, pieces + 1) if each % n == 0)
-        raise UserError(f"{said}", key="batch_tokens", advice=f"accumulation_steps={fewer} would")
+        raise UserError(said, key="batch_tokens", advice=f"accumulation_steps={fewer} would")
     most = max(n for n in range(1, min(rows, shards) + 1) if rows % n == 0 and shards % n == 0)
     fewer = max(n for n in range(1, pieces + 1) if rows // most % n == 0)
     raise UserError(
-        f"{said}",
+        said,
         key="batch_tokens",
         advice=(
             f"let {most} of them share the rows and {shards // most} split a row or the weights "

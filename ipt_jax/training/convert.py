@@ -246,29 +246,21 @@ def _generation(run: TrainedRun, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[str]:
-    if config.verify_text is not None:
+    asked = config.verify_text
+    if asked is not None:
         try:
-            text = config.verify_text.read_text(encoding="utf-8")
+            texts = asked.read_text(encoding="utf-8").split("\n\n")
         except (OSError, UnicodeDecodeError) as error:
             said = f"cannot be read as UTF-8 text ({error})."
-            raise UserError(said, key="verify_text", path=config.verify_text) from error
-        found = [part for part in text.split("\n\n") if part.strip()][:VERIFY_TEXTS]
-        if not found:
-            raise UserError("holds no text.", key="verify_text", path=config.verify_text)
-        return found
-    if "mixture" not in run["data"]:
-        raise UserError(
-            "verify: this run has no mixture to take text from",
-            key="verify_text",
-            advice="give --verify_text",
-        )
-    source = next(filter(None, open_mixture(DataConfig(**run["data"])).sources))
-    records = source.read(range(min(VERIFY_TEXTS, len(source))))
-    found = [record.text for record in records if record.text.strip()]
-    if not found:
-        raise UserError(
-            f"verify: the first {len(records)} records of this run hold no text",
-            key="verify_text",
-            advice="give --verify_text",
-        )
+            raise UserError(said, key="verify_text", path=asked) from error
+    elif "mixture" in run["data"]:
+        source = next(filter(None, open_mixture(DataConfig(**run["data"])).sources))
+        records = source.read(range(min(VERIFY_TEXTS, len(source))))
+        texts = [record.text for record in records]
+    else:
+        said = "verify: this run has no mixture to take text from"
+        raise UserError(said, key="verify_text", advice="give --verify_text")
+    if not (found := [text for text in texts if text.strip()][:VERIFY_TEXTS]):
+        said = f"verify: {asked or 'the first records of this run'}: no text there"
+        raise UserError(said, key="verify_text", path=asked, advice="give --verify_text with some")
     return found

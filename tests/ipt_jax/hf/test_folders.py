@@ -234,7 +234,7 @@ def test_records_without_a_text_verify_nothing(folder, export, tmp_path):
     config["data"]["mixture"] = mixture
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     options = ToHuggingFaceConfig(tmp_path / "run", verify=True)
-    assert "first 2 records of this run hold no text" in refusal(to_hugging_face_folder, options)
+    assert "the first records of this run: no text" in refusal(to_hugging_face_folder, options)
 
 
 def test_an_export_has_its_sources_tokens_and_sampling(folder, export, monkeypatch):
