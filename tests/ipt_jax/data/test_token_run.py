@@ -386,7 +386,7 @@ def test_tokens_and_texts_are_not_taken_for_each_other(made, tmp_path):
         RecordSource(made / "raw")
     config = DataConfig(str(made / "mixture.yaml"))
     with pytest.raises(
-        UserError, match=r"the source of the task 'raw', .*tokens/raw, holds tokens"
+        UserError, match=r"tasks.raw.source. is '.*tokens/raw', but it holds tokens"
     ):
         tokenize(TokenizeConfig(tmp_path / "again", config))
 
