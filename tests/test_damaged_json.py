@@ -20,7 +20,7 @@ from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.core.weight_files import weight_files
 from ipt_jax.evaluation import harness, results
 from ipt_jax.hf import load
-from ipt_jax.training.integrity import find_damage
+from ipt_jax.training.integrity import find_corruption
 
 ROOT = Path(__file__).parents[1]
 DEEP = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -71,7 +71,7 @@ def test_what_can_be_made_again_is_not_taken(tmp_path, wrong, capsys):
     assert outputs._before_markers(tmp_path, "tuning") is None
     assert harness._already_measured(tmp_path, {}) is harness._before_markers(tmp_path) is None
     assert f"{tmp_path / 'results.json'} is damaged" in capsys.readouterr().out
-    damage = find_damage(tmp_path)
+    damage = find_corruption(tmp_path)
     assert damage is not None and damage.slug == "bad-list"
 
 

@@ -32,7 +32,8 @@ from ipt_jax.core.bounds import Config
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
 from ipt_jax.data.mixture import DataConfig
-from ipt_jax.data.tasks import Mixture, Stage, Task
+from ipt_jax.data.tasks import Mixture, Task
+from ipt_jax.data.tasks import MixtureStage as Stage
 from ipt_jax.data.token_run import TokenizeConfig
 from ipt_jax.evaluation.harness import EvaluationConfig
 from ipt_jax.models.config import PRESETS, DecoderConfig, ModelConfig

@@ -56,25 +56,19 @@ def exact(key: Any) -> Work:
     return work
 
 
-def sentence_set(texts: Sequence[str]) -> int:
-    """What one writes first: split at sentence ends, a set of strings."""
-    seen: set[str] = set()
-    found = 0
-    for text in texts:
-        key = " ".join(_SENTENCES.split(text, maxsplit=2)[:2])
-        found += key in seen
-        seen.add(key)
-    return found
+def plain_set(key: Callable[[str], str]) -> Work:
+    """What one writes first: a set of strings."""
+
+    def work(texts: Sequence[str]) -> int:
+        keys = list(map(key, texts))
+        return len(keys) - len(set(keys))
+
+    return work
 
 
-def text_set(texts: Sequence[str]) -> int:
-    """A set of whole texts."""
-    seen: set[str] = set()
-    found = 0
-    for text in texts:
-        found += text in seen
-        seen.add(text)
-    return found
+def two_sentences(text: str) -> str:
+    """The first two, split at sentence ends."""
+    return " ".join(_SENTENCES.split(text, maxsplit=2)[:2])
 
 
 def minhash_candidates(texts: Sequence[str]) -> int:
@@ -133,15 +127,9 @@ def datatrove_signatures() -> Work:
     return work
 
 
-def coverage(examples: Sequence[Example]) -> Work:
-    """Ours: the exact coverage rule."""
-    rule = CoverageRule(examples, DecontaminateConfig())
-    return lambda texts: sum(1 for _ in rule.matches(texts))
-
-
-def substring(examples: Sequence[Example]) -> Work:
-    """Ours: the substring rule."""
-    rule = SubstringRule(examples, DecontaminateConfig())
+def matches(kind: Callable[..., Any], examples: Sequence[Example]) -> Work:
+    """Ours: a rule of decontamination."""
+    rule = kind(examples, DecontaminateConfig())
     return lambda texts: sum(1 for _ in rule.matches(texts))
 
 
@@ -168,17 +156,17 @@ def contenders(examples: Sequence[Example]) -> tuple[dict[str, dict[str, Work]],
     jobs: dict[str, dict[str, Work]] = {
         "exact, first two sentences": {
             "ours": exact("first_two_sentences"),
-            "set of split sentences": sentence_set,
+            "set of split sentences": plain_set(two_sentences),
         },
-        "exact, whole text": {"ours": exact("text"), "set of texts": text_set},
+        "exact, whole text": {"ours": exact("text"), "set of texts": plain_set(str)},
         "MinHash, raw text to candidates": {"ours": minhash_candidates},
         "MinHash, candidates verified": {"ours": minhash_verified},
         "8-gram overlap": {
-            "ours, coverage rule": coverage(examples),
+            "ours, coverage rule": matches(CoverageRule, examples),
             "set of tuples": tuple_overlap(examples, lazily=False),
             "isdisjoint(zip)": tuple_overlap(examples, lazily=True),
         },
-        "substrings": {"ours": substring(examples)},
+        "substrings": {"ours": matches(SubstringRule, examples)},
     }
     left_out: dict[str, str] = {}
     for name, make in (("datasketch", datasketch_candidates), ("datatrove", datatrove_signatures)):

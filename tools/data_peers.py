@@ -227,10 +227,7 @@ class Shards:
 
     def write_bare(self) -> int:
         """Serialised and given to the library."""
-        return self._write(DEFAULT_OPTIONS)
-
-    def _write(self, options: str) -> int:
-        writer = ArrayRecordWriter(str(self._folder / "bare.arrayrecord"), options)
+        writer = ArrayRecordWriter(str(self._folder / "bare.arrayrecord"), DEFAULT_OPTIONS)
         for record in self._records:
             writer.write(serialize(record))
         writer.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from ipt_jax.core.errors import importing
@@ -70,20 +71,11 @@ def room_graph(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
     """Names that import each other in a ring, the first again at its end; empty where none do."""
-    done: set[str] = set()
-
-    def walk(name: str, way: list[str]) -> list[str]:
-        if name in way:
-            return [*way[way.index(name) :], name]
-        if name in done:
-            return []
-        for following in sorted(graph.get(name, ())):
-            if ring := walk(following, [*way, name]):
-                return ring
-        done.add(name)
-        return []
-
-    return next(filter(None, (walk(name, []) for name in sorted(graph))), [])
+    try:
+        TopologicalSorter({name: sorted(graph[name]) for name in sorted(graph)}).prepare()
+    except CycleError as error:
+        return error.args[1][::-1]  # there each comes before what imports it
+    return []
 
 
 def table(rooms: Mapping[str, set[str]]) -> str:

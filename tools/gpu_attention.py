@@ -394,70 +394,106 @@ def candidates(kernel: str, head_width: int) -> Iterator[Any]:
             yield from itertools.islice((x for x in tiles if fits(kernel, head_width, x)), 1)
 
 
+def portable_candidates(kernel: str) -> Iterator[Any]:
+    """What `tiles` tries of the portable kernels."""
+    from ipt_jax.attention.block_sizes import Tile
+
+    sizes = (32, 64, 128) if kernel == "forward" else (32, 64)
+    for queries, keys, warps, stages in itertools.product(sizes, sizes, (4, 8), (2, 3)):
+        yield Tile(queries, keys, warps, stages)
+
+
 def autotune(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None:
     """Time every size of each Hopper kernel and emit the table's line of the fastest."""
     from ipt_jax.attention import pallas_hopper as hopper
 
-    until = time.monotonic() + seconds
     case = Case("causal", 128 if dry_run else 4096, head_width)
     case = replace(case, tokens=128, width=head_width) if dry_run else case
+    blocks = 1 if dry_run else hopper.multiprocessors()
+    functions = {"forward": hopper.forward, "dq": hopper.d_query, "dkv": hopper.d_key_value}
+    calls = _calls(case, functions)
+    best, tried = hopper.TUNINGS[head_width], {}
+    for kernel in calls:
+        few = itertools.islice(candidates(kernel, head_width), 1 if dry_run else None)
+        tried[kernel] = {
+            tiles: hopper.HopperConfig(
+                head_width**-0.5, replace(best, **{kernel: tiles}), blocks, interpret=dry_run
+            )
+            for tiles in few
+        }
+    found, lines = _fastest(calls, tried, seconds, 1 if dry_run else 5)
+    emit("tuning", line=f"    {head_width}: {replace(best, **found)!r},  # {'; '.join(lines)}")
+
+
+def tiles(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None:
+    """Time the portable kernels' tiles and emit the table's line of the fastest."""
+    from ipt_jax.attention import pallas_gpu
+    from ipt_jax.attention.block_sizes import Tile, block_sizes
+
+    case = Case("packed", 4096, head_width)
+    if dry_run:
+        case = replace(case, length=64, tokens=64, width=head_width)
+    names = ("forward", "d_query", "d_key_value")
+    calls = _calls(case, {n: getattr(pallas_gpu, n) for n in names})
+    tried = {
+        kernel: {
+            tile: pallas_gpu.KernelConfig(head_width**-0.5, None, tile, dry_run)
+            for tile in ([Tile(32, 32)] if dry_run else portable_candidates(kernel))
+        }
+        for kernel in calls
+    }
+    found, lines = _fastest(calls, tried, seconds, 1 if dry_run else 10)
+    device, day = jax.local_devices()[0].device_kind, time.strftime("%Y-%m-%d")
+    about = f"{device}, JAX {jax.__version__}, {day}, {case}"
+    best = replace(block_sizes(head_width, 2, case.length, device), measured=about, **found)
+    comments = [f"    # {line}" for line in lines]
+    emit("tiles", line="\n".join([*comments, f"    ({device!r}, {head_width}, 2): {best!r},"]))
+
+
+def _calls(
+    case: Case, functions: dict[str, Callable[..., Any]]
+) -> dict[str, Callable[[Any], Callable[[], Any]]]:
+    """Of forward, dq, and dk with dv: what makes a call of a kernel's setting."""
     q, k, v, d_out = arrays_of(case, "bfloat16")
     B, T, H, h = case.shape
     q, d_out = (x.reshape(B, T, H, 1, h) for x in (q, d_out))
     ranges, _ = setting(case)
     keys, queries = (ranges.key_start, ranges.key_stop), (ranges.query_start, ranges.query_stop)
-    blocks = 1 if dry_run else hopper.multiprocessors()
-    best, lines = hopper.TUNINGS[h], []
     vectors = [jnp.zeros((B, H, 1, T), jnp.float32)] * 2
-    kernels = {
-        "forward": (hopper.forward, (q, k, v, *keys)),
-        "dq": (hopper.d_query, (q, k, v, d_out, *vectors, *keys)),
-        "dkv": (hopper.d_key_value, (q, k, v, d_out, *vectors, *queries)),
+    back = (q, k, v, d_out, *vectors)
+    given = (q, k, v, *keys), (*back, *keys), (*back, *queries)
+
+    def maker(function: Callable[..., Any], arrays: tuple[jax.Array, ...]) -> Callable[[Any], Any]:
+        return lambda how: functools.partial(jax.jit(functools.partial(function, how)), *arrays)
+
+    return {
+        name: maker(function, arrays)
+        for (name, function), arrays in zip(functions.items(), given, strict=True)
     }
-    for number, (kernel, (function, arrays)) in enumerate(kernels.items()):
+
+
+def _fastest(
+    calls: dict[str, Callable[[Any], Callable[[], Any]]],
+    tried: dict[str, dict[Any, Any]],
+    seconds: float,
+    rounds: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """Of each kernel's sizes, which come with their settings, the fastest; and what was tried."""
+    until, found, lines = time.monotonic() + seconds, {}, []
+    for number, (kernel, call) in enumerate(calls.items()):
+        end = time.monotonic() + (until - time.monotonic()) / (len(calls) - number)
         timed, failed, untried = {}, 0, 0
-        tried = list(candidates(kernel, head_width))[: 1 if dry_run else None]
-        share = (until - time.monotonic()) / (len(kernels) - number)
-        end = time.monotonic() + share
-        for tiles in tried:
+        for sizes, how in tried[kernel].items():
             if time.monotonic() > end and timed:
                 untried += 1
                 continue
-            tuning = replace(best, **{kernel: tiles})
-            chosen = hopper.Setting(h**-0.5, tuning, blocks, interpret=dry_run)
             try:
-                call = functools.partial(jax.jit(functools.partial(function, chosen)), *arrays)
-                times = alternate({"": call}, 1 if dry_run else 5)[""]
-                timed[tiles] = statistics.median(times)
+                timed[sizes] = statistics.median(alternate({"": call(how)}, rounds)[""])
             except (ValueError, RuntimeError):  # as the compiler of this machine finds
                 failed += 1
+        said = f"{len(timed)} timed, {failed} did not run, {untried} not tried"
         if timed:
-            fastest = min(timed, key=lambda tiles: timed[tiles])
-            best = replace(best, **{kernel: fastest})
-            lines.append(f"{kernel} {timed[fastest] * 1e3:.3f} ms")
-        lines.append(f"of {kernel} {len(timed)} timed, {failed} did not run, {untried} not tried")
-    emit("tuning", line=f"    {h}: {best!r},  # {'; '.join(lines)}")
-
-
-def tiles(head_width: int, emit: Emit, seconds: float, dry_run: bool) -> None:
-    """Time the portable kernel's tiles and emit the table's line of the fastest."""
-    from ipt_jax.attention.autotune import autotune
-    from ipt_jax.attention.block_sizes import Tile
-
-    case = Case("packed", 4096, head_width)
-    given: dict[str, Any] = {}
-    if dry_run:
-        case = replace(case, length=64, tokens=64, width=head_width)
-        few = [Tile(32, 32)]
-        given = {"tiles": {name: few for name in ("forward", "d_query", "d_key_value")}}
-    B, T, H, h = case.shape
-    line = autotune(
-        (B, T, H, H, h),
-        case.spec,
-        segment_ids=jnp.asarray(segment_ids(B, T)),
-        seconds=seconds,
-        repeats=1 if dry_run else 10,
-        interpret=dry_run,
-        **given,
-    )
-    emit("tiles", line=line)
+            found[kernel] = min(timed, key=timed.__getitem__)
+            said = f"{timed[found[kernel]] * 1e3:.3f} ms, {said}"
+        lines.append(f"{kernel}: {said}")
+    return found, lines

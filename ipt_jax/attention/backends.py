@@ -5,6 +5,7 @@ Importing this costs no backend: each is imported when it is first used.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,16 +53,10 @@ def _splash(q, k, v, spec, ids, ranges):
     return splash_attention(q, k, v, spec, ids)
 
 
-def _pallas(q, k, v, spec, ids, ranges):
+def _pallas(q, k, v, spec, ids, ranges, interpret=False):
     from ipt_jax.attention.pallas_gpu import pallas_attention
 
-    return pallas_attention(q, k, v, spec, ranges)
-
-
-def _pallas_interpret(q, k, v, spec, ids, ranges):
-    from ipt_jax.attention.pallas_gpu import pallas_attention
-
-    return pallas_attention(q, k, v, spec, ranges, interpret=True)
+    return pallas_attention(q, k, v, spec, ranges, interpret=interpret)
 
 
 def _pallas_hopper(q, k, v, spec, ids, ranges):
@@ -78,7 +73,8 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "splash": _splash,
     "pallas": _pallas,
     "pallas_hopper": _pallas_hopper,
-    "pallas_interpret": _pallas_interpret,  # the same kernel as plain JAX, slowly: for tests
+    # The same kernel as plain JAX, slowly: for tests.
+    "pallas_interpret": functools.partial(_pallas, interpret=True),
 }
 
 # What `auto` tries, the fastest first, by chip and by what the spec asks for; where all refuse or

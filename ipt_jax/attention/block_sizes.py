@@ -1,4 +1,4 @@
-"""Tile sizes of the portable kernel per device and shape; autotune.py finds them."""
+"""Tile sizes of the portable kernel per device and shape; `tools/bench_gpu.py` finds them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class BlockSizes:
 # (part of the device's name, or "" for every other; widest head; bytes a number) -> tiles.
 # The first row that fits holds. None has been timed: they are what fits the shared memory of an
 # A100 (164 KiB a multiprocessor) by counting; in 2 bytes none spills registers, compiled for that
-# device or an H100 by CUDA 13. `autotune` prints measured rows to put above them.
+# device or an H100 by CUDA 13. The tool prints rows to put above them.
 TABLE: dict[tuple[str, int, int], BlockSizes] = {
     ("A100", 64, 2): BlockSizes(Tile(128, 64, 8), Tile(64, 64), Tile(64, 32)),
     ("A100", 128, 2): BlockSizes(Tile(64, 64), Tile(64, 64, 8), Tile(64, 64, 8)),

@@ -36,7 +36,7 @@ SLOTS_PER_ROW = 16
 
 
 @dataclass(frozen=True)
-class Setting:
+class PackedConfig:
     """What is fixed when the calls are compiled."""
 
     scale: float
@@ -70,7 +70,7 @@ def cudnn_packed_attention(
     scale = spec.scale if spec.scale is not None else h**-0.5
     kernels = pallas_gpu.kernels(spec, h, q_BTHh.dtype.itemsize, T, interpret)
     slots = min(slots_per_row or SLOTS_PER_ROW, T)
-    setting = Setting(scale, spec.causal, spec.window, slots, kernels)
+    setting = PackedConfig(scale, spec.causal, spec.window, slots, kernels)
     q_BTKGh = q_BTHh.reshape(B, T, K, H // K, h)
     out_BTKGh: jax.Array = _attention(setting, q_BTKGh, k_BTKh, v_BTKh, segment_ids_BT)
     real = (segment_ids_BT != PADDING)[..., None, None]
@@ -79,13 +79,13 @@ def cudnn_packed_attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
+    setting: PackedConfig, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
 ) -> jax.Array:
     return _attention_forward(setting, q, k, v, ids)[0]
 
 
 def _attention_forward(
-    setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
+    setting: PackedConfig, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, Any]:
     run = over_devices(functools.partial(forward, setting), _FORWARD_RULE, "t")
     # Named where the backward pass takes them from, as in the reference.
@@ -93,7 +93,7 @@ def _attention_forward(
     return out, (q, k, v, ids, out, log_sum)
 
 
-def _attention_backward(setting: Setting, residuals: Any, d_out: jax.Array) -> tuple:
+def _attention_backward(setting: PackedConfig, residuals: Any, d_out: jax.Array) -> tuple:
     run = over_devices(functools.partial(backward, setting), _BACKWARD_RULE, "t")
     return *run(*residuals, d_out), None
 
@@ -152,7 +152,7 @@ def crowded_lists(segment_ids_BT: jax.Array, devices: int, pieces: int) -> jax.A
     return jnp.sum(lists > slots * rows, dtype=jnp.int32)
 
 
-def _arguments(setting: Setting) -> dict[str, Any]:
+def _arguments(setting: PackedConfig) -> dict[str, Any]:
     masks = cudnn.MaskType
     return {
         "scale": setting.scale,
@@ -176,7 +176,7 @@ def _operands(q: jax.Array, k: jax.Array, v: jax.Array, listed: Sequences) -> tu
 
 
 def forward(
-    setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
+    setting: PackedConfig, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, K, G, h] and each query's log-sum-exp, float32 [B, T, K, G].
 
@@ -202,13 +202,13 @@ def forward(
     return lax.cond(listed.count > listed.lengths.size, by_kernel, by_cudnn, q, k, v)
 
 
-def _ranges(setting: Setting, ids: jax.Array) -> KeyRanges:
+def _ranges(setting: PackedConfig, ids: jax.Array) -> KeyRanges:
     spec = AttentionSpec(causal=setting.causal, window=setting.window, segments=True)
     return key_ranges(spec, ids, ids.shape[1])
 
 
 def backward(
-    setting: Setting,
+    setting: PackedConfig,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,

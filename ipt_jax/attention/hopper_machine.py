@@ -12,6 +12,7 @@ GPU, whose register layouts are checked when a kernel is lowered, with or withou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -117,7 +118,7 @@ def in_range(column: jax.Array, start: jax.Array, size: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowTile:
     """What one warpgroup holds during an item."""
 
     buffers: tuple[Ref, ...]
@@ -144,7 +145,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnTile:
     """One streamed tile, as a computing warpgroup meets it."""
 
     buffers: tuple[Ref, ...]
@@ -191,13 +192,15 @@ def change_turns(barrier: Ref | None) -> None:
 
 # For one item: what is carried at the beginning, one tile of columns, and the results.
 Program = tuple[
-    Callable[[], tuple], Callable[[Columns, tuple], tuple], Callable[[tuple], tuple[jax.Array, ...]]
+    Callable[[], tuple],
+    Callable[[ColumnTile, tuple], tuple],
+    Callable[[tuple], tuple[jax.Array, ...]],
 ]
 
 
 def run(
     machine: PersistentKernel,
-    program: Callable[[Rows], Program],
+    program: Callable[[RowTile], Program],
     *,
     rows: Sequence[jax.Array],
     columns: Sequence[jax.Array],
@@ -209,7 +212,8 @@ def run(
     count = len(whole), len(columns), len(results)
 
     def kernel(table: Ref, *refs: Ref) -> None:
-        held, passing, made = _split(refs, count)
+        left = iter(refs)
+        held, passing, made = (tuple(itertools.islice(left, n)) for n in count)
 
         def allocated(*scratch: Any) -> None:
             _block(machine, program, table, (held, passing, made), scratch)
@@ -245,14 +249,6 @@ def run(
     )(machine.table, *whole, *columns)
 
 
-def _split(values: Sequence[Any], counts: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
-    parts, begin = [], 0
-    for count in counts:
-        parts.append(tuple(values[begin : begin + count]))
-        begin += count
-    return tuple(parts)
-
-
 def _buffer(array: Any, slots: int, tokens: int) -> Any:
     if len(array.shape) < 4:
         return plgpu.SMEM((slots, tokens), array.dtype)
@@ -276,7 +272,7 @@ def _part(ref: Ref, batch: jax.Array, head: jax.Array, first: jax.Array, tokens:
 
 def _block(
     machine: PersistentKernel,
-    program: Callable[[Rows], Program],
+    program: Callable[[RowTile], Program],
     table: Ref,
     memory: tuple[tuple[Ref, ...], ...],
     scratch: tuple,
@@ -379,13 +375,13 @@ def _block(
             *floats, start, stop = vectors
             size = jnp.maximum(stop - start, 0)
             tiles = tuple(x for x in row_buffers if len(x.shape) == 3)
-            begin, step, end = program(Rows(tiles, warpgroup, tuple(floats)))
+            begin, step, end = program(RowTile(tiles, warpgroup, tuple(floats)))
 
-            def columns(number: jax.Array, before: jax.Array, masked: bool) -> Columns:
+            def columns(number: jax.Array, before: jax.Array, masked: bool) -> ColumnTile:
                 token = number * tile
                 seen = (start - token, size) if masked else None
                 slot = lax.rem(before + number - first, stages)
-                return Columns(
+                return ColumnTile(
                     column_buffers, there, used_up, slot, seen, turn_barrier, machine.interpret
                 )
 

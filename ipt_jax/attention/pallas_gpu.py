@@ -347,7 +347,7 @@ def _store(ref: Any, value: jax.Array, width: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class _BlockSpecs:
     """Which piece of each array a program is given."""
 
     queries: pl.BlockSpec
@@ -356,14 +356,14 @@ class _Blocks:
     ranges: pl.BlockSpec
 
 
-def _blocks_by_query(tile: int, keys: int, group: int, width: int) -> _Blocks:
+def _blocks_by_query(tile: int, keys: int, group: int, width: int) -> _BlockSpecs:
     """For programs (query tile, query head, row): all keys of the head's group."""
     columns = pl.next_power_of_2(width)
 
     def head(n):
         return lax.div(n, group), lax.rem(n, group)
 
-    return _Blocks(
+    return _BlockSpecs(
         pl.BlockSpec((None, tile, None, None, columns), lambda i, n, b: (b, i, *head(n), 0)),
         pl.BlockSpec((None, keys, None, columns), lambda i, n, b: (b, 0, head(n)[0], 0)),
         pl.BlockSpec((None, None, None, tile), lambda i, n, b: (b, *head(n), i)),
@@ -371,10 +371,10 @@ def _blocks_by_query(tile: int, keys: int, group: int, width: int) -> _Blocks:
     )
 
 
-def _blocks_by_key(tile: int, queries: int, group: int, width: int) -> _Blocks:
+def _blocks_by_key(tile: int, queries: int, group: int, width: int) -> _BlockSpecs:
     """For programs (key tile, key head, row): all queries of the group."""
     columns = pl.next_power_of_2(width)
-    return _Blocks(
+    return _BlockSpecs(
         pl.BlockSpec((None, queries, None, group, columns), lambda j, n, b: (b, 0, n, 0, 0)),
         pl.BlockSpec((None, tile, None, columns), lambda j, n, b: (b, j, n, 0)),
         pl.BlockSpec((None, None, group, queries), lambda j, n, b: (b, n, 0, 0)),

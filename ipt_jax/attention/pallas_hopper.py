@@ -22,10 +22,10 @@ from ipt_jax.attention import hopper_schedule as schedule
 from ipt_jax.attention.hopper_machine import (
     ROWS,
     WARPGROUPS,
-    Columns,
+    ColumnTile,
     PersistentKernel,
     Program,
-    Rows,
+    RowTile,
     add_product,
     column_vector,
     over_columns,
@@ -46,7 +46,6 @@ LOG2E = math.log2(math.e)
 MASKED, LOWEST = -1e30, -1e29
 MISCOMPILES = range(12080, 12091)  # versions of the CUDA runtime
 HEAD_WIDTHS = (64, 96, 128)
-DTYPES = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,9 @@ def pallas_hopper_attention(
     blocks: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `ipt_jax.attention.backends.attention`; softmax is float32, products add up in float32.
+    """See `ipt_jax.attention.backends.attention`, which refuses what these kernels do not do.
+
+    Softmax is float32, products add up in float32.
 
     Args:
       q_BTHh: queries, bfloat16 or float16.
@@ -141,11 +142,14 @@ def pallas_hopper_attention(
       interpret: simulate the kernels on the host, for tests; races are looked for.
 
     Raises:
-      ValueError: another device than Hopper, or a spec or shape that these kernels do not do.
+      ValueError: another device than Hopper, or a scale that is not above 0.
     """
-    check(q_BTHh, k_BTKh, v_BTKh, spec)
+    if spec.scale is not None and spec.scale <= 0:
+        raise ValueError(
+            f"attention backend pallas_hopper: scale {spec.scale} is not above 0; choose pallas."
+        )
     h = q_BTHh.shape[3]
-    setting = Setting(
+    setting = HopperConfig(
         scale=spec.scale if spec.scale is not None else h**-0.5,
         tuning=tuning or TUNINGS[h],
         blocks=multiprocessors() if blocks is None else blocks,
@@ -157,27 +161,6 @@ def pallas_hopper_attention(
     q_BTKGh = q_BTHh.reshape(B, T, K, H // K, h)
     out_BTKGh: jax.Array = _attention(setting, q_BTKGh, k_BTKh, v_BTKh, ranges)
     return out_BTKGh.reshape(q_BTHh.shape)
-
-
-def check(q: jax.Array, k: jax.Array, v: jax.Array, spec: AttentionSpec) -> None:
-    """Refuse what these kernels do not do.
-
-    Raises:
-      ValueError: with the reason and what to choose instead.
-    """
-    head_width = q.shape[3]
-    reason = None
-    if head_width not in HEAD_WIDTHS:
-        reason = f"head width {head_width} is none of {', '.join(map(str, HEAD_WIDTHS))}"
-    elif len({str(x.dtype) for x in (q, k, v)}) > 1 or str(q.dtype) not in DTYPES:
-        given = ", ".join(str(x.dtype) for x in (q, k, v))
-        reason = f"dtypes {given} are not all bfloat16 or all float16"
-    elif spec.softcap is not None:
-        reason = "softcap is not built in"
-    elif spec.scale is not None and spec.scale <= 0:
-        reason = f"scale {spec.scale} is not above 0"
-    if reason is not None:
-        raise ValueError(f"attention backend pallas_hopper: {reason}; choose pallas or reference.")
 
 
 def multiprocessors() -> int:
@@ -205,7 +188,7 @@ def multiprocessors() -> int:
 
 
 @dataclass(frozen=True)
-class Setting:
+class HopperConfig:
     """What is fixed when the kernels are compiled."""
 
     scale: float
@@ -239,13 +222,13 @@ class Setting:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
+    setting: HopperConfig, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> jax.Array:
     return _attention_forward(setting, q, k, v, ranges)[0]
 
 
 def _attention_forward(
-    setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
+    setting: HopperConfig, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges
 ) -> tuple[jax.Array, Any]:
     out, log_sum = on_devices(forward, setting)(q, k, v, ranges.key_start, ranges.key_stop)
     # Or XLA fuses the kernel with the write into what a scan stores, and runs a copy of it for use.
@@ -256,7 +239,7 @@ def _attention_forward(
 
 
 def _attention_backward(
-    setting: Setting, residuals: Any, d_out: jax.Array
+    setting: HopperConfig, residuals: Any, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, ranges, out, log_sum = residuals
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
@@ -270,7 +253,12 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def forward(
-    setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, starts: jax.Array, stops: jax.Array
+    setting: HopperConfig,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    starts: jax.Array,
+    stops: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, K, G, h] and each query's base-2 log-sum-exp, float32 [B, K, G, T]."""
     B, T, K, G, h = q.shape
@@ -292,7 +280,7 @@ def forward(
     return out[:, :T].reshape(q.shape), log_sum[:, :, :T].reshape(B, K, G, T)
 
 
-def d_query(setting: Setting, *arrays: jax.Array) -> jax.Array:
+def d_query(setting: HopperConfig, *arrays: jax.Array) -> jax.Array:
     """The gradient of the queries; `starts` and `stops` are each query's keys."""
     q, k, v, d_out, log_sum, delta, starts, stops = arrays
     B, T, K, G, h = q.shape
@@ -312,7 +300,7 @@ def d_query(setting: Setting, *arrays: jax.Array) -> jax.Array:
     return d_q[:, :T].reshape(q.shape)
 
 
-def d_key_value(setting: Setting, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+def d_key_value(setting: HopperConfig, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradients of keys and values; `starts` and `stops` are each key's queries."""
     q, k, v, d_out, log_sum, delta, starts, stops = arrays
     B, T, K, h = k.shape
@@ -345,7 +333,7 @@ def _whole(unit: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(map(one, arrays))
 
 
-def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:
+def _forward_block(factor: float, interpret: bool, rows: RowTile) -> Program:
     """Softmax over the passing keys; scores are in units of log 2, so that exp2 serves."""
     (q,) = rows.tiles
     width = q.shape[1]
@@ -353,7 +341,7 @@ def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:
     def begin() -> tuple:
         return rows.zeros(width), rows.full(LOWEST), rows.full(0.0)
 
-    def step(columns: Columns, carry: tuple) -> tuple:
+    def step(columns: ColumnTile, carry: tuple) -> tuple:
         out, top, total = carry
         (k,) = columns.wait(0)
         scores = wgmma(q, k.transpose((1, 0)), interpret, besides=columns.change_turns)
@@ -382,7 +370,7 @@ def _forward_block(factor: float, interpret: bool, rows: Rows) -> Program:
     return begin, step, end
 
 
-def _dq_block(scale: float, interpret: bool, rows: Rows) -> Program:
+def _dq_block(scale: float, interpret: bool, rows: RowTile) -> Program:
     """dq = scale · Σ over keys of P ∘ (dP - delta) · K, with P made again from the log-sum."""
     q, d_out = rows.tiles
     log_sum, delta = rows.vectors
@@ -390,7 +378,7 @@ def _dq_block(scale: float, interpret: bool, rows: Rows) -> Program:
     def begin() -> tuple:
         return (rows.zeros(q.shape[1]),)
 
-    def step(columns: Columns, carry: tuple) -> tuple:
+    def step(columns: ColumnTile, carry: tuple) -> tuple:
         (d_q,) = carry
         (k,) = columns.wait(0)
         scores = wgmma(q, k.transpose((1, 0)), interpret) * (scale * LOG2E)
@@ -410,14 +398,14 @@ def _dq_block(scale: float, interpret: bool, rows: Rows) -> Program:
     return begin, step, end
 
 
-def _dkv_block(scale: float, interpret: bool, rows: Rows) -> Program:
+def _dkv_block(scale: float, interpret: bool, rows: RowTile) -> Program:
     """dk = scale · Σ over queries of dSᵀ · Q and dv = Σ of Pᵀ · dO; all tiles are transposed."""
     width, dtype = rows.buffers[0].shape[2], rows.buffers[0].dtype
 
     def begin() -> tuple:
         return rows.zeros(width), rows.zeros(width)
 
-    def step(columns: Columns, carry: tuple) -> tuple:
+    def step(columns: ColumnTile, carry: tuple) -> tuple:
         k, v = rows.tiles
         d_k, d_v = carry
         q, log_sum = columns.wait(0)

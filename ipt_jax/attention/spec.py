@@ -9,7 +9,6 @@ a row's queries works as well as the whole row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +49,6 @@ class AttentionSpec:
         }
         return next((kind for kind, holds in asked.items() if holds), "full")
 
-
-if TYPE_CHECKING:
-    from ipt_jax.attention.spec import AttentionSpec
 
 PADDING = 0  # the segment id of padding: it sees nothing and nothing sees it
 
@@ -121,16 +117,3 @@ def tile_bounds(
     full_first = jnp.maximum(first, jnp.minimum(full_first, last))
     full_last = jnp.maximum(lax.div(jnp.min(stops, -1), size), full_first)
     return first, full_first, full_last, last
-
-
-def visited_tiles(starts: jax.Array, stops: jax.Array, own: int, other: int) -> jax.Array:
-    """How many tiles a kernel visits a row, int32 [B], by the bounds that it reads.
-
-    With `key_start` and `key_stop`: tiles of `own` queries × `other` keys (forward, dq); with
-    `query_start` and `query_stop`: tiles of `own` keys × `other` queries (dk and dv).
-    """
-    rows, length = starts.shape
-    padding = ((0, 0), (0, -length % own))
-    starts, stops = (jnp.pad(x, padding).reshape(rows, -1, own) for x in (starts, stops))
-    first, _, _, last = tile_bounds(starts, stops, other)
-    return jnp.sum(last - first, -1)

@@ -125,7 +125,9 @@ def parse(text: str) -> Module:
     """
     if not text.startswith("HloModule"):
         begin = text.lstrip().partition("\n")[0][:60]
-        raise UserError(f"this is no HLO: it begins {begin!r}, not HloModule; dump `as_text()`.")
+        raise UserError(
+            f"this is no HLO: it begins {begin!r}, not HloModule", advice="dump `as_text()`"
+        )
     computations: dict[str, Computation] = {}
     entry, current, lines = "", None, []
     for line in text.splitlines():
@@ -143,7 +145,7 @@ def parse(text: str) -> Module:
             lines[-1] += "\n" + line  # a kernel's metadata may hold line ends
     if not entry or current is not None:
         what = f"computation {current.name} has no end" if current else "it has no ENTRY"
-        raise UserError(f"this HLO is not whole: {what}; dump it again.")
+        raise UserError(f"this HLO is not whole: {what}", advice="dump it again")
     partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     count = int(partitions[1]) if partitions else 1
     return Module(computations, computations[entry], count, _frames(text))

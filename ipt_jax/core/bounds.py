@@ -22,7 +22,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ipt_jax.core.errors import UserError, did_you_mean, require
+from ipt_jax.core.errors import UserError, did_you_mean, require, require_choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +177,7 @@ def check_value(kind: Any, value: Any, key: str, null: str = "") -> None:
         require(key, value, isinstance(value, kind), f"a {kind.__name__}{null}")
     wrong = [bound for bound in bounds if not bound.holds(value, bound.limit)]
     if wrong and wrong[0].holds is _among:
-        nearest = did_you_mean(str(value), wrong[0].limit)
-        raise UserError(f"{key}={value!r}: there is no such choice. {nearest}", key=key)
+        require_choice(key, value, wrong[0].limit)
     words = " and ".join(f"{bound.words} {bound.limit}" for bound in bounds)
     require(key, value, not wrong, words + null)
 

@@ -27,7 +27,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ipt_jax.core.bounds import check_config, unchecked
-from ipt_jax.core.errors import INTERRUPTED, RunStopped, UserError, did_you_mean
+from ipt_jax.core.errors import INTERRUPTED, RunStopped, UserError, did_you_mean, require_choice
 from ipt_jax.core.files import atomic_write
 
 # What a person can mend, and how; any other OSError is a fault of ours and keeps its traceback.
@@ -129,9 +129,7 @@ def choice_of(key: str, valid: Collection[str], *, default: str) -> str:
             found = "".join(arguments[number + 1 : number + 2])
         elif argument.startswith(f"--{key}="):
             found = argument.partition("=")[2]
-    if found not in valid:
-        said = f"`{key}` is {found!r}, which is none. {did_you_mean(str(found), valid)}"
-        raise UserError(said, key=key)
+    require_choice(key, found, valid)
     return found
 
 
@@ -142,8 +140,9 @@ def check_keys(
     root = root or cls
     if not isinstance(values, dict):
         raise UserError(
-            f"{where}: {prefix or 'the file'} should hold `key: value` lines, not "
-            f"{type(values).__name__}; see the files in configs/ for the form."
+            f"{prefix or 'the file'} should hold `key: value` lines, not {type(values).__name__}",
+            path=where,
+            advice="see the files in configs/ for the form",
         )
     valid = _field_types(cls)
     for key, value in values.items():
@@ -241,11 +240,17 @@ def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such config file; give one from configs/.") from error
+        raise UserError(
+            "no such config file", path=path, advice="give one from configs/"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({_one_paragraph(error)}); mend it.") from error
+        raise UserError(
+            f"not valid YAML ({_one_paragraph(error)})", path=path, advice="mend it"
+        ) from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: a folder, not a YAML file; give a file from configs/.") from error
+        raise UserError(
+            "a folder, not a YAML file", path=path, advice="give a file from configs/"
+        ) from error
 
 
 def _one_paragraph(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,8 +18,8 @@ class UserError(Exception):
     """Bad input, a wrong setting or a full disk: something the user can mend.
 
     The message is one paragraph that names the file, record or key, says what was wrong there
-    and what to do. Launch scripts print it and exit with code 2. Where one of the fields is given,
-    the message names it too; tests assert fields and not prose.
+    and what to do. Launch scripts print it and exit with code 2. What it does not name of the
+    fields is added, the advice at its end; tests assert fields and not prose.
     """
 
     def __init__(
@@ -30,6 +31,12 @@ class UserError(Exception):
         record: str | None = None,
         advice: str | None = None,
     ):
+        if advice is not None and advice not in message:
+            message = f"{message.removesuffix('.')}; {advice.removesuffix('.')}."
+        for place in (record, key, path):
+            named = rf"(?<!\w){re.escape(str(place))}(?!\w)"  # as a word: a folder may be `out`
+            if place is not None and not re.search(named, message):
+                message = f"{place}: {message}"
         super().__init__(message)
         self.key, self.path, self.record, self.advice = key, path, record, advice
 
@@ -65,10 +72,21 @@ class RunStopped(Exception):
         return type(self), (str(self), self.code)  # from a process that a pool runs
 
 
-def require(key: str, value: object, right: bool, allowed: str) -> None:
-    """Raise UserError unless `right`: the key, its value, and what is `allowed`."""
+def require(
+    key: str, value: object, right: bool, allowed: str, path: str | PathLike[str] | None = None
+) -> None:
+    """Raise UserError unless `right`: the key (in the file `path`), its value, and `allowed`."""
     if not right:
-        raise UserError(f"{key}={value!r}: must be {allowed}.", key=key)
+        raise UserError(f"{key}={value!r}: must be {allowed}.", key=key, path=path)
+
+
+def require_choice(key: str, value: object, valid: Iterable[str], **where: Any) -> None:
+    """Raise UserError, with the fields in `where`, unless the value is one of the `valid`."""
+    names = list(valid)
+    if value not in names:
+        nearest = did_you_mean(str(value), names)
+        said = f"{key}={value!r}: there is no such choice. {nearest}"
+        raise UserError(said, key=key, **where)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

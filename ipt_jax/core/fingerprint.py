@@ -44,7 +44,9 @@ def file_digest(path: str | Path) -> str:
                 return str(before["sha256"])
         sha256 = _sha256(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): mend or replace it.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror})", path=path, advice="mend or replace it"
+        ) from error
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NANOSECONDS:
         with contextlib.suppress(OSError):  # without a cache it is read again next time
             _keep(kept, {"file": str(path.resolve()), "key": key, "sha256": sha256})
@@ -62,7 +64,9 @@ def folder_digest(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: correct the path, or put it there.")
+        raise UserError(
+            f"there is no folder {folder}", path=folder, advice="correct the path, or put it there"
+        )
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     if without is not None:
         apart = Path(without).resolve()

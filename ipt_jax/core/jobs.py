@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
-from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.json_lines import load_json, read_object
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder
 
 _NAME = "stages.json"
@@ -113,14 +113,13 @@ def job_seconds(folder: Path) -> dict[str, float]:
 
 
 def _check_order(jobs: Sequence[Job]) -> None:
-    placed: set[str] = set()
-    left = list(jobs)
-    while ready := [job for job in left if {*job.after} <= placed]:
-        placed |= {job.name for job in ready}
-        left = [job for job in left if job.name not in placed]
-    if left or len(placed) < len(jobs):
-        names = [job.name for job in left] or [job.name for job in jobs]
-        raise ValueError(f"jobs that wait for what is not there, or twice of one name: {names}")
+    graph = {job.name: job.after for job in jobs}
+    try:
+        named = {*TopologicalSorter(graph).static_order()}
+    except CycleError:
+        named = set()
+    if named != graph.keys() or len(graph) < len(jobs):
+        raise ValueError(f"jobs that wait for what is not there, or twice of one name: {[*graph]}")
 
 
 def _still_good(job: Job, before: dict[str, Any] | None, wanted: Any) -> dict[str, Any] | None:
@@ -131,15 +130,7 @@ def _still_good(job: Job, before: dict[str, Any] | None, wanted: Any) -> dict[st
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / _NAME
-    try:
-        return load_json(path)
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); delete it, and every job is checked anew."
-        ) from error
+    return read_object(folder / _NAME, "delete it, and every job is checked anew")
 
 
 def _before_markers(folder: Path, first: str) -> dict[str, str] | None:

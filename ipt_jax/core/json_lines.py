@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ipt_jax.core.errors import UserError
+
 MAX_LINE_BYTES = 64 << 20
 """Longest line that is read, its break not counted; a compressed one of a few MB can hold GBs."""
 MAX_DEPTH = 200
@@ -58,6 +60,26 @@ def parse_json(text: str | bytes) -> Any:
 def load_json(path: Path) -> Any:
     """The value of a JSON file. Raises OSError or, for all that may be wrong in it, ValueError."""
     return parse_json(path.read_bytes())
+
+
+def read_object(path: Path, again: str, absent: str | None = None) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where the file is not there and `absent` is None.
+
+    Raises UserError where the file is damaged or holds no object, with what to do `again`, and
+    where it is not there, with what to do then.
+    """
+    try:
+        found = load_json(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if absent is None:
+            return {}
+        raise UserError(f"there is no {path}", path=path, advice=absent) from error
+    except ValueError as error:
+        raise UserError(f"not valid JSON ({error})", path=path, advice=again) from error
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise UserError(f"holds no JSON object but a {kind}", path=path, advice=again)
+    return found
 
 
 def _is_deep(value: Any) -> bool:

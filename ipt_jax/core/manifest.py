@@ -10,13 +10,14 @@ from typing import Any
 
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
-from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.json_lines import read_object
 from ipt_jax.core.shards import ShardReader
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "ipt-jax-records/1"
 TOKENS_FORMAT = "ipt-jax-tokens/1"
 MANIFEST_NAME = "manifest.json"
+_COPY = "copy it again or write the shards again"
 
 
 def file_sha256(path: str | Path) -> str:
@@ -77,8 +78,9 @@ class Manifest:
             kinds = {FORMAT: "texts (record shards)", TOKENS_FORMAT: "tokens (token shards)"}
             what = f": it lists {kinds[found]}" if found in kinds else ": it is of no known version"
             raise UserError(
-                f"{path} has the format {found!r}, not {format!r}{what}. Name a folder of "
-                f"{kinds[format]}, or write the shards again."
+                f"{path} has the format {found!r}, not {format!r}{what}",
+                path=path,
+                advice=f"name a folder of {kinds[format]}, or write the shards again",
             )
         try:
             shards = tuple(
@@ -94,22 +96,26 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
-                f"{path} does not describe its shards as it should ({error!r}): it is damaged. "
-                "Write the shards again."
+                f"{path} does not describe its shards as it should ({error!r}): it is damaged",
+                path=path,
+                advice="write the shards again",
             ) from error
         for shard in shards:
             if Path(shard.name).name != shard.name:
                 raise UserError(
                     f"{path} names the shard {shard.name!r} outside its own folder: shards lie "
-                    "beside their manifest. Write the shards again."
+                    "beside their manifest",
+                    path=path,
+                    advice="write the shards again",
                 )
             counts = {"text_bytes": shard.text_bytes, **shard.tokens}
             # A record takes at least a byte of its file, so that a count beyond that is none.
             if not 0 <= shard.records <= shard.bytes or min(counts.values()) < 0:
                 raise UserError(
                     f"{path} gives the shard {shard.name} {shard.records:,} records in "
-                    f"{shard.bytes:,} bytes, {counts}: that cannot be, so it is damaged. Copy it "
-                    "again or write the shards again."
+                    f"{shard.bytes:,} bytes, {counts}: that cannot be, so it is damaged",
+                    path=path,
+                    advice=_COPY,
                 )
         details = content.get("details")
         return cls(Path(folder), shards, format, details if isinstance(details, dict) else {})
@@ -129,18 +135,12 @@ class Manifest:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = load_json(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"there is no {path}: this folder holds no finished record shards. Run the stage "
-            "that writes them to its end, or name the folder that has the manifest."
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}): it is damaged. Write the shards again."
-        ) from error
-    return content if isinstance(content, dict) else {}
+    return read_object(
+        path,
+        "it is damaged: write the shards again",
+        "this folder holds no finished record shards: run the stage that writes them to its end, "
+        "or name the folder that has the manifest",
+    )
 
 
 def manifest_format(folder: str | Path) -> str | None:
@@ -161,21 +161,24 @@ def check_shards(manifest: Manifest, verify: bool, skip_damaged: bool = False) -
         path = manifest.folder / shard.name
         if not path.is_file():
             raise UserError(
-                f"shard {path} is missing though {MANIFEST_NAME} lists it: copy it back or write "
-                "the shards again."
+                f"shard {path} is missing though {MANIFEST_NAME} lists it",
+                path=path,
+                advice="copy it back or write the shards again",
             )
         size, wrong = path.stat().st_size, None
         if size != shard.bytes:
             wrong = (
                 f"shard {path} has {size:,} bytes where {MANIFEST_NAME} says {shard.bytes:,}: it "
-                "was cut short or changed. Copy it again or write the shards again."
+                "was cut short or changed"
             )
         elif verify and file_sha256(path) != shard.sha256:
             wrong = (
                 f"the sha256 of shard {path} differs from the one in {MANIFEST_NAME}: it is "
-                "damaged or was changed. Copy it again or write the shards again."
+                "damaged or was changed"
             )
-        if wrong is not None and not skip_damaged:
-            raise UserError(wrong)
-        if wrong is not None:
-            _LOG.warning("%s Its damaged records are left out.", wrong)
+        if wrong is None:
+            continue
+        error = UserError(wrong, path=path, advice=_COPY)
+        if not skip_damaged:
+            raise error
+        _LOG.warning("%s Its damaged records are left out.", error)

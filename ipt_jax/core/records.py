@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from google.protobuf.message import DecodeError
 
-from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.errors import DamagedRecord, UserError, require
 from ipt_jax.core.example_proto import example_class
 from ipt_jax.core.files import sync_folder
 from ipt_jax.core.json_lines import parse_json
@@ -80,27 +80,23 @@ class Record:
     """Method, model, revision, prompt hash, seed: anything JSON can hold."""
 
     def __post_init__(self) -> None:
-        if (self.parts is None) != (self.loss is None):
-            raise UserError(
-                f"record {self.id!r} has only one of `parts` and `loss`: give both or neither."
-            )
-        if self.parts is None or self.loss is None:
+        parts, loss, wrong = self.parts, self.loss, None
+        if parts is None and loss is None:
             return
-        if len(self.parts) != len(self.loss):
-            raise UserError(
-                f"record {self.id!r} has {len(self.parts)} parts but {len(self.loss)} loss "
-                "weights: give one weight for each part."
-            )
-        if "".join(self.parts) != self.text:
-            raise UserError(
-                f"the parts of record {self.id!r} do not join to its text: every character of "
-                "`text` must lie in exactly one part, in order."
-            )
-        if not all(math.isfinite(w) and w >= 0 for w in self.loss):
-            raise UserError(
-                f"record {self.id!r} has the loss weights {list(self.loss)}: each must be a "
-                "finite number that is not negative."
-            )
+        if parts is None or loss is None:
+            wrong = "has only one of `parts` and `loss`", "give both or neither"
+        elif len(parts) != len(loss):
+            said = f"has {len(parts)} parts but {len(loss)} loss weights"
+            wrong = said, "give one weight for each part"
+        elif "".join(parts) != self.text:
+            said = "has parts that do not join to its text"
+            wrong = said, "every character of `text` must lie in exactly one part, in order"
+        elif not all(math.isfinite(w) and w >= 0 for w in loss):
+            said = f"has the loss weights {list(loss)}"
+            wrong = said, "each must be a finite number that is not negative"
+        if wrong is not None:
+            said, advice = wrong
+            raise UserError(f"record {self.id!r} {said}", record=self.id, advice=advice)
 
 
 def serialize(record: Record) -> bytes:
@@ -125,12 +121,15 @@ def serialize(record: Record) -> bytes:
     except UnicodeEncodeError as error:
         raise UserError(
             f"record {record.id!r} holds text that is not valid Unicode ({error.reason} at "
-            f"character {error.start}): decode the document again or send it to rejected/."
+            f"character {error.start})",
+            record=record.id,
+            advice="decode the document again or send it to rejected/",
         ) from error
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"the provenance of record {record.id!r} is not JSON ({error}): keep only strings, "
-            "finite numbers, booleans, lists and mappings."
+            f"the provenance of record {record.id!r} is not JSON ({error})",
+            record=record.id,
+            advice="keep only strings, finite numbers, booleans, lists and mappings",
         ) from error
     return example.SerializeToString(deterministic=True)
 
@@ -148,8 +147,9 @@ _NO_RECORD = (DecodeError, ValueError, UserError)
 
 def _damaged(where: str, error: Exception) -> DamagedRecord:
     return DamagedRecord(
-        f"{where} is not a record of this project ({error}): write the shards again with "
-        "ShardWriter, or take this one out of the manifest."
+        f"{where} is not a record of this project ({error})",
+        record=where,
+        advice="write the shards again with ShardWriter, or take this one out of the manifest",
     )
 
 
@@ -191,8 +191,7 @@ class ShardWriter:
         options: str = DEFAULT_OPTIONS,
         tokenizer: TokenCounter | None = None,
     ) -> None:
-        if records_per_shard < 1:
-            raise UserError(f"records_per_shard is {records_per_shard}: it must be at least 1.")
+        require("records_per_shard", records_per_shard, records_per_shard >= 1, "at least 1")
         self.folder = Path(folder)
         self.records_per_shard = records_per_shard
         self._options, self._tokenizer = options, tokenizer

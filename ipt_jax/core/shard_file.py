@@ -110,6 +110,10 @@ def shard_errors(path: Path) -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"shard {path} could not be written ({error}): free disk space or name a folder you "
-            "may write to, then run the same command again. Nothing half-written was left."
+            f"shard {path} could not be written ({error})",
+            path=path,
+            advice=(
+                "free disk space or name a folder you may write to, then run the same command "
+                "again. Nothing half-written was left"
+            ),
         ) from error

@@ -4,7 +4,7 @@ import bisect
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,46 @@ def count_records(path: Path) -> int | None:
             reader.close()
 
 
-class ShardReader:
+def read_parts[T](
+    starts: np.ndarray, indices: Sequence[int], read: Callable[[int, list[int]], Sequence[T]]
+) -> list[T]:
+    """What ``read(part, places)`` gives for each of ``indices``, in that order, once a part.
+
+    ``starts`` [parts + 1] is where each part begins, and the end. Raises IndexError outside it.
+    """
+    wanted = np.asarray(indices, np.int64)
+    if wanted.size and (wanted.min() < 0 or wanted.max() >= starts[-1]):
+        raise IndexError(f"there are {starts[-1]} records, not {wanted.max()}")
+    parts = np.searchsorted(starts, wanted, side="right") - 1
+    found: dict[int, T] = {}
+    for part in np.unique(parts).tolist():
+        (places,) = np.nonzero(parts == part)
+        local = (wanted[places] - starts[part]).tolist()
+        found |= zip(places.tolist(), read(part, local), strict=True)
+    return [found[place] for place in range(len(wanted))]
+
+
+class Reopened:
+    """Pickled without what `_reset` makes, since another process makes its own."""
+
+    _own: tuple[str, ...]
+    """Names of those attributes."""
+
+    def _reset(self) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in self._own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+
+class ShardReader(Reopened):
     """Records of ArrayRecord files, one file after another; picklable, threads may share it."""
+
+    _own = ("_readers", "_lock")
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int]) -> None:
         self.paths, self._counts = tuple(paths), tuple(counts)
@@ -38,15 +76,6 @@ class ShardReader:
     def _reset(self) -> None:
         self._readers: OrderedDict[int, ArrayRecordReader] = OrderedDict()
         self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_readers"], state["_lock"]  # a worker opens its own
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
 
     def __len__(self) -> int:
         return self._borders[-1]
@@ -61,18 +90,7 @@ class ShardReader:
 
         Raises IndexError outside 0..len-1 and DamagedRecord naming the file that cannot be read.
         """
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            where = self.paths[0].parent if self.paths else "the source"
-            raise IndexError(f"{where} holds {len(self)} records, not {wanted.max()}")
-        shards = np.searchsorted(self._starts, wanted, side="right") - 1
-        found: list[bytes] = [b""] * len(wanted)
-        for shard in np.unique(shards).tolist():
-            (places,) = np.nonzero(shards == shard)
-            local = (wanted[places] - self._starts[shard]).tolist()
-            for place, data in zip(places, self._read_shard(shard, local), strict=True):
-                found[place] = data
-        return found
+        return read_parts(self._starts, indices, self._read_shard)
 
     def _read_shard(self, shard: int, local: list[int]) -> list[bytes]:
         try:
@@ -81,12 +99,14 @@ class ShardReader:
         except (RuntimeError, IndexError, ValueError) as error:
             if not self.paths[shard].is_file():
                 raise UserError(
-                    f"shard {self.paths[shard]} is missing though it was there: copy it back or "
-                    "write the shards again."
+                    f"shard {self.paths[shard]} is missing though it was there",
+                    path=self.paths[shard],
+                    advice="copy it back or write the shards again",
                 ) from error
             raise DamagedRecord(
-                f"shard {self.paths[shard]} cannot be read ({error}): it is damaged. Copy it "
-                "again or write the shards again."
+                f"shard {self.paths[shard]} cannot be read ({error}): it is damaged",
+                path=self.paths[shard],
+                advice="copy it again or write the shards again",
             ) from error
 
     def _reader(self, shard: int) -> ArrayRecordReader:

@@ -74,7 +74,8 @@ def leave_out_bos(folder: Path, bos: str) -> None:
     if adds():
         raise UserError(
             f"texts were trained on with `bos: false`, but the tokenizer puts {bos} before a text "
-            "by other means than a TemplateProcessing: export with a tokenizer that puts none."
+            "by other means than a TemplateProcessing",
+            advice="export with a tokenizer that puts none",
         )
 
 
@@ -138,7 +139,9 @@ def write_sentencepiece(
     if not plain or model.bos_id() < 0 or model.eos_id() < 0:
         raise UserError(
             f"the sentencepiece model {path} is not of Llama's kind (BPE, no normalisation, with "
-            "BOS and EOS) and has no exact fast form: use a tokenizer folder with tokenizer.json."
+            "BOS and EOS) and has no exact fast form",
+            path=path,
+            advice="use a tokenizer folder with tokenizer.json",
         )
     ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == kinds.NORMAL}
@@ -178,7 +181,9 @@ def _check(path: Path, model: sentencepiece.SentencePieceProcessor, fast: Tokeni
         if model.encode(text) != fast.encode(text, add_special_tokens=False).ids:
             raise UserError(
                 f"the fast form of the sentencepiece model {path} gives other ids for a run of "
-                f"{length} spaces: use a tokenizer folder with its own tokenizer.json."
+                f"{length} spaces",
+                path=path,
+                advice="use a tokenizer folder with its own tokenizer.json",
             )
 
 

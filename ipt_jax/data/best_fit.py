@@ -216,7 +216,9 @@ class BestFitRows:
         if window[1].rows != planned:
             raise UserError(
                 f"{self.path} says that window {number} has {planned} rows, but it has "
-                f"{window[1].rows}: it is damaged. Delete it; it is counted again."
+                f"{window[1].rows}: it is damaged",
+                path=self.path,
+                advice="delete it, and it is counted again",
             )
         return self._keep(number, first, window)
 

@@ -79,8 +79,9 @@ def _parts(task: Task, record: Record, where: str) -> tuple[tuple[str, ...], np.
         asked = "encode: parts" if task.encode == "parts" else "loss: responses"
         instead = "encode: text" if task.encode == "parts" else "loss: all"
         raise UserError(
-            f"{where} (id {record.id!r}) has no `parts`, but the task {task.name!r} has "
-            f"`{asked}`: write parts and loss into its records, or use `{instead}`."
+            f"{where} (id {record.id!r}) has no `parts`, but the task {task.name!r} has `{asked}`",
+            record=record.id,
+            advice=f"write parts and loss into its records, or use `{instead}`",
         )
     return record.parts, np.asarray(record.loss or (0.0,), np.float32)
 
@@ -156,7 +157,9 @@ def write_lengths(path: Path, counts: np.ndarray) -> None:
     except OSError as error:
         raise UserError(
             f"the length index {path} cannot be written ({error.strerror}): it is kept beside the "
-            "shards. Free disk space, or copy the shards to a folder you may write to."
+            "shards",
+            path=path,
+            advice="free disk space, or copy the shards to a folder you may write to",
         ) from error
 
 

@@ -15,7 +15,7 @@ from ipt_jax.core.run_folder import prints_of
 from ipt_jax.core.tokenizers import Tokenizer, load_tokenizer
 from ipt_jax.data.encode import Lengths, extra_tokens, index_lengths
 from ipt_jax.data.sources import DamageLog, Source, open_source, read_records
-from ipt_jax.data.tasks import HUB, NATURAL, Mixture, Stage, Task
+from ipt_jax.data.tasks import HUB, NATURAL, Mixture, MixtureStage, Task
 
 Packing = Literal["concatenate", "best_fit"]
 PACKINGS: tuple[Packing, ...] = get_args(Packing)
@@ -54,7 +54,7 @@ class DataConfig(Config):
 
 @dataclass(frozen=True)
 class _MixtureFile(Config):
-    """The keys of a mixture's file, as Task, Stage and Mixture take them."""
+    """The keys of a mixture's file, as Task, MixtureStage and Mixture take them."""
 
     tasks: Annotated[dict[str, dict[str, Any]], NotEmpty("each task's name with its `source`")]
     name: Any = "mixture"
@@ -73,8 +73,10 @@ def load_mixture(config: DataConfig) -> Mixture:
     if config.rates is not None:
         if content.get("stages"):
             raise UserError(
-                f"{where}: `rates` are given beside it, but its `stages` change them: leave the "
-                "given ones out, or write them into the mixture."
+                "`rates` are given beside it, but its `stages` change them",
+                key="rates",
+                path=where,
+                advice="leave the given ones out, or write them into the mixture",
             )
         content = {**content, "rates": dict(config.rates)}
     return parse_mixture(content, where=where, root=config.root, tokenizer=config.tokenizer)
@@ -96,13 +98,16 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(
-            f"the mixture file {path} cannot be read ({error.strerror}): name a YAML file such as "
-            "those in configs/mixtures."
+            f"the mixture file {path} cannot be read ({error.strerror})",
+            path=path,
+            advice="name a YAML file such as those in configs/mixtures",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the mixture file {path} is not YAML ({error}).") from error
+        raise UserError(f"the mixture file {path} is not YAML ({error}).", path=path) from error
     if not isinstance(content, dict):
-        raise UserError(f"the mixture file {path} holds no keys: it needs at least `tasks`.")
+        raise UserError(
+            f"the mixture file {path} holds no keys", path=path, advice="it needs at least `tasks`"
+        )
     return {"name": path.stem, **content}
 
 
@@ -129,9 +134,9 @@ def _mixture_of(file: _MixtureFile, root: str | None, tokenizer: str | None) -> 
         own = values.get("tokenizer")
         if own is not None and tokenizer is not None and own != tokenizer:
             raise UserError(
-                f"{key}.tokenizer is {own!r} but the run's is {tokenizer!r}: leave the task's out "
-                "or make them the same.",
+                f"{key}.tokenizer is {own!r} but the run's is {tokenizer!r}",
                 key=f"{key}.tokenizer",
+                advice="leave the task's out or make them the same",
             )
         if tokenizer is not None:
             values["tokenizer"] = tokenizer
@@ -143,7 +148,7 @@ def _mixture_of(file: _MixtureFile, root: str | None, tokenizer: str | None) -> 
         tuple(tasks),
         file.rates,
         file.by,
-        tuple(config_of(Stage, values, f"stages.{number}.") for number, values in stages),
+        tuple(config_of(MixtureStage, values, f"stages.{number}.") for number, values in stages),
     )
 
 
@@ -297,7 +302,9 @@ def open_mixture(
         elif tokens == 0:
             raise UserError(
                 f"mixture {mixture.name!r} asks for `rates.{task.name}` = {asked[task.name]:g} but "
-                f"{task.source} holds no tokens: set that rate to 0 or fill the source."
+                f"{task.source} holds no tokens",
+                key=f"rates.{task.name}",
+                advice="set that rate to 0 or fill the source",
             )
         sources.append(source)
         lengths.append(index)
@@ -305,7 +312,8 @@ def open_mixture(
     if not sum(asked.values()) > 0:
         raise UserError(
             f"all sources of mixture {mixture.name!r} are empty "
-            f"({', '.join(task.source for task in mixture.tasks)}): fill at least one."
+            f"({', '.join(task.source for task in mixture.tasks)})",
+            advice="fill at least one",
         )
     opened = OpenMixture(
         mixture=mixture,

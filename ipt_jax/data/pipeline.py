@@ -105,8 +105,8 @@ def batches(
     workers = config.worker_count if worker_count is None else worker_count
     if rows_per_batch < 1 or rows_per_batch % process_count:
         raise UserError(
-            f"a batch of {rows_per_batch} rows does not divide among {process_count} processes: "
-            "make the batch a multiple of the number of processes."
+            f"a batch of {rows_per_batch} rows does not divide among {process_count} processes",
+            advice="make the batch a multiple of the number of processes",
         )
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index {process_index} is not within 0..{process_count - 1}.")

@@ -6,12 +6,12 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ipt_jax.core.errors import DamagedRecord, UserError
 from ipt_jax.core.records import Record
+from ipt_jax.core.shards import Reopened
 from ipt_jax.data.best_fit import BestFitRows
 from ipt_jax.data.encode import extra_tokens, read_examples
 from ipt_jax.data.mixture import OpenMixture
@@ -42,7 +42,7 @@ class Segment:
     """Its first token within the example: more than 0 where the example began in another row."""
 
 
-class MixtureRows:
+class MixtureRows(Reopened):
     """Rows of a mixture at random access; picklable, threads may share it.
 
     With ``rows=None`` they end with one epoch of every task (for evaluation), padded; this needs
@@ -51,6 +51,8 @@ class MixtureRows:
     step. A mixture with stages needs ``rows_per_batch``, since they begin at a batch. ``packing``
     overrides the config's.
     """
+
+    _own = ("_cache", "_making", "_cached_tokens", "_lock")
 
     def __init__(
         self,
@@ -66,13 +68,15 @@ class MixtureRows:
         mixture = data.mixture
         if rows is None and (mixture.rates != NATURAL or mixture.by != "tokens"):
             raise UserError(
-                f"mixture {mixture.name!r} is to be read once from end to end, which needs "
-                "`rates: natural` and `by: tokens`."
+                f"mixture {mixture.name!r} is to be read once from end to end, which needs `rates: "
+                "natural` and `by: tokens`.",
+                key="rates",
             )
         if mixture.stages and rows_per_batch is None:
             raise UserError(
-                f"mixture {mixture.name!r} has `stages`, which begin at a step: say how many rows "
-                "a step has (rows_per_batch)."
+                f"mixture {mixture.name!r} has `stages`, which begin at a step",
+                key="rows_per_batch",
+                advice="say how many rows a step has (rows_per_batch)",
             )
         # The tasks that take part, by their index in the mixture.
         names = enumerate(data.task_names)
@@ -139,12 +143,12 @@ class MixtureRows:
                 when = f"step {until // rows_per_batch + 1:,} ({when})"
             rates = [f"{rates[task.name]:.4g}" for _, rates in self.data.stages]
             raise UserError(
-                f"the task {task.name!r} runs out at {when} of "
-                f"{rows // (rows_per_batch or 1):,}: its {order.records:,} records "
-                f"({order.epoch_tokens:,} tokens) at rate {', then '.join(rates)} would be seen "
-                f"more than `max_epochs` = {task.max_epochs:g} times. Raise "
-                f"`tasks.{task.name}.max_epochs`, lower its rate, train on fewer tokens or add "
-                "records."
+                f"the task {task.name!r} runs out at {when} of {rows // (rows_per_batch or 1):,}: "
+                f"its {order.records:,} records ({order.epoch_tokens:,} tokens) at rate "
+                f"{', then '.join(rates)} would be seen more than `tasks.{task.name}.max_epochs` = "
+                f"{task.max_epochs:g} times",
+                key=f"tasks.{task.name}.max_epochs",
+                advice="raise it, lower the task's rate, train on fewer tokens or add records",
             )
 
     def _rows_until(self, place: int, share: int, rows: int) -> int | None:
@@ -163,16 +167,6 @@ class MixtureRows:
         self._making: dict[tuple[int, int], Future[Tokenised]] = {}
         self._cached_tokens = 0
         self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_cache", "_making", "_cached_tokens", "_lock"):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
 
     def __len__(self) -> int:
         return self._rows
@@ -298,8 +292,9 @@ class MixtureRows:
         source, lengths = self.data.sources[key[0]], self.data.lengths[key[0]]
         assert source is not None and lengths is not None
         raise UserError(
-            f"{source.where(key[1])} has {found} tokens where the length index says {planned}: "
-            f"delete {lengths.path} so that it is counted again."
+            f"{source.where(key[1])} has {found} tokens where the length index says {planned}",
+            record=source.where(key[1]),
+            advice=f"delete {lengths.path} so that it is counted again",
         )
 
     def _examples(self, keys: list[tuple[int, int]]) -> list[Tokenised]:

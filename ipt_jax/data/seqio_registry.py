@@ -33,8 +33,8 @@ try:
     import tensorflow as tf  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise UserError(
-        f"tasks are registered with seqio, which cannot be imported ({error}): `pip install "
-        "'ipt-jax[seqio]'`."
+        f"tasks are registered with seqio, which cannot be imported ({error})",
+        advice="`pip install 'ipt-jax[seqio]'`",
     ) from error
 
 _LOG = logging.getLogger(__name__)
@@ -51,8 +51,11 @@ def _padded_with_zero(name: str) -> Tokenizer:
     if tokenizer.encode(text) == [0]:  # not so of `<unk>`, which no text becomes
         raise UserError(
             f"the tokenizer {name!r} writes {text!r} as id 0, and seqio pads with 0: its "
-            "converters would lose each of these tokens. Train on this project's own batches "
-            "(`ipt_jax.data.pipeline.batches`), or take a tokenizer whose id 0 is no text."
+            "converters would lose each of these tokens",
+            advice=(
+                "train on this project's own batches (`ipt_jax.data.pipeline.batches`), or take a "
+                "tokenizer whose id 0 is no text"
+            ),
         )
     return tokenizer
 
@@ -260,7 +263,11 @@ def register_all(
     if folder is not None:
         paths = sorted(Path(folder).glob("*.yaml"))
         if not paths:
-            raise UserError(f"the folder {folder} holds no mixture file (*.yaml): correct it.")
+            raise UserError(
+                f"the folder {folder} holds no mixture file (*.yaml)",
+                path=folder,
+                advice="correct it",
+            )
         mixtures += [load_mixture_config(path, root=root, tokenizer=tokenizer) for path in paths]
     for mixture in mixtures:
         if mixture.stages:
@@ -275,13 +282,14 @@ def register_all(
 def _is_new(registry: Any, name: str, content: tuple[Any, ...]) -> bool:
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"seqio does not take the name {name!r}: use letters, digits and any of _ . : # only."
+            f"seqio does not take the name {name!r}",
+            advice="use letters, digits and any of _ . : # only",
         )
     if name not in registry.names():
         _KNOWN[name] = content
         return True
     if _KNOWN.get(name) != content:
-        raise UserError(f"something else is registered with seqio as {name!r}: rename one.")
+        raise UserError(f"something else is registered with seqio as {name!r}", advice="rename one")
     return False
 
 

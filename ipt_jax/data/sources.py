@@ -26,11 +26,8 @@ from ipt_jax.data.token_shards import TokenSource
 _LOG = logging.getLogger(__name__)
 
 
-class Source(Protocol):
-    """Records at random access; picklable, threads may share it."""
-
-    folder: Path
-    """Where its indexes are kept."""
+class Records(Protocol):
+    """Things at random access, with a place each; picklable, threads may share it."""
 
     @property
     def fingerprint(self) -> str:
@@ -39,15 +36,22 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def where(self, index: int) -> str:
+        """File and place of a record, for messages."""
+        ...
+
+
+class Source(Records, Protocol):
+    """Records of ours."""
+
+    folder: Path
+    """Where its indexes are kept."""
+
     def read(self, indices: Sequence[int]) -> list[Record]:
         """The records at ``indices``, in that order.
 
         Raises IndexError outside 0..len-1 and UserError naming the record that is no record.
         """
-        ...
-
-    def where(self, index: int) -> str:
-        """File and place of a record, for messages."""
         ...
 
 
@@ -87,33 +91,25 @@ def read_records[T](
             found = [item for part in parts for item in read_records(read, source, part, skip)]
             return found
         where, what = source.where(int(indices[0])), str(error)
-        named = DamagedRecord(what if where in what else f"{where}: {what}")
+        named = DamagedRecord(what, key=error.key, record=where)
         if skip:
             return [named]
         raise DamagedRecord(
-            f"{named} To go on without damaged records, set `skip_damaged: true` under `data`."
+            str(named),
+            key=error.key,
+            record=where,
+            advice="to go on without damaged records, set `skip_damaged: true` under `data`",
         ) from error
 
 
 _FOREIGN_KEYS = {"text_key": "text", "id_key": None, "split": "train", "subset": None}
 
 
-class Rows(Protocol):
-    """Records of a foreign format as they stand; picklable, threads may share it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same contents."""
-        ...
-
-    def __len__(self) -> int: ...
+class ForeignRecords(Records, Protocol):
+    """Records of a foreign format as they stand."""
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The fields of each record. Raises UserError naming the one that cannot be read."""
-        ...
-
-    def where(self, index: int) -> str:
-        """File and place of a record, for messages."""
         ...
 
     def name(self, index: int) -> str:
@@ -128,7 +124,7 @@ class Rows(Protocol):
 class RowSource:
     """The records of a foreign format, or of shards with preprocessors; a ``Source``."""
 
-    def __init__(self, rows: Rows, task: Task, folder: Path) -> None:
+    def __init__(self, rows: ForeignRecords, task: Task, folder: Path) -> None:
         self.folder = folder
         self._rows, self._task = rows, task
         self._preprocessors = preprocessors(task.preprocessors)
@@ -166,13 +162,15 @@ class RowSource:
                 try:
                     fields = preprocess(fields)
                 except UserError as error:
-                    raise UserError(f"the preprocessor {name!r} refuses it: {error}") from error
+                    said = f"the preprocessor {name!r} refuses it: {error}"
+                    raise UserError(said, key=error.key) from error
             text, source = fields.get("text"), fields.get("source")
             if not isinstance(text, str):
                 found = "is missing" if text is None else f"is a {type(text).__name__}"
                 raise UserError(
                     f"`{task.text_key}` {found}, not text: it has {sorted(row)}; set "
-                    f"`tasks.{task.name}.text_key`"
+                    f"`tasks.{task.name}.text_key`",
+                    key=f"tasks.{task.name}.text_key",
                 )
             text.encode()
             parts, loss = fields.get("parts"), fields.get("loss")
@@ -186,11 +184,15 @@ class RowSource:
                 provenance=provenance if isinstance(provenance, dict) else {},
             )
         except UserError as error:
-            raise DamagedRecord(f"{self.where(index)}: {str(error).removesuffix('.')}.") from error
+            raise DamagedRecord(
+                f"{str(error).removesuffix('.')}.", key=error.key, record=self.where(index)
+            ) from error
         except UnicodeEncodeError as error:
             raise DamagedRecord(
-                f"{self.where(index)}: `{task.text_key}` is not valid Unicode ({error.reason} at "
-                f"character {error.start}): mend or remove it."
+                f"`{task.text_key}` is not valid Unicode ({error.reason} at character "
+                f"{error.start})",
+                record=self.where(index),
+                advice="mend or remove it",
             ) from error
 
     def _id(self, index: int, fields: dict[str, Any]) -> str:
@@ -200,7 +202,7 @@ class RowSource:
             return self._rows.name(index)
         if not isinstance(given, str | int) or isinstance(given, bool):
             found = "is missing" if given is None else f"is a {type(given).__name__}"
-            raise UserError(f"`{key}` {found}, not an id: a text or a whole number")
+            raise UserError(f"`{key}` {found}, not an id: a text or a whole number", key=key)
         return str(given)
 
 
@@ -212,7 +214,7 @@ def _several[T: (str, float)](key: str, value: Any, kind: type[T]) -> tuple[T, .
     if kind is float and all(isinstance(v, int | float) for v in values):
         return tuple(kind(v) for v in values)
     if not all(isinstance(v, kind) for v in values):
-        raise UserError(f"`{key}` is {value!r:.80}, not a list of {kind.__name__}")
+        raise UserError(f"`{key}` is {value!r:.80}, not a list of {kind.__name__}", key=key)
     return tuple(values)
 
 
@@ -273,10 +275,8 @@ def open_source(
     if format in ("records", "tokens"):
         for key, default in _FOREIGN_KEYS.items():
             if getattr(task, key) != default:
-                raise UserError(
-                    f"`tasks.{task.name}.{key}` is {getattr(task, key)!r}, but {task.source} holds "
-                    f"shards of this project, whose keys are known: leave `{key}` out."
-                )
+                why = f"{task.source} holds shards of this project, whose keys are known"
+                raise task.refused(key, why, f"leave `{key}` out")
     if format == "tokens":
         return TokenSource(task, load_tokenizer(task.tokenizer), verify, skip_damaged)
     if format == "records":
@@ -288,14 +288,12 @@ def open_source(
         data = HuggingFaceRows(task, _asked(task), _columns(task))
         return RowSource(data, task, _folder(task, index_folder, data.beside))
     if task.subset is not None:
-        raise UserError(
-            f"`tasks.{task.name}.subset` is {task.subset!r}, but {task.source} is {format}: "
-            "leave it out, or set `format: huggingface`."
-        )
+        advice = "leave it out, or set `format: huggingface`"
+        raise task.refused("subset", f"{task.source} is {format}", advice)
     files = find_files(task, format)
     folder = _folder(task, index_folder, files[0].parent)
     if format == "jsonl":
-        rows: Rows = JsonlRows(files, folder, verify)
+        rows: ForeignRecords = JsonlRows(files, folder, verify)
     elif format == "parquet":
         rows = ParquetRows(files, folder, verify, _asked(task), _columns(task))
     else:
@@ -318,14 +316,18 @@ def _folder(task: Task, asked: str | Path | None, beside: Path | None) -> Path:
     folder = Path(asked) if asked is not None else beside / CACHE if beside is not None else None
     if folder is None:
         raise UserError(
-            f"the data set {task.source} of the task {task.name!r} lies in memory only: set "
-            "`index_folder` to a folder for its index."
+            f"the data set {task.source} of the task {task.name!r} lies in memory only",
+            key="index_folder",
+            advice="set `index_folder` to a folder for its index",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"the folder {folder} for the indexes of {task.source} cannot be made "
-            f"({error.strerror}): set `index_folder` to one that can be written."
+            f"({error.strerror})",
+            key="index_folder",
+            path=folder,
+            advice="set `index_folder` to one that can be written",
         ) from error
     return folder

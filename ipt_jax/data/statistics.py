@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.errors import require
 from ipt_jax.data.encode import Lengths, extra_tokens
 from ipt_jax.data.packing import source_tokens
 from ipt_jax.data.pipeline import OpenMixture, batches
@@ -92,8 +92,7 @@ def survey(data: OpenMixture, *, batch_count: int, rows: int) -> Survey:
 
     Raises UserError as ``batches`` does, and where nothing is asked for.
     """
-    if batch_count < 1:
-        raise UserError(f"`batches` is {batch_count}: it must be 1 or more.")
+    require("batches", batch_count, batch_count >= 1, "at least 1")
     steps = np.arange(batch_count)
     names, T = data.task_names, data.config.row_tokens
     asked = np.zeros((batch_count, len(names)))

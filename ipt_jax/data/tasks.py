@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ipt_jax.core.bounds import Above, Amount, Config, NotEmpty, OneOf, Positive
@@ -24,7 +25,7 @@ def _text(fields: Fields, key: str) -> str:
     value = fields.get(key)
     if not isinstance(value, str):
         found = f"is a {type(value).__name__}" if key in fields else "is missing"
-        raise UserError(f"`{key}` {found}, not text; the record has {sorted(fields)}")
+        raise UserError(f"`{key}` {found}, not text; the record has {sorted(fields)}", key=key)
     return value
 
 
@@ -87,9 +88,7 @@ def preprocessors(
         if len(one) != 1:
             raise UserError(f"{item!r} should be one preprocessor: `name` or `name: {{settings}}`.")
         ((name, settings),) = one.items()
-        if name not in _REGISTRY:
-            raise UserError(f"there is no preprocessor {name!r}. {did_you_mean(name, _REGISTRY)}")
-        function = _REGISTRY[name]
+        function = _registered(_REGISTRY, "preprocessor", name)
         settings = dict(settings or {})
         try:
             inspect.signature(function).bind({}, **settings)
@@ -148,6 +147,12 @@ class Task(Config):
         except UserError as error:
             raise UserError(f"preprocessors: {error}", key="preprocessors") from error
 
+    def refused(self, key: str, why: str, advice: str, path: Path | None = None) -> UserError:
+        """What is to be raised where the value of `key` does not go with what is in the source."""
+        at = f"tasks.{self.name}.{key}"
+        said = f"`{at}` is {getattr(self, key)!r}, but {why}"
+        return UserError(said, key=at, path=path, advice=advice)
+
     @property
     def adds_bos(self) -> bool:
         """Whether BOS is put before each example: the one place where `bos` is decided.
@@ -156,10 +161,11 @@ class Task(Config):
         """
         adds = load_tokenizer(self.tokenizer).adds_bos
         if self.bos and not adds:
-            raise UserError(
-                f"`tasks.{self.name}.bos` is True, but the tokenizer {self.tokenizer!r} puts no "
-                "BOS before a text, and what reads the exported model would put none: leave `bos` "
-                "out, or let the `post_processor` of its tokenizer.json add it."
+            raise self.refused(
+                "bos",
+                f"the tokenizer {self.tokenizer!r} puts no BOS before a text, and what reads the "
+                "exported model would put none",
+                "leave `bos` out, or let the `post_processor` of its tokenizer.json add it",
             )
         return adds if self.bos is None else self.bos
 
@@ -179,7 +185,7 @@ def _check_rates(rates: Mapping[str, float], names: list[str], at: str) -> None:
 
 
 @dataclass(frozen=True)
-class Stage(Config):
+class MixtureStage(Config):
     """Rates from one step on; in a mixture's YAML ``stages: [{from_step: 1000, rates: {...}}]``.
 
     ``Mixture`` checks them.
@@ -208,7 +214,7 @@ class Mixture(Config):
     """Share of each task, in any unit; ``natural`` for the sources' own sizes."""
     by: Literal["tokens", "examples"] = "tokens"
     """What the shares are shares of."""
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[MixtureStage, ...] = ()
     """Later rates, in the order of their steps; none where ``rates`` hold to the end."""
 
     def __post_init__(self) -> None:
@@ -224,17 +230,17 @@ class Mixture(Config):
             raise UserError(said, key=f"tasks.{twice[0]}")
         if len(tokenizers := {task.tokenizer for task in self.tasks}) > 1:
             raise UserError(
-                f"tasks mixes the tokenizers {sorted(tokenizers)}: one model reads one tokenizer's "
-                "ids, so give all tasks the same.",
+                f"tasks mixes the tokenizers {sorted(tokenizers)}",
                 key="tasks",
+                advice="one model reads one tokenizer's ids, so give all tasks the same",
             )
         if not isinstance(self.rates, str):
             _check_rates(self.rates, names, "rates")
         elif self.stages:
             raise UserError(
-                "rates='natural', and `stages` change them: give numbers in `rates`, the rates of "
-                "the first step.",
+                "rates='natural', and `stages` change them",
                 key="rates",
+                advice="give numbers in `rates`, the rates of the first step",
             )
         before = 0
         for number, stage in enumerate(self.stages):
@@ -251,13 +257,13 @@ _MIXTURES: dict[str, Mixture] = {}
 
 def _register[T](registry: dict[str, T], kind: str, name: str, value: T) -> T:
     if registry.setdefault(name, value) != value:
-        raise UserError(f"another {kind} is already registered as {name!r}: rename one.")
+        raise UserError(f"another {kind} is already registered as {name!r}", advice="rename one")
     return value
 
 
 def _registered[T](registry: dict[str, T], kind: str, name: str) -> T:
     if name not in registry:
-        raise UserError(f"no {kind} is registered as {name!r}. {did_you_mean(name, registry)}")
+        raise UserError(f"there is no {kind} {name!r}. {did_you_mean(name, registry)}")
     return registry[name]
 
 
@@ -275,7 +281,7 @@ def register_mixture(
     name: str,
     rates: Mapping[str, float],
     by: Literal["tokens", "examples"] = "tokens",
-    stages: Sequence[Stage] = (),
+    stages: Sequence[MixtureStage] = (),
 ) -> Mixture:
     """Add a mixture of registered tasks. Raises UserError for a task or rate that cannot be."""
     tasks = tuple(get_task(task) for task in rates)

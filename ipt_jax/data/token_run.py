@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from ipt_jax.core.bounds import Config, Positive
-from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
+from ipt_jax.core.errors import DamagedRecord, UserError, require_choice
 from ipt_jax.core.files import atomic_write, sync_folder
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.manifest import (
@@ -37,7 +36,7 @@ from ipt_jax.core.manifest import (
 from ipt_jax.core.orphans import end_with_parent
 from ipt_jax.core.records import SHARD_FILES
 from ipt_jax.core.run_folder import RunFolder
-from ipt_jax.core.shards import count_records
+from ipt_jax.core.shard_file import ShardFile, shard_errors
 from ipt_jax.core.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
 from ipt_jax.data.encode import extra_tokens, lengths_name, tokenise, write_lengths
 from ipt_jax.data.mixture import DataConfig, load_mixture
@@ -45,16 +44,16 @@ from ipt_jax.data.sources import Source, open_source, read_records
 from ipt_jax.data.tasks import HUB, Mixture, Task
 from ipt_jax.data.token_shards import (
     OPTIONS,
-    TokenDetails,
     TokenSource,
     serialize_damaged,
     serialize_example,
+    token_details,
 )
 
 MIXTURE_NAME = "mixture.yaml"
 _CHUNK = 512  # records read and tokenised at once
 _REPLACED = re.compile(
-    r"part-\d{5,}\.arrayrecord(\.\d+\.tmp)?|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy"
+    r"part-\d{5,}\.arrayrecord((\.\d+)?\.tmp)?|(lengths|rows)-[0-9a-f]+(-damaged)?\.npy"
 )
 
 
@@ -90,7 +89,7 @@ class TokenizedTask:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _TokenizeJob:
     """The work on one task; goes to every worker process."""
 
     task: Task
@@ -147,14 +146,11 @@ def _before_markers(output: Path) -> dict[str, str] | None:
 def _chosen(config: TokenizeConfig, mixture: Mixture) -> list[Task]:
     names = [task.name for task in mixture.tasks]
     for name in config.tasks or ():
-        if name not in names:
-            raise UserError(
-                f"`tasks` names {name!r}, which is no task. {did_you_mean(name, names)}"
-            )
+        require_choice("tasks", name, names)
     chosen = [task for task in mixture.tasks if config.tasks is None or task.name in config.tasks]
     for task in chosen:
         if Path(task.name).name != task.name:
-            raise UserError(f"the task {task.name!r} cannot name a folder: rename it.")
+            raise UserError(f"the task {task.name!r} cannot name a folder", advice="rename it")
     return chosen
 
 
@@ -187,7 +183,7 @@ def _tokenize(
     ]
 
 
-def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Job:
+def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _TokenizeJob:
     data, folder = config.data, config.output / task.name
     source = open_source(
         task,
@@ -196,10 +192,8 @@ def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Job:
         skip_damaged=data.skip_damaged,
     )
     if isinstance(source, TokenSource):
-        raise UserError(
-            f"the source of the task {task.name!r}, {task.source}, holds tokens already."
-        )
-    details = TokenDetails.of(task, tokenizer, source.fingerprint).as_dict()
+        raise task.refused("source", "it holds tokens already", "leave the task out")
+    details = token_details(task, tokenizer, source.fingerprint)
     # Names and paths may change; what decides over the bytes may not.
     free = {"task", "source", "tokenizer"}
     if not isinstance(tokenizer, FastTokenizer):  # else a config beside the vocabulary decides
@@ -210,12 +204,12 @@ def _prepare(config: TokenizeConfig, task: Task, tokenizer: Tokenizer) -> _Job:
     text = json.dumps([decisive, len(source), config.records_per_shard, OPTIONS], sort_keys=True)
     details["key"] = hashlib.sha256(text.encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    return _Job(
+    return _TokenizeJob(
         task, source, tokenizer, folder, config.records_per_shard, data.skip_damaged, details
     )
 
 
-def _summary(job: _Job, manifest: Manifest, new_shards: int) -> TokenizedTask:
+def _summary(job: _TokenizeJob, manifest: Manifest, new_shards: int) -> TokenizedTask:
     damaged = int(manifest.details.get("damaged", 0))
     tokens = sum(sum(shard.tokens.values()) for shard in manifest.shards)
     return TokenizedTask(
@@ -228,7 +222,7 @@ def _summary(job: _Job, manifest: Manifest, new_shards: int) -> TokenizedTask:
     )
 
 
-def _finished(job: _Job, config: TokenizeConfig) -> Manifest | None:
+def _finished(job: _TokenizeJob, config: TokenizeConfig) -> Manifest | None:
     """The manifest of the folder if it is of this very job; None where there is work to do."""
     if (found := manifest_format(job.folder)) is None:
         return None
@@ -243,22 +237,24 @@ def _finished(job: _Job, config: TokenizeConfig) -> Manifest | None:
         other = sorted(name for name in names if before.get(name) != job.details[name])
         raise UserError(
             f"{job.folder} holds shards that were made from other records or in another way "
-            f"({', '.join(other) or 'records_per_shard or id_key'} differs): give another "
-            "`output`, or --fresh to replace them."
+            f"({', '.join(other) or 'records_per_shard or id_key'} differs)",
+            key="output",
+            path=job.folder,
+            advice="give another `output`, or --fresh to replace them",
         )
     (job.folder / MANIFEST_NAME).unlink()
     return None
 
 
-def _told(job: _Job, number: int) -> Path:
+def _told(job: _TokenizeJob, number: int) -> Path:
     return job.folder / f"part-{number:05d}.json"
 
 
-def _shard(job: _Job, number: int) -> Path:
+def _shard(job: _TokenizeJob, number: int) -> Path:
     return job.folder / f"part-{number:05d}.arrayrecord"
 
 
-def _to_do(job: _Job, fresh: bool) -> list[int]:
+def _to_do(job: _TokenizeJob, fresh: bool) -> list[int]:
     """Shards not yet written by this very job."""
     todo = []
     for number in range(job.shards):
@@ -275,17 +271,20 @@ def _to_do(job: _Job, fresh: bool) -> list[int]:
         if not same and not fresh:
             raise UserError(
                 f"{job.folder} holds shards of an unfinished run over other records or in another "
-                "way: finish that one, give another `output`, or --fresh to replace them."
+                "way",
+                key="output",
+                path=job.folder,
+                advice="finish that one, give another `output`, or --fresh to replace them",
             )
         if not same or not path.is_file() or file_sha256(path) != sha256:
             todo.append(number)
     return todo
 
 
-_JOBS: Sequence[_Job] = ()  # of this worker process
+_JOBS: Sequence[_TokenizeJob] = ()  # of this worker process
 
 
-def _start_worker(jobs: Sequence[_Job], processors: Any) -> None:
+def _start_worker(jobs: Sequence[_TokenizeJob], processors: Any) -> None:
     global _JOBS
     _JOBS = jobs
     end_with_parent()
@@ -301,7 +300,7 @@ def _work(job: int, number: int) -> int:
 
 
 def _write_shards(
-    jobs: Sequence[_Job], work: Sequence[tuple[int, int]], workers: int
+    jobs: Sequence[_TokenizeJob], work: Sequence[tuple[int, int]], workers: int
 ) -> Iterator[int]:
     """Write shards, each given by its job and number; gives the job as a shard is done."""
     workers = min(workers, len(work))
@@ -322,58 +321,37 @@ def _write_shards(
                 yield done.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that tokenises was ended from outside, perhaps for want of memory: run "
-                "the same command again, with fewer `data.worker_count`. Shards that are done stay."
+                "a process that tokenises was ended from outside, perhaps for want of memory",
+                key="data.worker_count",
+                advice="run the same command again, with fewer of them; shards that are done stay",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _write_shard(job: _Job, number: int) -> None:
+def _write_shard(job: _TokenizeJob, number: int) -> None:
     """One shard and, beside it until the manifest is written, what is to be told of it."""
-    path = _shard(job, number)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     first = number * job.records_per_shard
     last = min(first + job.records_per_shard, len(job.source))
     lengths: list[int] = []
-    text_bytes = 0
+    shard = ShardFile(_shard(job, number), OPTIONS)
     try:
-        writer = ArrayRecordWriter(str(temporary), OPTIONS)
-        try:
-            for start in range(first, last, _CHUNK):
-                indices = range(start, min(start + _CHUNK, last))
-                for data, length, size in _examples(job, indices):
-                    writer.write(data)
-                    lengths.append(length)
-                    text_bytes += size
-        finally:
-            writer.close()  # only here does the library tell of a failed write
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        if count_records(temporary) != last - first:
-            raise OSError("the file does not read back whole")
-        info = ShardInfo(
-            name=path.name,
-            records=last - first,
-            bytes=temporary.stat().st_size,
-            sha256=file_sha256(temporary),
-            text_bytes=text_bytes,
-            tokens={job.tokenizer.name: sum(n for n in lengths if n >= 0)},
-        )
-        os.replace(temporary, path)
-        told = {"key": job.key, "shard": asdict(info), "lengths": lengths}
-        atomic_write(_told(job, number), json.dumps(told))
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"shard {path} could not be written ({error}): free disk space or name a folder you "
-            "may write to, then run the same command again. Shards that are done stay."
-        ) from error
+        for start in range(first, last, _CHUNK):
+            for data, length, text in _examples(job, range(start, min(start + _CHUNK, last))):
+                shard.write(data, text)
+                lengths.append(length)
+        tokens = {job.tokenizer.name: sum(n for n in lengths if n >= 0)}
+        info = replace(shard.finish(), tokens=tokens)
+        shard.publish()
+        with shard_errors(shard.path):
+            told = {"key": job.key, "shard": asdict(info), "lengths": lengths}
+            atomic_write(_told(job, number), json.dumps(told))
     finally:
-        temporary.unlink(missing_ok=True)
+        shard.discard()
 
 
-def _examples(job: _Job, indices: range) -> Iterator[tuple[bytes, int, int]]:
-    """Bytes, tokens (without BOS and EOS, -1 for a damaged record) and text bytes of each."""
+def _examples(job: _TokenizeJob, indices: range) -> Iterator[tuple[bytes, int, str]]:
+    """Bytes, tokens (without BOS and EOS, -1 for a damaged record) and text of each."""
     found = read_records(job.source.read, job.source, indices, job.skip_damaged)
     whole = [
         (i, r) for i, r in zip(indices, found, strict=True) if not isinstance(r, DamagedRecord)
@@ -382,14 +360,14 @@ def _examples(job: _Job, indices: range) -> Iterator[tuple[bytes, int, int]]:
     made = iter(tokenise(job.source, records, places, job.task, job.tokenizer))
     for record in found:
         if isinstance(record, DamagedRecord):
-            yield serialize_damaged(str(record)), -1, 0
+            yield serialize_damaged(str(record)), -1, ""
             continue
         example = next(made)
         data = serialize_example(example, id=record.id, source=record.source)
-        yield data, len(example.tokens) - extra_tokens(job.task), len(record.text.encode())
+        yield data, len(example.tokens) - extra_tokens(job.task), record.text
 
 
-def _publish(job: _Job) -> Manifest:
+def _publish(job: _TokenizeJob) -> Manifest:
     """The length index, then the manifest, then nothing that is no longer needed."""
     shards, lengths = [], [np.empty(0, np.int32)]
     for number in range(job.shards):

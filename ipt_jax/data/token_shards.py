@@ -6,7 +6,6 @@ weight for each token). Other trainers read ``tokens`` as they are.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,56 +24,26 @@ from ipt_jax.data.tasks import Task
 OPTIONS = "group_size:1,snappy"
 
 
-@dataclass(frozen=True)
-class TokenDetails:
-    """What token shards were made from and how: `details` of their manifest."""
+def token_details(task: Task, tokenizer: Tokenizer, source_fingerprint: str) -> dict[str, Any]:
+    """What token shards of a task are made from and how: `details` of their manifest.
 
-    task: str
-    """The task's name."""
-    source: str
-    """The task's source."""
-    source_fingerprint: str
-    """Of the source's records after preprocessing."""
-    tokenizer: str
-    """The name or folder it was loaded with."""
-    tokenizer_sha256: str
-    """Of its vocabulary: what decides whether ids mean the same."""
-    vocab_size: int
-    """Ids are 0..vocab_size-1."""
-    bos: bool
-    """Each example begins with BOS."""
-    eos: bool
-    """Each example ends with EOS."""
-    loss: str
-    """``responses`` where each example has loss weights, else ``all``."""
-    encode: str
-    """``parts`` where texts were tokenised part by part, else ``text``."""
-    bos_id: int | None
-    """The tokenizer's BOS, which its config may change while the vocabulary stays."""
-    eos_id: int | None
-    """Its EOS."""
-
-    @classmethod
-    def of(cls, task: Task, tokenizer: Tokenizer, source_fingerprint: str) -> "TokenDetails":
-        """The details of shards made for a task."""
-        return cls(
-            task=task.name,
-            source=task.source,
-            source_fingerprint=source_fingerprint,
-            tokenizer=tokenizer.name,
-            tokenizer_sha256=tokenizer.sha256,
-            vocab_size=tokenizer.vocab_size,
-            bos=task.adds_bos,
-            eos=task.eos,
-            loss=task.loss,
-            encode=task.encode,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
-        return asdict(self)
+    `source_fingerprint` is of the source's records after preprocessing.
+    """
+    return {
+        "task": task.name,
+        "source": task.source,
+        "source_fingerprint": source_fingerprint,
+        "tokenizer": tokenizer.name,
+        "tokenizer_sha256": tokenizer.sha256,  # decides whether ids mean the same
+        "vocab_size": tokenizer.vocab_size,
+        "bos": task.adds_bos,
+        "eos": task.eos,
+        "loss": task.loss,
+        "encode": task.encode,
+        # A config beside the vocabulary may change them while that stays.
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+    }
 
 
 def serialize_example(example: Tokenised, *, id: str, source: str) -> bytes:
@@ -165,38 +134,34 @@ class TokenSource(RecordSource):
 
     def _damaged(self, index: int, why: str) -> DamagedRecord:
         return DamagedRecord(
-            f"{self.where(index)} is no example of token shards ({why}): tokenise the source again."
+            f"{self.where(index)} is no example of token shards ({why})",
+            record=self.where(index),
+            advice="tokenise the source again",
         )
 
 
 def _check_task(task: Task, tokenizer: Tokenizer, manifest: Manifest) -> None:
     made, where = manifest.details, manifest.folder / MANIFEST_NAME
     if made.get("tokenizer_sha256") != tokenizer.sha256:
-        raise UserError(
-            f"`tasks.{task.name}.tokenizer` is {tokenizer.name!r}, but {where} says that the "
-            f"tokens are those of {made.get('tokenizer')!r} with another vocabulary: name that "
-            "one, or tokenise the source again."
-        )
+        theirs = f"those of {made.get('tokenizer')!r} with another vocabulary"
+        advice = "name that one, or tokenise the source again"
+        raise task.refused("tokenizer", f"{where} says that the tokens are {theirs}", advice, where)
     for key in ("bos_id", "eos_id"):
         if made.get(key, getattr(tokenizer, key)) != getattr(tokenizer, key):
             raise UserError(
-                f"{where}: the examples were made with `{key}: {made[key]}`, but the tokenizer "
-                f"{tokenizer.name!r} now has {getattr(tokenizer, key)}: tokenise the source again."
+                f"the examples were made with `{key}: {made[key]}`, but the tokenizer "
+                f"{tokenizer.name!r} now has {getattr(tokenizer, key)}",
+                path=where,
+                advice="tokenise the source again",
             )
+    said = f"{where} says that the examples "
     for key, asked in (("bos", task.adds_bos), ("eos", task.eos), ("encode", task.encode)):
         if made.get(key) != asked:
-            raise UserError(
-                f"`tasks.{task.name}.{key}` is {asked}, but {where} says that the "
-                f"examples were made with `{key}: {made.get(key)}`: set the same, or tokenise the "
-                "source again."
-            )
+            made_with = f"{said}were made with `{key}: {made.get(key)}`"
+            raise task.refused(key, made_with, "set the same, or tokenise the source again", where)
     if task.loss == "responses" and made.get("loss") != "responses":
-        raise UserError(
-            f"`tasks.{task.name}.loss` is 'responses', but {where} says that the examples have no "
-            "loss weights: tokenise the source again with `loss: responses`, or use `loss: all`."
-        )
+        advice = "tokenise the source again with `loss: responses`, or use `loss: all`"
+        raise task.refused("loss", f"{said}have no loss weights", advice, where)
     if task.preprocessors:
-        raise UserError(
-            f"`tasks.{task.name}.preprocessors` cannot be applied to token shards ({where}): name "
-            "them where the source is tokenised, and leave them out here."
-        )
+        advice = "name them where the source is tokenised, and leave them out here"
+        raise task.refused("preprocessors", f"{where} lists token shards", advice, where)

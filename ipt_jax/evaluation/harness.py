@@ -88,8 +88,9 @@ class EvaluationConfig(Config):
             if output == model or output in model.parents or model in output.parents:
                 raise UserError(
                     f"output={self.output}: the model {name} ({folder}) lies there, or it lies in "
-                    "the model; name a folder of the evaluation's own.",
+                    "the model",
                     key="output",
+                    advice="name a folder of the evaluation's own",
                 )
         given = f"given, for example {', '.join(SAMPLE_TASKS)}"
         require("tasks", self.tasks, bool(self.tasks), given)
@@ -100,38 +101,14 @@ class EvaluationConfig(Config):
 def _check_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: no config.json there, so it is no exported model; write one with "
-            "launch/convert.py to-hf, or name the right folder.",
+            "no config.json there, so it is no exported model",
             path=folder,
+            advice="write one with launch/convert.py to-hf, or name the right folder",
         )
     weight_files(folder, alone=True)
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
         said = f"{folder}: no tokenizer.json or tokenizer.model; export the model again."
         raise UserError(said, path=folder)
-
-
-def evaluate(
-    model_folder: Path,
-    tasks: Sequence[str],
-    output: Path,
-    *,
-    name: str | None = None,
-    include_path: Path = TASKS_FOLDER,
-    batch_size: int = 16,
-    limit: int | None = None,
-    device: str = "cpu",
-) -> list[Result]:
-    """Measure one exported model; see `evaluate_models`."""
-    config = EvaluationConfig(
-        models={name or model_folder.name: model_folder},
-        output=output,
-        tasks=list(tasks),
-        include_path=include_path,
-        batch_size=batch_size,
-        limit=limit,
-        device=device,
-    )
-    return evaluate_models(config)
 
 
 def evaluate_models(
@@ -257,7 +234,8 @@ def _evaluate_one(
     if code != 0:
         raise UserError(
             f"lm-eval failed on model {name} ({config.models[name]}), tasks "
-            f"{', '.join(config.tasks)}: {_reason(log)} The whole log is {log}."
+            f"{', '.join(config.tasks)}: {_reason(log)} The whole log is {log}.",
+            path=log,
         )
     results, raw = read_lm_eval(written, name)
     atomic_write(
@@ -329,7 +307,7 @@ def asked_of(config: EvaluationConfig, tasks_folder: Path) -> dict[str, Any]:
     """
     spec = find_spec("lm_eval")  # found and not imported: that takes seconds, and torch
     if spec is None or spec.origin is None:
-        raise UserError("lm-eval is not installed: `pip install 'ipt-jax[evaluation]'`.")
+        raise UserError("lm-eval is not installed", advice="`pip install 'ipt-jax[evaluation]'`")
     own = render_tasks(config.tasks, config.include_path, tasks_folder)
     keys = ("tasks", "limit", "batch_size", "dtype", "device")
     asked = {key: getattr(config, key) for key in keys}

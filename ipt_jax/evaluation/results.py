@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.json_lines import read_object
 
 TRUNCATED_NAME = "truncated.json"
 """Beside lm-eval's own files: task -> items whose context was cut."""
@@ -83,16 +83,11 @@ def read_lm_eval(folder: Path, model: str) -> tuple[list[Result], dict[str, Any]
     Raises:
       UserError: no results file there, or one that is not lm-eval's.
     """
-    found = sorted(folder.rglob("results_*.json"))
+    found, again = sorted(folder.rglob("results_*.json")), "run the evaluation again"
     if not found:
-        raise UserError(
-            f"{folder}: lm-eval left no results_*.json there; run the evaluation again."
-        )
-    counts = folder / TRUNCATED_NAME
-    try:
-        raw, truncated = load_json(found[-1]), load_json(counts) if counts.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{found[-1]}: damaged ({error}); run the evaluation again.") from error
+        raise UserError("lm-eval left no results_*.json there", path=folder, advice=again)
+    raw = read_object(found[-1], again)
+    truncated = read_object(folder / TRUNCATED_NAME, again)
     results = []
     for task, values in raw["results"].items():
         members = _members(task, raw.get("group_subtasks") or {})
@@ -138,12 +133,10 @@ def read_results(path: Path) -> list[Result]:
     Raises:
       UserError: it is missing or not what an evaluation writes.
     """
+    again = "run launch/evaluate.py again"
     try:
-        rows: list[Mapping[str, Any]] = load_json(path)["table"]
+        rows = read_object(path, again, "run launch/evaluate.py to write it")["table"]
         return [Result(**row) for row in rows]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run launch/evaluate.py to write it.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not an evaluation's results ({error}); run launch/evaluate.py again."
-        ) from error
+    except (KeyError, TypeError) as error:
+        said = f"not an evaluation's results ({error})"
+        raise UserError(said, path=path, advice=again) from error

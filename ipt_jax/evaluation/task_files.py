@@ -51,13 +51,17 @@ def render_tasks(names: Sequence[str], folder: Path, output: Path) -> dict[str, 
 def _read(path: Path, seen: list[Path]) -> dict[str, Any]:
     """A task with what it includes; files and functions know the folder of the YAML naming them."""
     if path.resolve() in seen:
-        raise UserError(f"{path}: includes itself, over {len(seen)} file(s); take one out.")
+        raise UserError(
+            f"includes itself, over {len(seen)} file(s)", path=path, advice="take one out"
+        )
     seen.append(path.resolve())
     try:
         with open(path, "rb") as file:  # whose name tells a function its folder
             own = yaml.load(file, _Loader)
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable task ({error}); mend the YAML.") from error
+        raise UserError(
+            f"not a readable task ({error})", path=path, advice="mend the YAML"
+        ) from error
     if not isinstance(own, dict):
         return {}
     dataset, kwargs = own.get("dataset_path"), own.get("dataset_kwargs")
@@ -97,7 +101,7 @@ def _data(task: Mapping[str, Any], path: Path) -> list[Path]:
         elif "://" not in str(one):
             there = [one] if Path(one).exists() else sorted(glob.glob(one, recursive=True))
             if not there:
-                raise UserError(f"{path}: its data file {one} is not there; mend it.")
+                raise UserError(f"its data file {one} is not there", path=path, advice="mend it")
             found += map(Path, there)
     dataset = Path(str(task.get("dataset_path")))
     return [*found, dataset] if dataset.is_absolute() else found

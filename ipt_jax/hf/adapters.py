@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.errors import UserError, require, require_choice
 from ipt_jax.core.tokenizers import Tokenizer
 from ipt_jax.core.weight_files import follow_umask
-from ipt_jax.hf.export import atomic_folder, dtype_named, write_json
+from ipt_jax.hf.export import atomic_folder, write_json
 from ipt_jax.hf.load import read_json, tensor_headers
 from ipt_jax.hf.weights import DTYPES
 from ipt_jax.models.config import DecoderConfig, Params
@@ -87,10 +87,10 @@ def write_peft(
     Raises:
       UserError: the folder holds something else, or an unknown dtype.
     """
-    numpy_dtype = dtype_named(dtype)
+    require_choice("dtype", dtype, DTYPES)
     with atomic_folder(folder, CONFIG_FILE, check) as working:
         tensors = peft_tensors(decoder, lora, adapters)
-        stored = {name: tensor.astype(numpy_dtype) for name, tensor in tensors}
+        stored = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors}
         save_file(stored, working / WEIGHTS_FILE, metadata={"format": "pt"})
         follow_umask(working)
         write_json(working / CONFIG_FILE, peft_config(lora, base))
@@ -141,11 +141,13 @@ def read_peft(folder: Path, decoder: DecoderConfig) -> tuple[LoraConfig, Params]
         leaves[name] = np.empty(shape, np.float32)
     for name, expected in peft_tensors(decoder, lora, {"blocks": leaves}):
         if name not in tensors:
-            raise UserError(f"{path}: lacks {name}; its config and its weights do not fit.")
+            raise UserError(f"lacks {name}; its config and its weights do not fit.", path=path)
         if tensors[name].shape != expected.shape:
             raise UserError(
-                f"{path}: {name} has shape {tensors[name].shape}, but the model config and the "
-                f"adapter's ask for {expected.shape}; choose the preset of the adapter's base."
+                f"{name} has shape {tensors[name].shape}, but the model config and the adapter's "
+                f"ask for {expected.shape}",
+                path=path,
+                advice="choose the preset of the adapter's base",
             )
     for target in lora.targets:
         for leaf, factor in zip(FACTORS[target], ("lora_A", "lora_B"), strict=True):
@@ -154,27 +156,26 @@ def read_peft(folder: Path, decoder: DecoderConfig) -> tuple[LoraConfig, Params]
                 leaves[leaf][block] = tensors.pop(name).T.reshape(leaves[leaf].shape[1:])
     if tensors:
         raise UserError(
-            f"{path}: holds {sorted(tensors)[0]} and {len(tensors) - 1} more that the decoder has "
-            "no adapter for."
+            f"holds {sorted(tensors)[0]} and {len(tensors) - 1} more that the decoder has no "
+            "adapter for.",
+            path=path,
         )
     return lora, {"blocks": leaves}
 
 
 def _read_config(path: Path) -> LoraConfig:
     raw = read_json(path)
-    if raw.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type={raw.get('peft_type')!r}; only LORA can be read.")
+    kind, bias = raw.get("peft_type"), raw.get("bias")
+    found: Any = raw.get("target_modules")
+    require("peft_type", kind, kind == "LORA", "LORA", path)
     for key in UNREADABLE:
-        if raw.get(key):
-            raise UserError(f"{path}: {key}={raw[key]!r}; adapters here know plain LoRA only.")
+        require(key, raw.get(key), not raw.get(key), "left out: plain LoRA alone is known", path)
     # Other initialisations (pissa, olora, corda, loftq) changed the weights of the base as well.
-    if (begun := raw.get("init_lora_weights")) not in (None, True, False, "gaussian", "eva"):
-        raise UserError(f"{path}: init_lora_weights={begun!r} changed the base's weights too.")
-    if raw.get("bias", "none") != "none":
-        raise UserError(f"{path}: bias={raw['bias']!r}; the decoder has no biases.")
-    found = raw.get("target_modules")
-    if not isinstance(found, list):
-        raise UserError(f"{path}: target_modules={found!r}; only a list of names can be read.")
+    begun = raw.get("init_lora_weights")
+    own = begun in (None, True, False, "gaussian", "eva")
+    require("init_lora_weights", begun, own, "one that leaves the base's weights alone", path)
+    require("bias", bias, bias in (None, "none"), "none: the decoder has no biases", path)
+    require("target_modules", found, isinstance(found, list), "a list of names", path)
     ordered = [*(name for name in TARGETS if name in found), *sorted(set(found) - {*TARGETS})]
     try:
         return LoraConfig(
@@ -184,9 +185,11 @@ def _read_config(path: Path) -> LoraConfig:
             targets=tuple(ordered),
         )
     except KeyError as error:
-        raise UserError(f"{path}: lacks the key {error}; write the adapter again.") from error
+        raise UserError(
+            f"lacks the key {error}", key=error.args[0], path=path, advice="write the adapter again"
+        ) from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(str(error), key=error.key, path=path) from error
 
 
 def _factors(

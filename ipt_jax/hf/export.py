@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.errors import require_choice
 from ipt_jax.core.files import naming, sync_folder
 from ipt_jax.core.run_folder import RunFolder
 from ipt_jax.core.tokenizers import Tokenizer
@@ -48,10 +48,10 @@ def export_hugging_face(
     Raises:
       UserError: the folder holds something else, or an unknown dtype.
     """
-    numpy_dtype = dtype_named(dtype)
+    require_choice("dtype", dtype, DTYPES)
     tensors = to_hugging_face(config, weights) if isinstance(weights, dict) else weights
     with atomic_folder(folder, "config.json", check) as working:
-        _write_weights(working, config, tensors, numpy_dtype, shard_bytes)
+        _write_weights(working, config, tensors, DTYPES[dtype], shard_bytes)
         ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         said = generation or {"_from_model_config": True, **ends}
         ends |= {key: said[key] for key in ends if key in said}
@@ -95,17 +95,6 @@ def atomic_folder(
         finally:
             run.remove(_WORKING)
         run.finish()
-
-
-def dtype_named(dtype: str) -> np.dtype:
-    """The numpy dtype of a config's name for it.
-
-    Raises:
-      UserError: neither float32 nor bfloat16.
-    """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r}: allowed are {', '.join(DTYPES)}.")
-    return DTYPES[dtype]
 
 
 def hugging_face_config(config: DecoderConfig, dtype: str) -> dict[str, Any]:

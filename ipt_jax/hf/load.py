@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ipt_jax.core.errors import UserError
-from ipt_jax.core.json_lines import load_json
+from ipt_jax.core.errors import UserError, require
+from ipt_jax.core.json_lines import read_object
 from ipt_jax.core.lazy_array import LazyArray
 from ipt_jax.core.weight_files import weight_files
 from ipt_jax.hf.weights import DTYPES, Entry, entries, tensor_shapes
@@ -36,18 +36,20 @@ def read_config(folder: Path) -> DecoderConfig:
       UserError: no config.json, another architecture, or a feature the decoder does not have.
     """
     raw = read_json(path := folder / "config.json")
-    family = raw.get("model_type")
-    if family not in ("mistral", "llama"):
-        raise UserError(f"{path}: model_type={family!r}; only mistral and llama can be read.")
+    family: Any = raw.get("model_type")
+    require("model_type", family, family in ("mistral", "llama"), "mistral or llama", path)
     for key, reason in _REFUSED.items():
         if raw.get(key):
-            raise UserError(f"{path}: {key} is set; {reason}.")
-    if (activation := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise UserError(f"{path}: hidden_act={activation!r}; the decoder's MLP knows silu only.")
+            raise UserError(f"{key} is set; {reason}.", key=key, path=path)
+    activation = raw.get("hidden_act", "silu")
+    require("hidden_act", activation, activation in ("silu", "swish"), "silu, as ours", path)
     if family == "llama" and raw.get("sliding_window") is not None:
         raise UserError(
-            f"{path}: sliding_window={raw['sliding_window']} in a llama config, where transformers "
-            "does not use it; take the key out, or set model_type to mistral."
+            f"sliding_window={raw['sliding_window']} in a llama config, where transformers does "
+            "not use it",
+            key="sliding_window",
+            path=path,
+            advice="take the key out, or set model_type to mistral",
         )
     raw = _DEFAULTS[family] | raw
     try:
@@ -71,26 +73,16 @@ def read_config(folder: Path) -> DecoderConfig:
             norm_epsilon=raw["rms_norm_eps"],
         )
     except KeyError as error:
-        raise UserError(f"{path}: lacks the key {error}; fetch the folder again.") from error
+        raise UserError(
+            f"lacks the key {error}", key=error.args[0], path=path, advice="fetch the folder again"
+        ) from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(str(error), key=error.key, path=path) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a Hugging Face folder.
-
-    Raises:
-      UserError: it is not there, or no JSON object.
-    """
-    try:
-        found = load_json(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: not there; name a Hugging Face folder.") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds no JSON object; fetch the folder again.")
-    return found
+    """A JSON file of a Hugging Face folder; raises UserError where it is not there or damaged."""
+    return read_object(path, "fetch the folder again", "name a Hugging Face folder")
 
 
 def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
@@ -99,8 +91,7 @@ def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
         raise UserError("rotary embeddings of part of a head, or other ones by layer, are unknown.")
     if kind == "default":
         return None
-    if kind != "llama3":
-        raise UserError(f"rope type {kind!r}; only default and llama3 can be read.")
+    require("rope_type", kind, kind == "llama3", "default or llama3")
     return RopeScaling(
         factor=rope["factor"],
         low_frequency_factor=rope["low_freq_factor"],
@@ -197,13 +188,14 @@ def tensor_headers(file: Path) -> dict[str, tuple[int, ...]]:
             found = {n: (tuple(p.get_shape()), p.get_dtype()) for n, p in parts.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{file}: not a whole safetensors file ({error}); fetch it again."
+            f"not a whole safetensors file ({error})", path=file, advice="fetch it again"
         ) from error
     for name, (_, dtype) in found.items():
         if dtype not in _DTYPES:
             raise UserError(
-                f"{file}: {name} is {dtype}; only {', '.join(_DTYPES.values())} can be read: take "
-                "the weights as they were before they were quantised."
+                f"{name} is {dtype}; only {', '.join(_DTYPES.values())} can be read",
+                path=file,
+                advice="take the weights as they were before they were quantised",
             )
     return {name: shape for name, (shape, _) in found.items()}
 
@@ -217,26 +209,28 @@ def _reader(folder: Path, config: DecoderConfig) -> Callable[..., np.ndarray]:
     for file in files:
         for name, shape in tensor_headers(file).items():
             if name in there:
-                raise UserError(f"{file}: {name} is in {there[name][0].name} too.")
+                raise UserError(f"{name} is in {there[name][0].name} too.", path=file)
             there[name] = file, shape
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     shapes = tensor_shapes(config)
     wanted = shapes | ({head: shapes[embedding]} if head in there else {})
     for name, shape in wanted.items():
         if name not in there:
-            raise UserError(f"{folder}: tensor {name} is in none of its {len(files)} file(s).")
+            raise UserError(f"tensor {name} is in none of its {len(files)} file(s).", path=folder)
         found = there[name][1]
         if found != shape:
             raise UserError(
-                f"{folder}: tensor {name} has shape {found}, but the model config "
-                f"asks for {shape}; choose the preset that fits the weights."
+                f"tensor {name} has shape {found}, but the model config asks for {shape}",
+                path=folder,
+                advice="choose the preset that fits the weights",
             )
     # Older exports hold the rotary frequencies, which follow from the config.
     unknown = sorted(n for n in there.keys() - wanted if not n.endswith("rotary_emb.inv_freq"))
     if unknown:
         raise UserError(
-            f"{there[unknown[0]][0]}: the decoder has no place for {unknown[0]} ({len(unknown)} "
-            "such tensors in all); without them it would be another model."
+            f"the decoder has no place for {unknown[0]} ({len(unknown)} such tensors in all); "
+            "without them it would be another model.",
+            path=there[unknown[0]][0],
         )
 
     def read(name: str, rows: slice = slice(None)) -> np.ndarray:
@@ -249,7 +243,10 @@ def _reader(folder: Path, config: DecoderConfig) -> Callable[..., np.ndarray]:
             rows = slice(start, min(start + _COMPARED_ROWS, config.vocabulary_size))
             if not np.array_equal(read(head, rows), read(embedding, rows)):
                 raise UserError(
-                    f"{folder}: ties its output to the embedding (tie_word_embeddings), but "
-                    f"{head} holds other numbers; set it to false in config.json."
+                    f"ties its output to the embedding (tie_word_embeddings), but {head} holds "
+                    "other numbers",
+                    key="tie_word_embeddings",
+                    path=folder,
+                    advice="set it to false in config.json",
                 )
     return read

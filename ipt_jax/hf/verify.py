@@ -68,7 +68,7 @@ def logit_difference(
         their_tokenizer = AutoTokenizer.from_pretrained(folder)
         wanted = _expected(tokenizer)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: transformers does not load it ({error}).") from error
+        raise UserError(f"transformers does not load it ({error}).", path=folder) from error
     _compare("tokenizer", folder, _described(their_tokenizer), wanted)
     if generation:
         _compare("generation", folder, theirs.generation_config.to_dict(), generation)
@@ -85,14 +85,18 @@ def logit_difference(
         ids = tokenizer.encode(text, bos=tokenizer.adds_bos)
         if list(their_tokenizer(text)["input_ids"]) != ids:
             raise UserError(
-                f"{folder}: its tokenizer gives other ids than {tokenizer.name} for the text that "
-                f"begins {text[:60]!r}; export the folder again."
+                f"its tokenizer gives other ids than {tokenizer.name} for the text that begins "
+                f"{text[:60]!r}",
+                path=folder,
+                advice="export the folder again",
             )
         if max(ids) >= config.vocabulary_size:
             raise UserError(
-                f"{folder}: {tokenizer.name} gives the id {max(ids)} for the text that begins "
-                f"{text[:60]!r}, but the model has {config.vocabulary_size} rows "
-                "(model.vocabulary_size): name the tokenizer that it was trained with."
+                f"{tokenizer.name} gives the id {max(ids)} for the text that begins {text[:60]!r}, "
+                f"but the model has {config.vocabulary_size} rows (model.vocabulary_size)",
+                key="model.vocabulary_size",
+                path=folder,
+                advice="name the tokenizer that it was trained with",
             )
         ids_BT = np.asarray([ids[:tokens]], np.int32)
         positions_BT = np.arange(ids_BT.shape[1], dtype=np.int32)[None]
@@ -124,8 +128,11 @@ def _compare(what: str, folder: Path, found: Mapping[str, Any], wanted: Mapping[
     for key, value in wanted.items():
         if key not in ("_from_model_config", "transformers_version") and found.get(key) != value:
             raise UserError(
-                f"{folder}: transformers takes {key}={found.get(key)!r} from it for its {what}, "
-                f"but where it came from it is {value!r}; export the folder again."
+                f"transformers takes {key}={found.get(key)!r} from it for its {what}, but where it "
+                f"came from it is {value!r}",
+                key=key,
+                path=folder,
+                advice="export the folder again",
             )
 
 

@@ -81,9 +81,9 @@ class DecoderConfig(Config):
         require("head_width", width, width % 2 == 0, "even (rotary pairs)")
         if self.window is not None and self.family == "llama":
             raise UserError(
-                f"window={self.window}: Hugging Face's Llama has no sliding window; set the family "
-                "to mistral, or the window to null.",
+                f"window={self.window}: Hugging Face's Llama has no sliding window",
                 key="window",
+                advice="set the family to mistral, or the window to null",
             )
         if (self.remat == "names") != bool(self.remat_save):
             raise UserError(

@@ -84,8 +84,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if math.prod(sizes) != count or min(sizes) < 1:
         shape = ", ".join(f"mesh.{n}={s}" for n, s in zip(MESH_AXES, sizes, strict=True))
         raise UserError(
-            f"{shape} do not multiply to the {count} devices of this run; set one of them to -1 "
-            "(all that are left) or choose factors of the device count."
+            f"{shape} do not multiply to the {count} devices of this run",
+            advice="set one of them to -1 (all that are left) or to factors of the device count",
         )
     axis_types = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)

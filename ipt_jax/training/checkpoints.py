@@ -36,7 +36,7 @@ from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import sync_folder
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.models.config import Params
-from ipt_jax.training.integrity import LIST_NAME, Damage, find_damage, has_list, write_list
+from ipt_jax.training.integrity import LIST_NAME, Corruption, find_corruption, has_list, write_list
 from ipt_jax.training.processes import anywhere
 from ipt_jax.training.saved_arrays import StreamedArrays, differences, hold, open_saved
 
@@ -136,7 +136,8 @@ class Checkpoints:
         if self.config.keep_best and metrics and self.config.best_metric not in metrics:
             raise UserError(
                 f"checkpoints.best_metric={self.config.best_metric!r}: there is no such metric; "
-                f"there are {', '.join(metrics)}."
+                f"there are {', '.join(metrics)}.",
+                key="checkpoints.best_metric",
             )
         with self._full_disk_named():
             self._writer.wait_until_finished()  # before there is any talk of room
@@ -196,7 +197,7 @@ class Checkpoints:
                 self._put_newer_aside(0, asked=0)
             return None
         there = ", ".join(map(str, _positions(self.folder))) or "none"
-        raise UserError(f"{self.folder}: no whole checkpoint {position}; there are: {there}.")
+        raise UserError(f"no whole checkpoint {position}; there are: {there}.", path=self.folder)
 
     def all_lost(self) -> bool:
         """Whether there were whole checkpoints and all of them are damaged; all processes ask."""
@@ -223,9 +224,10 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
-                f"{self.folder}: a checkpoint takes up to {needed / 1e6:,.0f} MB, but the disk has "
-                f"{free / 1e6:,.0f} MB free; free some space or choose another run_folder, then "
-                "run the same command again."
+                f"a checkpoint takes up to {needed / 1e6:,.0f} MB, but the disk has "
+                f"{free / 1e6:,.0f} MB free",
+                path=self.folder,
+                advice="free space or choose another run_folder, then run the same command again",
             )
 
     def _commit(self, folder: Path) -> None:
@@ -269,7 +271,7 @@ class Checkpoints:
                 self._set_aside(path, f"{path}: the run was stopped while writing it", "unfinished")
 
     def _newest_whole(self, position: int | None) -> int | None:
-        def damaged(found: int, damage: Damage) -> None:
+        def damaged(found: int, damage: Corruption) -> None:
             self._set_aside(self.folder / str(found), str(damage), damage.slug)
 
         return _newest_whole(self.folder, position, damaged)
@@ -315,9 +317,9 @@ class Checkpoints:
             wrong = differences(folder / "state", abstract)
             if wrong:
                 raise UserError(
-                    f"{folder}: this checkpoint does not fit the config ({'; '.join(wrong)});"
-                    " restore it with the config it was saved with (config.yaml in its run "
-                    "folder), or start over with --fresh."
+                    f"this checkpoint does not fit the config ({'; '.join(wrong)})",
+                    path=folder,
+                    advice="take the config.yaml of its run folder, or start over with --fresh",
                 )
             found = self._writer.restore(folder, items)
         except _UNREADABLE as error:
@@ -386,11 +388,13 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
       UserError: no whole save there.
     """
     if not checkpoints.is_dir():
-        raise UserError(f"{checkpoints}: no such folder; name the folder of a training run.")
+        raise UserError(
+            "no such folder", path=checkpoints, advice="name the folder of a training run"
+        )
     held = hold(checkpoints.resolve())
     folder = checkpoints.resolve() if held is None else Path(held.name)
 
-    def name_damage(number: int, damage: Damage) -> None:
+    def name_damage(number: int, damage: Corruption) -> None:
         file = checkpoints / damage.file.relative_to(folder)
         print(f"{file} {damage.reason}; {number} is not used.")
 
@@ -400,11 +404,12 @@ def load_params(checkpoints: Path, position: int | None = None) -> tuple[Params,
             shutil.rmtree(folder / str(other))
     if found is None and position is not None:
         there = ", ".join(map(str, _positions(checkpoints))) or "none"
-        raise UserError(f"{checkpoints}: no whole checkpoint {position}; there are: {there}.")
+        raise UserError(f"no whole checkpoint {position}; there are: {there}.", path=checkpoints)
     if found is None:
         raise UserError(
-            f"{checkpoints}: holds no finished checkpoint; train first, or look whether the "
-            "run stopped before its first save (checkpoints.every_steps)."
+            "holds no finished checkpoint",
+            path=checkpoints,
+            advice="train first; the first save may not have come yet (checkpoints.every_steps)",
         )
     return open_saved(folder / str(found) / "state", held)["params"], found
 
@@ -432,7 +437,7 @@ def _positions(folder: Path) -> list[int]:
 
 
 def _newest_whole(
-    folder: Path, position: int | None, damaged: Callable[[int, Damage], None]
+    folder: Path, position: int | None, damaged: Callable[[int, Corruption], None]
 ) -> int | None:
     """The newest checkpoint (or only that of `position`) whose files are as listed.
 
@@ -443,7 +448,7 @@ def _newest_whole(
     for found in reversed(_positions(folder)):
         if position is not None and found != position:
             continue
-        damage = find_damage(folder / str(found))
+        damage = find_corruption(folder / str(found))
         if damage is None:
             return found
         if has_list(folder / str(found)):

@@ -131,9 +131,9 @@ class TrainConfig(Config):
         if mixture.mixture.rates != NATURAL or mixture.mixture.by != "tokens":
             raise UserError(
                 f"epochs={self.epochs:g}: the mixture {mixture.mixture.name!r} has rates of its "
-                "own, so that an epoch of it is not defined; set `rates: natural` and `by: "
-                "tokens` there, or give train_tokens instead.",
+                "own, so that an epoch of it is not defined",
                 key="epochs",
+                advice="set `rates: natural` and `by: tokens` there, or give train_tokens instead",
             )
         tokens = sum(mixture.epoch_tokens)
         if self.data.packing == "best_fit":  # its rows are not full, so that there are more
@@ -142,9 +142,10 @@ class TrainConfig(Config):
         whole = int(self.epochs * tokens) // self.batch_tokens
         if whole < 1:
             raise UserError(
-                f"epochs={self.epochs:g} of the mixture's {tokens:,} tokens are "
-                f"less than one batch of batch_tokens={self.batch_tokens:,}; lower batch_tokens.",
+                f"epochs={self.epochs:g} of the mixture's {tokens:,} tokens are less than one "
+                f"batch of batch_tokens={self.batch_tokens:,}",
                 key="epochs",
+                advice="lower batch_tokens",
             )
         return dataclasses.replace(self, train_tokens=whole * self.batch_tokens)
 
@@ -176,9 +177,9 @@ class TrainConfig(Config):
         require("resume", self.resume, right, "auto, required, or a checkpoint's position")
         if self.adapter is not None and self.init_from is None:
             raise UserError(
-                "adapter is set and init_from is not: adapters are trained on given weights; "
-                "name a Hugging Face folder or a run in init_from.",
+                "adapter is set and init_from is not: adapters are trained on given weights",
                 key="init_from",
+                advice="name a Hugging Face folder or a run in init_from",
             )
         try:
             # Batches of the pipeline always come with segment ids.
@@ -189,9 +190,9 @@ class TrainConfig(Config):
         if decoder.max_positions < T:
             raise UserError(
                 f"data.row_tokens={T} is longer than the {decoder.max_positions} positions of "
-                f"model.preset={self.model.preset!r}; shorten the rows or override "
-                "model.overrides.max_positions.",
+                f"model.preset={self.model.preset!r}",
                 key="data.row_tokens",
+                advice="shorten the rows or override model.overrides.max_positions",
             )
 
 
@@ -228,8 +229,10 @@ def check_division(config: TrainConfig, decoder: DecoderConfig, mesh: Mesh) -> N
     context = mesh.shape["context"]
     if config.data.row_tokens % context:
         raise UserError(
-            f"data.row_tokens={config.data.row_tokens} does not divide among mesh.context="
-            f"{context} devices; change one of them."
+            f"data.row_tokens={config.data.row_tokens} does not divide among "
+            f"mesh.context={context} devices",
+            key="data.row_tokens",
+            advice="change one of them",
         )
     for logical, axis in MESH_AXIS_OF.items():
         size, devices = getattr(decoder, FIELD_OF[logical]), mesh.shape[axis]
@@ -237,7 +240,9 @@ def check_division(config: TrainConfig, decoder: DecoderConfig, mesh: Mesh) -> N
             smaller = max(n for n in range(1, devices) if size % n == 0)
             raise UserError(
                 f"mesh.{axis}={devices} does not divide {FIELD_OF[logical]}={size} of "
-                f"model.preset={config.model.preset!r}; mesh.{axis}={smaller} would."
+                f"model.preset={config.model.preset!r}",
+                key=f"mesh.{axis}",
+                advice=f"mesh.{axis}={smaller} would",
             )
 
 
@@ -253,11 +258,15 @@ def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
     if rows % shards == 0:
         each = rows // shards
         fewer = max(n for n in range(1, pieces + 1) if each % n == 0)
-        raise UserError(f"{said}; accumulation_steps={fewer} would.")
+        raise UserError(said, key="batch_tokens", advice=f"accumulation_steps={fewer} would")
     most = max(n for n in range(1, min(rows, shards) + 1) if rows % n == 0 and shards % n == 0)
     fewer = max(n for n in range(1, pieces + 1) if rows // most % n == 0)
     raise UserError(
-        f"{said}; let {most} of them share the rows and {shards // most} split a row or the "
-        f"weights (mesh.context or mesh.tensor = {shards // most}, accumulation_steps={fewer}), "
-        "take another number of devices, or change batch_tokens."
+        said,
+        key="batch_tokens",
+        advice=(
+            f"let {most} of them share the rows and {shards // most} split a row or the weights "
+            f"(mesh.context or mesh.tensor = {shards // most}, accumulation_steps={fewer}), take "
+            "another number of devices, or change batch_tokens"
+        ),
     )

@@ -89,7 +89,10 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
     run = read_run(config.run)
     if run.lora is None and (config.adapter == "peft" or config.base is not None):
         raise UserError(
-            f"{config.run}: trained all weights and has no adapter; leave out --adapter and --base."
+            "trained all weights and has no adapter",
+            key="adapter",
+            path=config.run,
+            advice="leave out --adapter and --base",
         )
     base = None if run.lora is None else base_of(run, config.base)
     peft_base = _hugging_face_base(base, run) if base and config.adapter == "peft" else None
@@ -121,9 +124,10 @@ def to_hugging_face_folder(config: ToHuggingFaceConfig) -> tuple[Path, float | N
         )
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{output}: not published, its logits differ from the run's by {difference:.2e} "
-                f"(allowed: {TOLERANCE:.0e}); with dtype=bfloat16 the weights are rounded, so "
-                "verify float32 ones."
+                f"not published, its logits differ from the run's by {difference:.2e} (allowed: "
+                f"{TOLERANCE:.0e})",
+                path=output,
+                advice="with dtype=bfloat16 the weights are rounded, so verify float32 ones",
             )
         result = {"maximum_absolute_logit_difference": difference, "tolerance": TOLERANCE}
         atomic_write(folder / "verification.json", json.dumps(result))
@@ -190,14 +194,20 @@ def _hugging_face_base(base: Path, run: TrainedRun) -> Path:
     if not (found / "config.json").exists():
         raise UserError(
             f"adapter=peft: the base of the adapters, {base}, is a run without an export/ that "
-            f"peft could load; export it first (launch/convert.py to-hf --run {base})."
+            "peft could load",
+            key="adapter",
+            path=base,
+            advice=f"export it first (launch/convert.py to-hf --run {base})",
         )
     theirs = read_config(found)
     if name := first_difference(theirs, run.decoder):
         raise UserError(
             f"adapter=peft: {found / 'config.json'} gives {name} as {getattr(theirs, name)}, but "
             f"the run trained with {getattr(run.decoder, name)}, so that peft would build another "
-            "model; export with adapter=merged."
+            "model",
+            key="adapter",
+            path=found / "config.json",
+            advice="export with adapter=merged",
         )
     return found
 
@@ -236,25 +246,21 @@ def _generation(run: TrainedRun, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _verify_texts(config: ToHuggingFaceConfig, run: dict[str, Any]) -> Sequence[str]:
-    if config.verify_text is not None:
+    asked = config.verify_text
+    if asked is not None:
         try:
-            text = config.verify_text.read_text(encoding="utf-8")
+            texts = asked.read_text(encoding="utf-8").split("\n\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"verify_text={config.verify_text}: cannot be read as UTF-8 text ({error})."
-            ) from error
-        found = [part for part in text.split("\n\n") if part.strip()][:VERIFY_TEXTS]
-        if not found:
-            raise UserError(f"verify_text={config.verify_text}: holds no text.")
-        return found
-    if "mixture" not in run["data"]:
-        raise UserError("verify: this run has no mixture to take text from; give --verify_text.")
-    source = next(filter(None, open_mixture(DataConfig(**run["data"])).sources))
-    records = source.read(range(min(VERIFY_TEXTS, len(source))))
-    found = [record.text for record in records if record.text.strip()]
-    if not found:
-        raise UserError(
-            f"verify: the first {len(records)} records of this run hold no text; give "
-            "--verify_text."
-        )
+            said = f"cannot be read as UTF-8 text ({error})."
+            raise UserError(said, key="verify_text", path=asked) from error
+    elif "mixture" in run["data"]:
+        source = next(filter(None, open_mixture(DataConfig(**run["data"])).sources))
+        records = source.read(range(min(VERIFY_TEXTS, len(source))))
+        texts = [record.text for record in records]
+    else:
+        said = "verify: this run has no mixture to take text from"
+        raise UserError(said, key="verify_text", advice="give --verify_text")
+    if not (found := [text for text in texts if text.strip()][:VERIFY_TEXTS]):
+        said = f"verify: {asked or 'the first records of this run'}: no text there"
+        raise UserError(said, key="verify_text", path=asked, advice="give --verify_text with some")
     return found

@@ -24,7 +24,7 @@ from jaxlib import version as jaxlib_version
 
 from ipt_jax.chips.devices import DEVICES, Device
 from ipt_jax.chips.topology import compiled_for, described_devices, why_not
-from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.errors import UserError
 from ipt_jax.data.mixture import load_mixture
 from ipt_jax.models.lora import adapter_count
 from ipt_jax.models.sharding import BATCH, batch_shards, make_mesh
@@ -139,15 +139,10 @@ def compile_ahead(config: TrainConfig) -> Ahead:
     """Lower and compile the configured step; no shard is read and no array is made.
 
     Raises:
-      UserError: settings that do not fit together, or an unknown device.
+      UserError: settings that do not fit together.
     """
     config.check()
-    device = DEVICES.get(config.dry_run_device)
-    if device is None:
-        raise UserError(
-            f"dry_run_device={config.dry_run_device!r} is not known. "
-            f"{did_you_mean(config.dry_run_device, DEVICES)}"
-        )
+    device = DEVICES[config.dry_run_device]
     absent = why_not(device)
     if absent is None:
         mesh = make_mesh(config.mesh, described_devices(device, config.dry_run_devices))
@@ -203,7 +198,9 @@ def estimate_memory(config: TrainConfig) -> MemoryEstimate:
         raise UserError(
             f"this run needs {plan.total_bytes / 1e9:.1f} GB a device ({describe_memory(plan)}), "
             f"more than {USABLE:.0%} of the {device.memory_bytes / 1e9:.0f} GB of "
-            f"dry_run_device={device.name}: {_advice(plan, config)}."
+            f"dry_run_device={device.name}",
+            key="dry_run_device",
+            advice=_advice(plan, config),
         )
     return plan
 

@@ -16,7 +16,7 @@ LIST_NAME = "checksums.json"
 
 
 @dataclass(frozen=True)
-class Damage:
+class Corruption:
     """What is wrong with a folder."""
 
     file: Path
@@ -55,7 +55,7 @@ def has_list(folder: Path) -> bool:
     return (folder / LIST_NAME).exists()
 
 
-def find_damage(folder: Path) -> Damage | None:
+def find_corruption(folder: Path) -> Corruption | None:
     """The first file of `folder` that differs from the list, or None.
 
     Sizes are compared first, so that a cut file is found without reading the others. Files that
@@ -68,25 +68,27 @@ def find_damage(folder: Path) -> Damage | None:
             for name, entry in load_json(path)["files"].items()
         }
     except FileNotFoundError:
-        return Damage(path, "is missing", "no-list")
+        return Corruption(path, "is missing", "no-list")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Damage(path, f"cannot be read ({error})", "bad-list")
+        return Corruption(path, f"cannot be read ({error})", "bad-list")
     if not listed:
-        return Damage(path, "lists no file", "bad-list")
+        return Corruption(path, "lists no file", "bad-list")
     for name, (size, _) in listed.items():
         try:
             found = (folder / name).stat().st_size
         except OSError:
-            return Damage(folder / name, "is missing", "missing-file")
+            return Corruption(folder / name, "is missing", "missing-file")
         if found != size:
-            return Damage(folder / name, f"has {found:,} bytes instead of {size:,}", "wrong-size")
+            return Corruption(
+                folder / name, f"has {found:,} bytes instead of {size:,}", "wrong-size"
+            )
 
-    def look(name: str) -> Damage | None:
+    def look(name: str) -> Corruption | None:
         try:
             same = file_sha256(folder / name) == listed[name][1]
         except OSError as error:
-            return Damage(folder / name, f"cannot be read ({error})", "unreadable")
-        wrong = Damage(folder / name, "has other bytes than were written", "wrong-checksum")
+            return Corruption(folder / name, f"cannot be read ({error})", "unreadable")
+        wrong = Corruption(folder / name, "has other bytes than were written", "wrong-checksum")
         return None if same else wrong
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

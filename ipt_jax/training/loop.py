@@ -212,13 +212,16 @@ def _first_state(
     found = checkpoints.restore_newest(abstract.saved, wanted)
     if found is None and config.resume == "required":
         raise UserError(
-            f"resume=required: {checkpoints.folder} holds no good checkpoint; start with "
-            "resume=auto, or name the run_folder of a run that saved one."
+            f"resume=required: {checkpoints.folder} holds no good checkpoint",
+            key="resume",
+            path=checkpoints.folder,
+            advice="start with resume=auto, or name the run_folder of a run that saved one",
         )
     if found is None and wanted is None and checkpoints.all_lost():
         raise everyones_error(
-            f"{checkpoints.folder}: every checkpoint of this run is damaged (damaged/ holds "
-            "them); put back a copy of one, or give --resume 0 to train from the beginning."
+            "every checkpoint of this run is damaged (damaged/ holds them)",
+            path=checkpoints.folder,
+            advice="put back a copy of one, or give --resume 0 to train from the beginning",
         )
     base = None
     if config.init_from is not None and (found is None or config.adapter is not None):
@@ -228,8 +231,11 @@ def _first_state(
         state = setup.init_state(config.seed, base)
         if base is not None and (wrong := not_finite(weights(state))):
             raise UserError(
-                f"init_from={config.init_from}: {wrong} hold NaN or infinity, from "
-                "which nothing can be learnt; name sound weights."
+                f"init_from={config.init_from}: {wrong} hold NaN or infinity, from which nothing "
+                "can be learnt",
+                key="init_from",
+                path=config.init_from,
+                advice="name sound weights",
             )
         return state, {"base_norm": _norm(state.frozen)}
     state = dataclasses.replace(found.state, guard=restarted(config.guard, found.state.guard))
@@ -239,7 +245,10 @@ def _first_state(
     if not math.isclose(_norm(state.frozen), found.progress["base_norm"], rel_tol=1e-5):
         raise UserError(
             f"init_from={config.init_from}: holds other weights than those that the adapters in "
-            f"{checkpoints.folder} were trained on; name the folder that the run began with."
+            f"{checkpoints.folder} were trained on",
+            key="init_from",
+            path=config.init_from,
+            advice="name the folder that the run began with",
         )
     return state, found.progress
 
@@ -277,8 +286,9 @@ def _check_tokenizer(config: TrainConfig, setup: TrainSetup, vocabulary: int) ->
     if vocabulary > setup.decoder.vocabulary_size:
         raise UserError(
             f"data.tokenizer={config.data.tokenizer!r} has {vocabulary} tokens, but "
-            f"model.preset={config.model.preset!r} embeds {setup.decoder.vocabulary_size}; choose "
-            "the tokenizer that belongs to the model, or override model.overrides.vocabulary_size."
+            f"model.preset={config.model.preset!r} embeds {setup.decoder.vocabulary_size}",
+            key="data.tokenizer",
+            advice="choose the model's own tokenizer, or override model.overrides.vocabulary_size",
         )
 
 
@@ -290,5 +300,6 @@ def _check_learnt(config: TrainConfig, stream: Lookahead, first: int) -> None:
             f"data.mixture={config.data.mixture!r}: no token of the first {most} batches is to be "
             "learnt: all of them are masked (loss weight 0). See that the records have responses "
             "where a task says `loss: responses` (tools/show_batch.py shows what is masked), or "
-            "set `loss: all` there."
+            "set `loss: all` there.",
+            key="data.mixture",
         )

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,9 +64,9 @@ class MetricsConfig(Config):
         """
         if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise UserError(
-                f"metrics.wandb_project={self.wandb_project!r}: the package wandb is not "
-                "installed; run `pip install 'ipt-jax[wandb]'` or `pip install wandb`, or leave "
-                "wandb_project out."
+                f"metrics.wandb_project={self.wandb_project!r}: the package wandb is not installed",
+                key="metrics.wandb_project",
+                advice="run `pip install 'ipt-jax[wandb]'`, or leave wandb_project out",
             )
 
 
@@ -285,18 +286,13 @@ class _Screen:
         else:
             begun, since = self._began
             left = (self._steps - position) * (time.perf_counter() - since) / (position - begun)
-            figures.append(f"{_clock(left)} left")
+            figures.append(f"{timedelta(seconds=round(left))} left")
         print(f"step {position:,} of {self._steps:,} · " + " · ".join(figures), flush=True)
 
     def close(self) -> None:
         """The bar stays as it is; no more of it."""
         if self._bar is not None:
             self._bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def _finite(value: Any) -> float | None:
@@ -349,8 +345,9 @@ class WandbWriter:
         except Error as error:
             raise UserError(
                 f"metrics.wandb_project={project!r}: Weights & Biases did not start "
-                f"({str(error).rstrip('.')}). Run `wandb login`, or set metrics.wandb_mode=offline "
-                "and upload with `wandb sync` later."
+                f"({str(error).rstrip('.')})",
+                key="metrics.wandb_project",
+                advice="run `wandb login`, or set metrics.wandb_mode=offline and sync later",
             ) from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -56,8 +56,9 @@ class OptimizerConfig(Config):
         if self.moments_dtype == "bfloat16" and self.beta2 > 0.99:
             raise UserError(
                 f"beta2={self.beta2} with moments_dtype=bfloat16: its steps would be lost in "
-                "rounding; beta2 must be at most 0.99, or moments_dtype float32.",
+                "rounding",
                 key="beta2",
+                advice="beta2 must be at most 0.99, or moments_dtype float32",
             )
 
 
@@ -130,7 +131,9 @@ def _planned_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     if warmup + decay > steps:
         raise UserError(
             f"optimizer.decay_fraction={config.decay_fraction}: {decay} steps of decay and "
-            f"{warmup} of warm-up are more than the run's {steps}; lower one of them."
+            f"{warmup} of warm-up are more than the run's {steps}",
+            key="optimizer.decay_fraction",
+            advice="lower one of them",
         )
     fall = optax.linear_schedule(peak, final, decay)
     pieces = [rise, optax.constant_schedule(peak), fall]

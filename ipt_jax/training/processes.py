@@ -24,8 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ipt_jax.core.bounds import Config, NotNegative, Positive
 from ipt_jax.core.configuration import advice_on
-from ipt_jax.core.errors import TRY_AGAIN, RunStopped, UserError
+from ipt_jax.core.errors import TRY_AGAIN, RunStopped, UserError, require
 from ipt_jax.models.sharding import BATCH, MESH_AXES
+
+_COORDINATOR = "host:port of process 0, or auto on a cluster"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ def connect(config: ProcessesConfig) -> None:
     if config.coordinator is None:
         if config.count not in (None, 1):
             raise UserError(
-                f"processes.count={config.count} without processes.coordinator: give the "
-                "host:port of process 0, or auto on a cluster."
+                f"processes.count={config.count} without processes.coordinator",
+                key="processes.coordinator",
+                advice=f"give {_COORDINATOR}",
             )
         return
     given = (config.count, config.index)
@@ -59,14 +62,12 @@ def connect(config: ProcessesConfig) -> None:
         if None in given or not 0 <= (config.index or 0) < (config.count or 0):
             raise UserError(
                 f"processes.coordinator={config.coordinator!r} needs processes.count and "
-                f"processes.index from 0 to count - 1; they are {given[0]} and {given[1]}."
+                f"processes.index from 0 to count - 1; they are {given[0]} and {given[1]}.",
+                key="processes.coordinator",
             )
         host, _, port = config.coordinator.rpartition(":")
-        if not host or not port.isdecimal():
-            raise UserError(
-                f"processes.coordinator={config.coordinator!r}: give host:port of process 0, or "
-                "auto on a cluster."
-            )
+        right = bool(host) and port.isdecimal()
+        require("processes.coordinator", config.coordinator, right, _COORDINATOR)
     try:
         if config.coordinator == "auto":
             jax.distributed.initialize()
@@ -75,8 +76,9 @@ def connect(config: ProcessesConfig) -> None:
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"processes.coordinator={config.coordinator!r}: the processes did not find each other "
-            f"({' '.join(str(error).split())[:300]}); see that all {config.count or ''} of them "
-            "run and that process 0 can be reached there."
+            f"({' '.join(str(error).split())[:300]})",
+            key="processes.coordinator",
+            advice=f"see that all {config.count or ''} of them run and can reach process 0 there",
         ) from error
     if process_count() > 1:
         leave_when_aborted()
@@ -105,8 +107,8 @@ def from_first_process(key: str, make: Callable[[], str], seconds: float) -> str
         return client.blocking_key_value_get(f"ipt_jax/{key}", int(seconds * 1000))
     except RuntimeError as error:
         raise UserError(
-            f"process 0 did not say its {key} within {seconds:g} s; see its output, and start all "
-            "of them again."
+            f"process 0 did not say its {key} within {seconds:g} s",
+            advice="see its output, and start all of them again",
         ) from error
 
 
@@ -142,9 +144,10 @@ def _say_gone(what: str) -> None:
     )
 
 
-def everyones_error(message: str) -> Exception:
+def everyones_error(message: str, **fields: Any) -> Exception:
     """A `UserError` that all processes raise at once: none then loses the others at its exit."""
-    return UserError(message) if jax.process_count() == 1 else RunStopped(f"error: {message}", 2)
+    error = UserError(message, **fields)
+    return error if jax.process_count() == 1 else RunStopped(f"error: {error}", 2)
 
 
 def refuse_other_configs(config: Mapping[str, str]) -> None:
@@ -172,7 +175,9 @@ def refuse_other_configs(config: Mapping[str, str]) -> None:
         apart = [str(i) for i, other in enumerate(others, 1) if other != first]
         raise everyones_error(
             f"{', '.join(keys)}: process {', '.join(apart)} of this run has other values than "
-            "process 0; start all of them with the same config."
+            "process 0",
+            key=keys[0],
+            advice="start all of them with the same config",
         )
 
 
@@ -240,8 +245,11 @@ class GlobalBatches:
         if rows % size or any(b - a != size or a % size for a, b in spans.values()):
             raise UserError(
                 f"processes hold rows {sorted(spans.values())} of a batch, which are no equal "
-                "shares; give each process the same number of devices and let mesh.data × "
-                "mesh.fsdp be a multiple, or a divisor, of the number of processes."
+                "shares",
+                advice=(
+                    "give each process the same number of devices and let mesh.data × mesh.fsdp be "
+                    "a multiple, or a divisor, of the number of processes"
+                ),
             )
         self.share_index, self.share_count = self.first_row // size, rows // size
 

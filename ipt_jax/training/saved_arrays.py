@@ -39,8 +39,9 @@ class SavedArray(LazyArray):
             return self._store[index].read().result()
         except ValueError as error:
             raise UserError(
-                f"{self._from} cannot be read any more ({error}); where a run that is training "
-                "deleted the checkpoint, try again or raise its checkpoints.keep."
+                f"{self._from} cannot be read any more ({error})",
+                key="checkpoints.keep",
+                advice="if a run deleted the checkpoint, try again or raise its checkpoints.keep",
             ) from error
 
 

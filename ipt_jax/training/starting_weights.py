@@ -98,7 +98,9 @@ class TrainedRun:
 def read_run(folder: Path) -> TrainedRun:
     path = folder / "config.yaml"
     if not path.exists():
-        raise UserError(f"{folder}: no training run (no config.yaml there); name a run folder.")
+        raise UserError(
+            "no training run (no config.yaml there)", path=folder, advice="name a run folder"
+        )
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     lora = settings.get("adapter")
     if lora is not None:
@@ -112,14 +114,18 @@ def base_of(run: TrainedRun, given: Path | None = None) -> Path:
     named = given or run.settings.get("init_from")
     if named is None:
         raise UserError(
-            f"{run.folder}: trained adapters, but its config.yaml has no init_from to add them "
-            "to; name the base with --base."
+            "trained adapters, but its config.yaml has no init_from to add them to",
+            key="base",
+            path=run.folder,
+            advice="name the base with --base",
         )
     base = Path(named)
     if not any((base / name).exists() for name in ("config.json", "config.yaml")):
         raise UserError(
-            f"{run.folder}: the base of its adapters, {base}, is no Hugging Face folder and no "
-            "run (any more); name where it lies now with --base."
+            f"the base of its adapters, {base}, is no Hugging Face folder and no run (any more)",
+            key="base",
+            path=run.folder,
+            advice="name where it lies now with --base",
         )
     return base
 
@@ -140,6 +146,11 @@ def _check_fit(folder: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None
         given = getattr(theirs, name)
         raise UserError(
             f"init_from={folder}: its config gives {name} as {given}, but model.{name} is "
-            f"{getattr(ours, name)}; choose the preset that fits the weights or set "
-            f"model.overrides.{name} (to train with another value, set it in both)."
+            f"{getattr(ours, name)}",
+            key=f"model.{name}",
+            path=folder,
+            advice=(
+                f"choose the preset that fits the weights or set model.overrides.{name} (to train "
+                "with another value, set it in both)"
+            ),
         )

@@ -238,7 +238,7 @@ def make_setup(config: TrainConfig, mesh: Mesh, source_count: int) -> TrainSetup
             config.attention_backend, attention_spec(decoder, segments=True), call
         )
     except ValueError as error:
-        raise UserError(f"attention_backend: {error}") from error
+        raise UserError(f"attention_backend: {error}", key="attention_backend") from error
     return TrainSetup(
         decoder,
         mesh,

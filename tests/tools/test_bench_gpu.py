@@ -166,11 +166,17 @@ def test_neighbours_are_held_against_a_copy_of_as_many_bytes() -> None:
 def test_the_lines_of_both_tables_of_sizes_are_printed() -> None:
     import bench_gpu
     import gpu_attention
+    import jax
+
+    from ipt_jax.attention import block_sizes
 
     rows = Rows()
     gpu_attention.tiles(64, rows, 60.0, dry_run=True)
     (row,) = rows
-    assert row["row"] == "tiles" and "64, 2): BlockSizes(forward=Tile(queries=32, " in row["line"]
+    assert row["row"] == "tiles" and row["line"].count("1 timed, 0 did not run, 0 not tried") == 3
+    (key, sizes), *_ = eval("{" + row["line"] + "}", vars(block_sizes)).items()
+    assert key == (jax.devices()[0].device_kind, 64, 2) and jax.__version__ in sizes.measured
+    assert sizes.forward == sizes.d_query == sizes.d_key_value == block_sizes.Tile(32, 32)
     rows("tuning", line="    128: Tuning(),")
     text = bench_gpu.render(rows, _options())
     assert text.count("## Sizes") == 1 and "TABLE in `ipt_jax/attention/block_sizes.py`" in text

@@ -23,8 +23,9 @@ class ArrayRecordRows(FileRows):
             count = count_records(path)
             if count is None:
                 raise UserError(
-                    f"{path} is no ArrayRecord file: it is damaged or something else. Copy it "
-                    "again, or take it out of the source."
+                    f"{path} is no ArrayRecord file: it is damaged or something else",
+                    path=path,
+                    advice="copy it again, or take it out of the source",
                 )
             counts.append(count)
         self._shards = ShardReader(files, counts)
@@ -46,5 +47,7 @@ class ArrayRecordRows(FileRows):
             return features_of(data)
         except DecodeError as error:
             raise DamagedRecord(
-                f"{self.where(index)} is no tf.train.Example ({error}): mend or remove it."
+                f"{self.where(index)} is no tf.train.Example ({error})",
+                record=self.where(index),
+                advice="mend or remove it",
             ) from error

@@ -52,15 +52,19 @@ def format_of(task: Task) -> str:
     kinds = sorted({_format_of_name(name) for name in names} - {""})
     if len(kinds) > 1:
         raise UserError(
-            f"{path} holds files of several formats ({', '.join(kinds)}): set "
-            f"`tasks.{task.name}.format`, or name a pattern of files."
+            f"{path} holds files of several formats ({', '.join(kinds)})",
+            key=f"tasks.{task.name}.format",
+            path=path,
+            advice=f"set `tasks.{task.name}.format`, or name a pattern of files",
         )
     if not kinds:
         if path.is_dir() or not names:
             Manifest.load(path)  # says that there is none
         raise UserError(
             f"the format of {path} is not told by its name: set `tasks.{task.name}.format`. "
-            f"{did_you_mean(path.suffix.lstrip('.'), FORMATS)}"
+            f"{did_you_mean(path.suffix.lstrip('.'), FORMATS)}",
+            key=f"tasks.{task.name}.format",
+            path=path,
         )
     return kinds[0]
 
@@ -88,16 +92,22 @@ def find_files(task: Task, format: str) -> list[Path]:
     path = Path(task.source)
     if not path.is_dir():
         if not (found := _matches(task.source)):
-            raise UserError(f"{task.source} names no file: correct `tasks.{task.name}.source`.")
-        if task.split != "train":
             raise UserError(
-                f"`tasks.{task.name}.split` is {task.split!r}, but {task.source} names the files "
-                "themselves: leave `split` out."
+                f"{task.source} names no file",
+                key=f"tasks.{task.name}.source",
+                advice=f"correct `tasks.{task.name}.source`",
             )
+        if task.split != "train":
+            why = f"{task.source} names the files themselves"
+            raise task.refused("split", why, "leave `split` out")
         return found
     found = [p for p in sorted(path.iterdir()) if p.is_file() and _ENDINGS[format].search(p.name)]
     if not found:
-        raise UserError(f"the folder {path} holds no {format} file: correct the source or format.")
+        raise UserError(
+            f"the folder {path} holds no {format} file",
+            path=path,
+            advice="correct the source or format",
+        )
     return _of_split(task, found)
 
 
@@ -108,8 +118,10 @@ def _of_split(task: Task, files: Sequence[Path]) -> list[Path]:
         if numbered or len(named) > 1 or (task.split != "train" and named != [task.split]):
             raise UserError(
                 f"{files[0].parent} holds {', '.join(p.name for p in files[:4])}: which of them "
-                f"are the split {task.split!r} is not clear. Name a file or a pattern in "
-                f"`tasks.{task.name}.source`."
+                f"are the split {task.split!r} is not clear",
+                key=f"tasks.{task.name}.source",
+                path=files[0].parent,
+                advice=f"name a file or a pattern in `tasks.{task.name}.source`",
             )
         return list(files)
     sets = sorted({match["set"] for match in numbered})
@@ -119,7 +131,10 @@ def _of_split(task: Task, files: Sequence[Path]) -> list[Path]:
     if len(wanted) != 1:
         raise UserError(
             f"{files[0].parent} holds the sets {', '.join(sets)}, and {len(wanted)} of them are "
-            f"the split {task.split!r}: set `tasks.{task.name}.split`, or name a pattern of files."
+            f"the split {task.split!r}",
+            key=f"tasks.{task.name}.split",
+            path=files[0].parent,
+            advice=f"set `tasks.{task.name}.split`, or name a pattern of files",
         )
     chosen = [(m, p) for m, p in zip(numbered, files, strict=True) if m["set"] == wanted[0]]
     total = int(chosen[0][0]["total"])
@@ -127,8 +142,9 @@ def _of_split(task: Task, files: Sequence[Path]) -> list[Path]:
     if missing or len(chosen) != total:
         raise UserError(
             f"{files[0].parent} holds {len(chosen)} of the {total} files of {wanted[0]!r} "
-            f"(missing: {', '.join(f'{n:05d}' for n in missing[:5])}): copy them all, or name a "
-            "pattern of files."
+            f"(missing: {', '.join(f'{n:05d}' for n in missing[:5])})",
+            path=files[0].parent,
+            advice="copy them all, or name a pattern of files",
         )
     return [p for _, p in chosen]
 
@@ -149,14 +165,18 @@ def content_sha256(path: Path, folder: Path, verify: bool) -> str:
             if verify and file_sha256(path) != before:
                 raise UserError(
                     f"{path} has other bytes than when it was indexed, but the same size and time: "
-                    f"it is damaged. Copy it again, or delete {kept} if it is as it should be."
+                    "it is damaged",
+                    path=path,
+                    advice=f"copy it again, or delete {kept} if it is as it should be",
                 )
             return before
         sha256 = file_sha256(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): mend or replace it.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror})", path=path, advice="mend or replace it"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{kept} is damaged ({error!r}): delete it.") from error
+        raise UserError(f"{kept} is damaged ({error!r})", path=kept, advice="delete it") from error
     write_index(kept, json.dumps({"file": path.name, "sha256": sha256}))
     return sha256
 
@@ -167,8 +187,9 @@ def write_index(path: Path, data: bytes | str) -> None:
         atomic_write(path, data)
     except OSError as error:
         raise UserError(
-            f"the index {path} cannot be written ({error.strerror}): free disk space, or set "
-            "`index_folder` to a folder that can be written."
+            f"the index {path} cannot be written ({error.strerror})",
+            path=path,
+            advice="free disk space, or set `index_folder` to a folder that can be written",
         ) from error
 
 
@@ -200,7 +221,7 @@ class FileRows:
 def whole(row: dict[str, Any] | str, where: Callable[[int], str], index: int) -> dict[str, Any]:
     """The fields of a row. Raises DamagedRecord, naming it, where it is what is wrong with it."""
     if isinstance(row, str):
-        raise DamagedRecord(f"{where(index)}: {row}: mend or remove it.")
+        raise DamagedRecord(row, record=where(index), advice="mend or remove it")
     return row
 
 

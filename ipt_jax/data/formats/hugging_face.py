@@ -28,7 +28,8 @@ class HuggingFaceRows:
             if task.text_key not in names:
                 raise UserError(
                     f"the data set {task.source} has no column `{task.text_key}`: set "
-                    f"`tasks.{task.name}.text_key`. {did_you_mean(task.text_key, names)}"
+                    f"`tasks.{task.name}.text_key`. {did_you_mean(task.text_key, names)}",
+                    key=f"tasks.{task.name}.text_key",
                 )
             data = data.select_columns([name for name in names if name in columns])
         self._data = data.with_format("arrow")
@@ -66,7 +67,9 @@ class HuggingFaceRows:
         except (OSError, ValueError) as error:
             raise DamagedRecord(
                 f"rows of {self._source} cannot be read ({error}), among them "
-                f"{self.where(wanted[0])}: save or download the data set again."
+                f"{self.where(wanted[0])}",
+                record=self.where(wanted[0]),
+                advice="save or download the data set again",
             ) from error
         return [whole(row, self.where, index) for index, row in zip(wanted, rows, strict=True)]
 
@@ -77,8 +80,8 @@ def _load(task: Task) -> Any:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError(
-            f"{task.source} is read with Hugging Face datasets, which is not installed: `pip "
-            "install 'ipt-jax[sources]'`."
+            f"{task.source} is read with Hugging Face datasets, which is not installed",
+            advice="`pip install 'ipt-jax[sources]'`",
         ) from error
     folder = Path(task.source)
     saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
@@ -93,14 +96,16 @@ def _load(task: Task) -> Any:
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         raise UserError(
             f"the data set {task.source} (split {task.split!r}, subset {task.subset!r}) cannot be "
-            f"loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}): correct "
-            f"`source`, `split` and `subset` of the task {task.name!r}."
+            f"loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+            key="source",
+            advice=f"correct `source`, `split` and `subset` of the task {task.name!r}",
         ) from error
     if isinstance(data, dict):
         if task.split not in data:
             raise UserError(
                 f"the data set {task.source} has no split {task.split!r}: set "
-                f"`tasks.{task.name}.split`. {did_you_mean(task.split, map(str, data))}"
+                f"`tasks.{task.name}.split`. {did_you_mean(task.split, map(str, data))}",
+                key=f"tasks.{task.name}.split",
             )
         data = data[task.split]
     return data

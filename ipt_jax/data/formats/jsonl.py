@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import DamagedRecord, UserError
-from ipt_jax.core.shards import ShardReader
+from ipt_jax.core.shards import ShardReader, read_parts
 from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of, write_index
 
 _BLOCK = 16 << 20
@@ -25,7 +25,7 @@ _PACKED = (".gz", ".zst")
 _VERSION = 1
 
 
-class _Lines:
+class _LineFile:
     """The lines of one file that are not blank; picklable, threads may share it.
 
     A plain file is read in place, through an index of where its lines begin. A compressed one is
@@ -47,7 +47,9 @@ class _Lines:
             content = json_lines.load_json(told)
             self._records, self._blank = int(content["records"]), content["blank_lines"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the index {told} is damaged ({error!r}): delete it.") from error
+            raise UserError(
+                f"the index {told} is damaged ({error!r})", path=told, advice="delete it"
+            ) from error
         self._shards = ShardReader([self._data], [self._records]) if self._packed else None
 
     @functools.cached_property
@@ -60,7 +62,9 @@ class _Lines:
             error: object = f"it holds {bounds.dtype} {bounds.shape}"
         except (OSError, ValueError, EOFError) as caught:
             error = caught
-        raise UserError(f"the index {self._data} is damaged ({error}): delete it.")
+        raise UserError(
+            f"the index {self._data} is damaged ({error})", path=self._data, advice="delete it"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_bounds"}
@@ -86,7 +90,9 @@ class _Lines:
                     if end - start <= json_lines.MAX_LINE_BYTES:
                         found[at] = os.pread(file.fileno(), end - start, start)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be read ({error.strerror}): mend it.") from error
+            raise UserError(
+                f"{self.path} cannot be read ({error.strerror})", path=self.path, advice="mend it"
+            ) from error
         return found
 
 
@@ -96,14 +102,14 @@ class JsonlRows(FileRows):
     unit = "line"
 
     def __init__(self, files: Sequence[Path], folder: Path, verify: bool) -> None:
-        self._files = [_Lines(path, folder, verify) for path in files]
+        self._files = [_LineFile(path, folder, verify) for path in files]
         self._starts = np.cumsum([0, *map(len, self._files)], dtype=np.int64)
         self.fingerprint = fingerprint_of([file.sha256 for file in self._files])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, index: int) -> tuple[_Lines, int]:
+    def _place(self, index: int) -> tuple[_LineFile, int]:
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._files[file], index - int(self._starts[file])
 
@@ -113,17 +119,8 @@ class JsonlRows(FileRows):
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The objects. Raises UserError naming file and line of one that is none."""
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"there are {len(self)} lines, not {wanted.max()}")
-        files = np.searchsorted(self._starts, wanted, side="right") - 1
-        found: list[dict[str, Any]] = [{}] * len(wanted)
-        for file in np.unique(files).tolist():
-            (places,) = np.nonzero(files == file)
-            lines = self._files[file].read((wanted[places] - self._starts[file]).tolist())
-            for place, line in zip(places.tolist(), lines, strict=True):
-                found[place] = self._object(int(wanted[place]), line)
-        return found
+        lines = read_parts(self._starts, indices, lambda n, places: self._files[n].read(places))
+        return [self._object(int(i), line) for i, line in zip(indices, lines, strict=True)]
 
     def _object(self, index: int, line: bytes) -> dict[str, Any]:
         try:
@@ -137,7 +134,9 @@ class JsonlRows(FileRows):
             value, error = None, str(caught)
         if not isinstance(value, dict):
             raise DamagedRecord(
-                f"{self.where(index)} is no JSON object ({error}): mend or remove the line."
+                f"{self.where(index)} is no JSON object ({error})",
+                record=self.where(index),
+                advice="mend or remove the line",
             )
         return value
 
@@ -182,7 +181,9 @@ def _find(path: Path, out: Path) -> tuple[int, list[int]]:
                 if not block:
                     break
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): mend it.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror})", path=path, advice="mend it"
+        ) from error
     bounds = np.stack([np.concatenate([np.empty(0, np.int64), *p]) for p in (starts, ends)])
     data_out = io.BytesIO()
     np.save(data_out, bounds, allow_pickle=False)
@@ -211,8 +212,9 @@ def _pack(path: Path, out: Path) -> tuple[int, list[int]]:
         os.replace(temporary, out)
     except RuntimeError as error:
         raise UserError(
-            f"the lines of {path} cannot be written to {out} ({error}): free disk space, or set "
-            "`index_folder` to a folder that can be written."
+            f"the lines of {path} cannot be written to {out} ({error})",
+            path=out,
+            advice="free disk space, or set `index_folder` to a folder that can be written",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -225,8 +227,9 @@ def _decompressed(path: Path) -> Iterator[bytes | None]:
             yield from json_lines.read_lines(file)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be decompressed ({error}): it is damaged or not what its ending says. "
-            "Copy it again."
+            f"{path} cannot be decompressed ({error}): it is damaged or not what its ending says",
+            path=path,
+            advice="copy it again",
         ) from error
 
 
@@ -237,8 +240,9 @@ def _opened(path: Path) -> IO[bytes]:
         import pyarrow
     except ImportError as error:
         raise UserError(
-            f"{path} is read with pyarrow, which is not installed: `pip install "
-            "'ipt-jax[sources]'`, or decompress the file."
+            f"{path} is read with pyarrow, which is not installed",
+            path=path,
+            advice="`pip install 'ipt-jax[sources]'`, or decompress the file",
         ) from error
     stream = pyarrow.input_stream(str(path), compression="zstd")
     return io.BufferedReader(stream)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ipt_jax.core.arrow_rows import rows_of
 from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
+from ipt_jax.core.shards import Reopened, read_parts
 from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of, whole
 
 # Decoded row groups kept. A global shuffle touches all of them: where they do not fit, each row
@@ -17,7 +18,7 @@ from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of,
 _CACHE_BYTES = 512 << 20
 
 
-class ParquetRows(FileRows):
+class ParquetRows(Reopened, FileRows):
     """The rows of one or several files; picklable, threads may share it.
 
     ``columns`` limits what is decoded; None for all. A value that Python cannot hold makes the row
@@ -25,7 +26,7 @@ class ParquetRows(FileRows):
     others. Raises UserError naming the file that is no parquet or lacks the text's column.
     """
 
-    unit = "row"
+    unit, _own = "row", ("_tables", "_lock")
 
     def __init__(
         self,
@@ -45,7 +46,9 @@ class ParquetRows(FileRows):
                 if columns is not None and asked[0] not in names:
                     raise UserError(
                         f"{path} has no column `{asked[0]}`: set `text_key`. "
-                        f"{did_you_mean(asked[0], names)}"
+                        f"{did_you_mean(asked[0], names)}",
+                        key="text_key",
+                        path=path,
                     )
                 kept = None if columns is None else [name for name in names if name in columns]
                 self._columns.append(kept)
@@ -63,15 +66,6 @@ class ParquetRows(FileRows):
         self._tables: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_tables"], state["_lock"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
-
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -82,17 +76,8 @@ class ParquetRows(FileRows):
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The rows. Raises UserError naming the file and row group that cannot be read."""
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"there are {len(self)} rows, not {wanted.max()}")
-        groups = np.searchsorted(self._starts, wanted, side="right") - 1
-        found: list[dict[str, Any]] = [{}] * len(wanted)
-        for group in np.unique(groups).tolist():
-            (places,) = np.nonzero(groups == group)
-            rows = self._rows(group, (wanted[places] - self._starts[group]).tolist())
-            for place, row in zip(places.tolist(), rows, strict=True):
-                found[place] = whole(row, self.where, int(wanted[place]))
-        return found
+        rows = read_parts(self._starts, indices, self._rows)
+        return [whole(row, self.where, int(i)) for i, row in zip(indices, rows, strict=True)]
 
     def _rows(self, group: int, local: list[int]) -> list[dict[str, Any] | str]:
         import pyarrow
@@ -103,7 +88,9 @@ class ParquetRows(FileRows):
         except (pyarrow.ArrowException, OSError) as error:
             raise DamagedRecord(
                 f"row group {number} of {self._files[file]} cannot be read "
-                f"({' '.join(str(error).split())[:200]}): it is damaged. Copy the file again."
+                f"({' '.join(str(error).split())[:200]}): it is damaged",
+                path=self._files[file],
+                advice="copy the file again",
             ) from error
 
     def _table(self, group: int) -> Any:
@@ -128,13 +115,16 @@ def _open(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            f"{path} is read with pyarrow, which is not installed: `pip install "
-            "'ipt-jax[sources]'`."
+            f"{path} is read with pyarrow, which is not installed",
+            path=path,
+            advice="`pip install 'ipt-jax[sources]'`",
         ) from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}): it is "
-            "damaged or not what its ending says. Copy it again, or take it out of the source."
+            "damaged or not what its ending says",
+            path=path,
+            advice="copy it again, or take it out of the source",
         ) from error

@@ -143,6 +143,8 @@ def test_limits_that_no_cpu_meets():
     assert why("cudnn_packed", segments=True) == "" == why("cudnn_packed", B200, segments=True)
     assert "compute capability 8.0" in why("cudnn_packed", A100, segments=True)
     assert "needs an H100 or H200" in why("pallas_hopper", B200)
+    assert "not 80" in why("pallas_hopper", width=80)
+    assert "float32" in why("pallas_hopper", dtype="float32")
     assert why("pallas", dtype="float16") == ""
     assert why("reference", V5P, "float64", 3, 500) == ""
 

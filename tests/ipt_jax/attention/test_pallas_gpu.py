@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from ipt_jax.attention import pallas_gpu
-from ipt_jax.attention.autotune import autotune
 from ipt_jax.attention.backends import attention
 from ipt_jax.attention.block_sizes import BlockSizes, Tile, block_sizes
 from ipt_jax.attention.pallas_gpu import pallas_attention
@@ -321,19 +320,6 @@ def test_tiles_of_the_table():
         block_sizes(200, 2, 128, "NVIDIA A100")
     with pytest.raises(ValueError, match="48 is not a power of 2"):
         Tile(48, 16)
-
-
-def test_autotune_prints_a_line_that_the_table_takes(capsys):
-    tiles = {name: [Tile(16, 32)] for name in ("forward", "d_query", "d_key_value")}
-    text = autotune(
-        (1, 32, 2, 1, 16), AttentionSpec(), tiles=tiles, dtype="float32", repeats=1, interpret=True
-    )
-    assert capsys.readouterr().out == text + "\n"
-    (key, sizes), *_ = eval("{" + text + "}", {"BlockSizes": BlockSizes, "Tile": Tile}).items()
-    assert key == (jax.devices()[0].device_kind, 16, 4)
-    assert sizes.forward == sizes.d_query == sizes.d_key_value == Tile(16, 32)
-    assert jax.__version__ in sizes.measured
-    assert text.count("1 tried, 0 did not run, 0 not tried") == 3
 
 
 @pytest.mark.gpu

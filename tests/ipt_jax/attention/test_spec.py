@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipt_jax.attention.spec import AttentionSpec, key_ranges, tile_bounds, visited_tiles
+from ipt_jax.attention.spec import AttentionSpec, key_ranges, tile_bounds
 from tests.attention_by_definition import mask_of
 
 
@@ -20,6 +20,15 @@ def drawn_ids(random: np.random.Generator, rows: int, length: int, rate: float) 
     for row in range(0, rows, 2):
         ids[row, random.integers(0, length + 1) :] = 0
     return ids
+
+
+def visited_tiles(starts, stops, own: int, other: int):
+    """How many tiles of `own` × `other` a kernel visits a row, by the bounds that it reads."""
+    rows, length = starts.shape
+    padding = ((0, 0), (0, -length % own))
+    starts, stops = (jnp.pad(x, padding).reshape(rows, -1, own) for x in (starts, stops))
+    first, _, _, last = tile_bounds(starts, stops, other)
+    return jnp.sum(last - first, -1)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -210,7 +210,7 @@ def test_a_truncated_and_a_missing_shard(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "there is no"),
-        ("{nonsense", "is not JSON"),
+        ("{nonsense", "not valid JSON"),
         ('{"format": "other"}', "format 'other'"),
         ('{"format": "ipt-jax-records/1", "shards": [{"name": "a"}]}', "damaged"),
         (

@@ -255,7 +255,7 @@ def test_counts_that_are_damaged(tmp_path, monkeypatch, caplog):
     table = np.load(rows.path)
     table[2:, 1] += 1
     np.save(rows.path, table)
-    with pytest.raises(UserError, match=r"rows-.*\.npy says that window 1 has .* Delete it"):
+    with pytest.raises(UserError, match=r"rows-.*\.npy says that window 1 has .*; delete it"):
         make(tmp_path).take(0, 200)
 
 

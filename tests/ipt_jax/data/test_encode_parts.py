@@ -124,7 +124,7 @@ def test_loss_lengths_and_token_shards_follow(mistral, tmp_path):
     assert ready.tasks[0].encode == "parts"
     (stored,) = read_examples(open_source(ready.tasks[0]), ready.tasks[0], mistral, [0])
     assert stored.tokens.tolist() == example.tokens.tolist()
-    with pytest.raises(UserError, match=r"encode` is text, but .* `encode: parts`"):
+    with pytest.raises(UserError, match=r"encode` is .text., but .* `encode: parts`"):
         open_source(replace(ready.tasks[0], encode="text"))
 
 

@@ -135,7 +135,7 @@ WIKI = {f"wiki-{n}": EXAMPLE["y.arrayrecord"] for n in (
         ({"x.jsonl.zst": b"plain"}, {}, r"x\.jsonl\.zst cannot be decompressed"),
         ({"x.parquet": b"plain"}, {}, r"x\.parquet cannot be read as parquet"),
         ({"x.arrayrecord": b"plain"}, {}, r"x\.arrayrecord is no ArrayRecord file"),
-        (ONE | EXAMPLE, {}, r"several formats \(arrayrecord, jsonl\): set `tasks\.t\.f"),
+        (ONE | EXAMPLE, {}, r"several formats \(arrayrecord, jsonl\); set `tasks\.t\.f"),
         (
             {"x.ndjson": ONE["x.jsonl"]},
             {"source": "x.ndjson"},
@@ -153,7 +153,7 @@ WIKI = {f"wiki-{n}": EXAMPLE["y.arrayrecord"] for n in (
         (
             SEVERAL,
             {"source": "train.jsonl", "subset": "en"},
-            r"`tasks\.t\.subset` is 'en', but .* is jsonl: leave it out",
+            r"`tasks\.t\.subset` is 'en', but .* is jsonl; leave it out",
         ),
         (SEVERAL, {}, r"test\.jsonl, train\.jsonl: which .*'train' is not clear"),
     ],
@@ -233,5 +233,5 @@ def test_a_package_that_is_not_installed(
     (tmp_path / "x.jsonl.zst").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, package, None)
     where = source if source.startswith("hf:") else str(tmp_path / source)
-    with pytest.raises(UserError, match=r"not installed: `pip install 'ipt-jax\[sources\]'`"):
+    with pytest.raises(UserError, match=r"not installed; `pip install 'ipt-jax\[sources\]'`"):
         open_source(Task("t", where))

@@ -14,7 +14,7 @@ import pytest
 from ipt_jax.core.errors import UserError
 from ipt_jax.data.mixture import PACKINGS, DataConfig
 from ipt_jax.data.pipeline import MixtureRows, batches, open_mixture, source_tokens
-from ipt_jax.data.tasks import Stage
+from ipt_jax.data.tasks import MixtureStage as Stage
 from tests.data_batches import digest, joined
 
 RUN = {"row_tokens": 256, "rows_per_batch": 8, "seed": 5, "total_batches": 12}
@@ -55,7 +55,7 @@ def test_two_workers(staged):
 _RESUME = """
 import json, sys
 from ipt_jax.data.pipeline import batches
-from ipt_jax.data.tasks import Mixture, Stage, Task
+from ipt_jax.data.tasks import Mixture, MixtureStage as Stage, Task
 from tests.data_batches import digest
 tasks, rates, stages, run, starts = json.loads(sys.argv[1])
 tasks = tuple(Task(**task) for task in tasks)

@@ -150,5 +150,5 @@ def test_what_the_index_leaves_out_has_no_length(tmp_path, documents, write_shar
 
 
 def test_nothing_is_no_survey(config):
-    with pytest.raises(UserError, match="`batches` is 0"):
+    with pytest.raises(UserError, match="batches=0"):
         survey(open_mixture(config), batch_count=0, rows=1)

@@ -16,13 +16,15 @@ from ipt_jax.data.mixture import DataConfig, load_mixture, load_mixture_config
 from ipt_jax.data.sources import open_source
 from ipt_jax.data.tasks import (
     Mixture,
-    Stage,
     Task,
     get_mixture,
     get_task,
     register_mixture,
     register_task,
     unregister,
+)
+from ipt_jax.data.tasks import (
+    MixtureStage as Stage,
 )
 
 TASKS = (Task("raw", "a"), Task("augmented", "b"))

@@ -16,7 +16,6 @@ from ipt_jax.evaluation.harness import (
     SAMPLE_TASKS,
     EvaluationConfig,
     asked_of,
-    evaluate,
     evaluate_models,
     format_table,
 )
@@ -170,7 +169,7 @@ def test_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_unknown_task_names_model_task_and_log(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     with pytest.raises(UserError) as caught:
-        evaluate(model, ["no_such_task"], tmp_path / "out")
+        evaluate_models(EvaluationConfig({model.name: model}, tmp_path / "out", ["no_such_task"]))
     for word in ("tiny", "no_such_task", "lm_eval.log"):
         assert word in str(caught.value)
     assert not (tmp_path / "out" / "results.json").exists()

@@ -65,7 +65,7 @@ def test_lm_eval_folder_is_read(tmp_path: Path) -> None:
 
 def test_results_file_round_trip_and_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    with pytest.raises(UserError, match=r"results\.json: no such file"):
+    with pytest.raises(UserError, match=r"no .*results\.json"):
         read_results(path)
     results = [Result("m", "t", "acc", 0.5, 0.1, 0.3, 0.7, 10)]
     path.write_text(json.dumps({"table": table(results)}))

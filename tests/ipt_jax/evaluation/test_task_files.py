@@ -64,7 +64,7 @@ def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     for text, said in {
         "task: [": "not a readable task",
         "include: mine.yaml": "includes itself",
-        "include: gone.yaml": r"gone\.yaml: not a readable task",
+        "include: gone.yaml": r"not a readable task .*gone\.yaml",
     }.items():
         (tmp_path / "mine.yaml").write_text(text)
         with pytest.raises(UserError, match=rf"\.yaml: .*{said}|{said}"):

@@ -190,7 +190,7 @@ def test_bad_adapter_folders_are_refused_by_name(theirs, tokenizer, tmp_path):
     (folder / "run.json").unlink()  # as somebody else's
     with pytest.raises(FolderRefused, match="no run of ours made it"):
         export_hugging_face(folder, theirs.decoder, {}, tokenizer)
-    with pytest.raises(UserError, match="adapter_config.json: not there"):
+    with pytest.raises(UserError, match="there is no .*adapter_config.json"):
         read_peft(tmp_path, theirs.decoder)
 
 

@@ -126,7 +126,7 @@ def test_another_mathematics_than_the_presets_is_refused(folder, tmp_path, key, 
         ("sliding_window=4096", {"model_type": "llama", "sliding_window": 4096}),
         ("part of a head", {"partial_rotary_factor": 0.5}),
         ("by layer", {"rope_parameters": {"full_attention": LLAMA3}}),
-        ("config.json: rope type 'yarn'", {"rope_parameters": {"rope_type": "yarn"}}),
+        ("config.json: rope_type='yarn'", {"rope_parameters": {"rope_type": "yarn"}}),
     ],
 )
 def test_what_the_decoder_does_not_know_is_refused_by_name(folder, said, changes):
@@ -234,7 +234,7 @@ def test_records_without_a_text_verify_nothing(folder, export, tmp_path):
     config["data"]["mixture"] = mixture
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     options = ToHuggingFaceConfig(tmp_path / "run", verify=True)
-    assert "first 2 records of this run hold no text" in refusal(to_hugging_face_folder, options)
+    assert "the first records of this run: no text" in refusal(to_hugging_face_folder, options)
 
 
 def test_an_export_has_its_sources_tokens_and_sampling(folder, export, monkeypatch):

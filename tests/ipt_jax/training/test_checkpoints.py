@@ -28,7 +28,7 @@ from ipt_jax.training.checkpoints import (
     load_params,
     save_params,
 )
-from ipt_jax.training.integrity import find_damage, write_list
+from ipt_jax.training.integrity import find_corruption, write_list
 
 ROOT = Path(__file__).parents[3]
 
@@ -183,7 +183,7 @@ def test_killed_between_the_last_file_and_the_list(tmp_path, capsys):
     (tmp_path / "2").rename(tmp_path / "2.committing")
     assert newest(tmp_path) == 2
     assert f"{tmp_path / '2.committing'}: whole" in capsys.readouterr().out
-    assert find_damage(tmp_path / "2") is None
+    assert find_corruption(tmp_path / "2") is None
 
 
 def test_without_a_list_a_checkpoint_is_the_last_resort(tmp_path, capsys):
@@ -192,7 +192,7 @@ def test_without_a_list_a_checkpoint_is_the_last_resort(tmp_path, capsys):
         (tmp_path / position / "checksums.json").unlink()
     assert newest(tmp_path) == 2  # there is no better one, so nothing is lost
     assert "has no list of checksums, so it is taken unchecked" in capsys.readouterr().out
-    assert find_damage(tmp_path / "2") is None  # it has been read as a whole, and has one now
+    assert find_corruption(tmp_path / "2") is None  # it has been read as a whole, and has one now
     (tmp_path / "2" / "checksums.json").unlink()
     write_list(tmp_path / "1")
     assert newest(tmp_path) == 1
@@ -218,12 +218,12 @@ def test_what_cannot_be_read_is_set_aside_although_no_list_says_so(tmp_path, cap
 def test_a_damaged_list_is_damage(tmp_path, content, slug):
     (tmp_path / "file").write_text("text")
     write_list(tmp_path)
-    assert find_damage(tmp_path) is None
+    assert find_corruption(tmp_path) is None
     if content is None:
         (tmp_path / "checksums.json").unlink()
     else:
         (tmp_path / "checksums.json").write_bytes(content)
-    damage = find_damage(tmp_path)
+    damage = find_corruption(tmp_path)
     assert damage is not None and damage.slug == slug
 
 
