@@ -134,7 +134,9 @@ class _Exchanges(Sequence[Exchange]):
         if len(self._places) < 2:
             raise UserError(
                 f"{config.synthesis} holds {len(self._places)} augmented text(s): pairs of another "
-                "text need at least two."
+                "text need at least two.",
+                key="synthesis",
+                path=config.synthesis,
             )
         circle = generator_of(config.seed, METHOD).permutation(len(self._places))
         # Neighbours on the circle are never the same text.
@@ -155,6 +157,8 @@ def _pairs_of(record: Record) -> list[str]:
     if not isinstance(generated, list):
         raise UserError(
             f"the record {record.id!r} does not say which pairs it holds (`generated` in its "
-            "provenance): make the synthesis folder again with this version."
+            "provenance): make the synthesis folder again with this version.",
+            key="synthesis",
+            record=record.id,
         )
     return generated

@@ -166,5 +166,7 @@ def _read_vocabulary(config: ReadingComprehensionConfig) -> bytes | None:
     except OSError as error:
         raise UserError(
             f"`domain_vocabulary` ({path}) cannot be read ({error.strerror}): correct it, or "
-            "leave it out to train one."
+            "leave it out to train one.",
+            key="domain_vocabulary",
+            path=path,
         ) from error

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from data_gen.errors import input_error, one_line
 from ipt_jax.core.errors import UserError
 
 _BUFFER_BYTES = 1 << 20
@@ -79,7 +80,8 @@ def _buffered(stream: Any) -> IO[bytes]:
 def missing_package(path: str, package: str, extra: str) -> UserError:
     """Says which extra of this project brings what reads `path`."""
     return UserError(
-        f"{path} is read with {package}, which is not installed: `pip install 'ipt-jax[{extra}]'`."
+        f"{path} is read with {package}, which is not installed: `pip install 'ipt-jax[{extra}]'`.",
+        path=path,
     )
 
 
@@ -103,15 +105,17 @@ def read_errors(file: CorpusFile) -> Iterator[None]:
 
 def unreadable(file: CorpusFile, error: Exception) -> UserError:
     """Says that a file or data set cannot be read as a whole."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    said = one_line(error, 200)
     if file.form == "hub":
-        return UserError(
+        return input_error(
             f"{file.path} cannot be read ({said}): correct its name, revision, subset or split, "
             "log in where it asks for that, or save it elsewhere with `save_to_disk` and name "
-            "that folder."
+            "that folder.",
+            path=file.path,
         )
     elsewhere = ", or it cannot be reached" if file.filesystem is not None else ""
-    return UserError(
+    return input_error(
         f"{file.path} cannot be read ({said}): the file is damaged or not what its ending "
-        f"says{elsewhere}; replace it or take it out of `input`."
+        f"says{elsewhere}; replace it or take it out of `input`.",
+        path=file.path,
     )

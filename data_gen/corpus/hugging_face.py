@@ -10,6 +10,7 @@ from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.tables import check_column, rows_of
+from data_gen.errors import input_error
 from ipt_jax.core.errors import UserError, did_you_mean
 
 _BATCH = 256
@@ -31,10 +32,11 @@ def read_saved(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
         data = datasets.load_from_disk(file.path)
         if isinstance(data, dict):
             if "train" not in data:
-                raise UserError(
+                raise input_error(
                     f"the data set {file.path} has no split 'train': name the folder of a split, "
                     f"as {file.path}/{next(iter(data), 'test')}. "
-                    f"{did_you_mean('train', map(str, data))}"
+                    f"{did_you_mean('train', map(str, data))}",
+                    path=file.path,
                 )
             data = data["train"]
         yield from _rows(file, data, asked)
@@ -72,6 +74,7 @@ def _library(file: CorpusFile) -> Any:
         raise UserError(
             f"{file.path} is read with Hugging Face datasets 4 or newer: {datasets.__version__}, "
             "which is installed, can run code that lies in a data set. `pip install "
-            "'ipt-jax[sources]'`."
+            "'ipt-jax[sources]'`.",
+            path=file.path,
         )
     return datasets

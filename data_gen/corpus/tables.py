@@ -44,7 +44,9 @@ def check_column(file: CorpusFile, text_field: str, names: Iterable[str]) -> Non
     if text_field and text_field not in names:
         raise UserError(
             f"{file.path} has no column `{text_field}`: set `text_field`. "
-            f"{did_you_mean(text_field, names)}"
+            f"{did_you_mean(text_field, names)}",
+            key="text_field",
+            path=file.path,
         )
 
 

@@ -9,7 +9,7 @@ from data_gen.corpus.archive_records import MOST_BYTES, Captured, captures
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.html import html_text
-from ipt_jax.core.errors import UserError
+from data_gen.errors import input_error
 from ipt_jax.core.rejection import Rejection
 
 _HTML = ("text/html", "application/xhtml+xml")
@@ -50,9 +50,10 @@ def read_web_archive(file: CorpusFile) -> Iterator[Raw]:
             elif found.wanted:
                 yield _raw(found, found.block, place)
     if first and not whole:
-        raise UserError(
+        raise input_error(
             f"{file.path} holds no record of a web archive that is whole ({first}): it is damaged "
-            "or not what its ending says; replace it or take it out of `input`."
+            "or not what its ending says; replace it or take it out of `input`.",
+            path=file.path,
         )
 
 

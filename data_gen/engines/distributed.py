@@ -171,7 +171,8 @@ class RayEngine:
             raise UserError(
                 f"no Ray cluster answers at `engine.ray.address` = {self._config.address!r} "
                 f"({error}): start one (`ray start --head`), or leave the address out for one on "
-                "this machine alone."
+                "this machine alone.",
+                key="engine.ray.address",
             ) from error
 
     def _start(self) -> _Remote:
@@ -226,7 +227,8 @@ class RayEngine:
         return UserError(
             f"no Ray actor has loaded its engine after {self._config.start_seconds:g} s: see "
             "`ray status` whether the cluster has what `engine.ray` asks for an actor, or raise "
-            "`engine.ray.start_seconds`."
+            "`engine.ray.start_seconds`.",
+            key="engine.ray.start_seconds",
         )
 
     def _loaded(self) -> list[_Remote]:
@@ -280,7 +282,8 @@ class RayEngine:
         if self._lost > self._config.most_lost:
             raise UserError(
                 f"{self._lost} Ray actors were lost, more than `engine.ray.most_lost`: look into "
-                "their logs (`ray logs`). What was answered is kept; run the same command again."
+                "their logs (`ray logs`). What was answered is kept; run the same command again.",
+                key="engine.ray.most_lost",
             )
         # Waits for a place in the cluster; until there is one, the others do the work.
         self._remotes.append(self._start())
@@ -292,6 +295,7 @@ def _import_ray() -> Any:
         import ray.exceptions
     except ImportError as error:
         raise UserError(
-            "`engine.ray.actors` needs Ray, which is not installed: `pip install 'ipt-jax[ray]'`."
+            "`engine.ray.actors` needs Ray, which is not installed: `pip install 'ipt-jax[ray]'`.",
+            key="engine.ray.actors",
         ) from error
     return ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 
 from data_gen.engines.base import Completion, Engine, Request
+from data_gen.errors import one_line
 from ipt_jax.core.errors import UserError
 
 BROKEN_AFTER = 20  # requests that raise one after another, each alone
@@ -75,8 +76,7 @@ def _alone(engine: Engine, suspects: list[Request], error: Exception) -> Iterato
             failed += 1
             if failed == min(BROKEN_AFTER, max(2, len(suspects))):
                 raise again from error  # no poison: the engine itself is broken
-            detail = f"{type(again).__name__}: {' '.join(str(again).split())[:300]}"
-            yield Completion(request.id, detail, "error", 0, 0, "permanent")
+            yield Completion(request.id, one_line(again), "error", 0, 0, "permanent")
         else:
             failed = 0
             yield from answers

@@ -65,7 +65,8 @@ def request_body(
         wrong = "`top_k`" if how.top_k else "a pattern (`engine.constrain`)"
         raise UserError(
             f"OpenAI's API knows no {wrong}: leave it out, or set `engine.server.dialect` to "
-            "`vllm` where the server takes vLLM's extra fields."
+            "`vllm` where the server takes vLLM's extra fields.",
+            key="engine.server.dialect",
         )
     return json.dumps(body | dict(extra)).encode()
 

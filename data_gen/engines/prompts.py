@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines.base import Prompt
+from data_gen.errors import one_line
 from ipt_jax.core.errors import UserError
 
 
@@ -30,8 +31,9 @@ class PromptEncoder:
             )
         except Exception as error:  # whatever a damaged folder makes the loaders raise
             raise UserError(
-                f"the tokenizer in {folder} cannot be loaded ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]}): copy the folder again, or name another."
+                f"the tokenizer in {folder} cannot be loaded ({one_line(error)}): copy "
+                "the folder again, or name another.",
+                path=folder,
             ) from error
         return cls(tokenizer, folder)
 
@@ -55,7 +57,8 @@ class PromptEncoder:
             raise UserError(
                 f"the tokenizer in {self._folder} has no chat template, and the requests are "
                 "chats: add chat_template.jinja from the model's source, or take a model tuned "
-                "for chat."
+                "for chat.",
+                path=self._folder,
             )
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:

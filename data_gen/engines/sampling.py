@@ -32,7 +32,8 @@ class Constraints:
         if matcher.is_error():
             raise UserError(
                 f"the pattern {regex[:200]!r} for constrained decoding does not compile "
-                f"({matcher.get_error()}): mend the pattern, or set `engine.constrain` to false."
+                f"({matcher.get_error()}): mend the pattern, or set `engine.constrain` to false.",
+                key="engine.constrain",
             )
         return matcher
 

@@ -105,7 +105,8 @@ class ServerEngine:
         if not self._vllm:
             raise UserError(
                 f"the server at {self._client.address} cannot count a prompt's tokens: set "
-                "`engine.server.tokenizer` to a folder with the model's tokenizer."
+                "`engine.server.tokenizer` to a folder with the model's tokenizer.",
+                key="engine.server.tokenizer",
             )
         fields = (
             {"prompt": text, "add_special_tokens": False}
@@ -125,7 +126,8 @@ class ServerEngine:
         raise UserError(
             f"the server at {self._client.address} did not count a prompt's tokens "
             f"({self._say(found)}): set `engine.server.tokenizer` to a folder with the model's "
-            "tokenizer."
+            "tokenizer.",
+            key="engine.server.tokenizer",
         )
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
@@ -272,7 +274,9 @@ class ServerEngine:
                 f"the server at {self._client.address} has answered nothing for {silent:.0f} s "
                 f"(`engine.server.down_seconds`; last {self._say(failure)}): start it again or "
                 "mend `engine.server.url`, then run the same command again. What it had answered "
-                "is kept."
+                "is kept.",
+                key="engine.server.url",
+                path=self._client.address,
             )
 
     async def _check_access(self, failure: Failure) -> None:
@@ -290,7 +294,9 @@ class ServerEngine:
             elif models and self.model not in [model["id"] for model in models]:
                 raise UserError(
                     f"the server at {self._client.address} no longer has the model '{self.model}' "
-                    f"({self._say(failure)}): load it again, then run the same command again."
+                    f"({self._say(failure)}): load it again, then run the same command again.",
+                    key="engine.model",
+                    path=self._client.address,
                 )
 
 
@@ -332,6 +338,8 @@ async def _describe(client: ServerClient, wait_seconds: float) -> ServerDescript
                     f"the server at {client.address} does not answer "
                     f"({said}; waited {wait_seconds:g} s): start it "
                     "(`python launch/serve.py` starts vLLM's), mend `engine.server.url`, or raise "
-                    "`engine.server.wait_seconds`."
+                    "`engine.server.wait_seconds`.",
+                    key="engine.server.url",
+                    path=client.address,
                 ) from None
         await asyncio.sleep(min(1.0, max(0.05, wait_seconds / 10)))

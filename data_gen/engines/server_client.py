@@ -52,11 +52,13 @@ def api_address(url: str) -> str:
     if parts.username or parts.password:
         raise UserError(
             "`engine.server.url` holds a user name or password: leave them out, and give a key by "
-            "`engine.server.api_key_env`, the name of an environment variable."
+            "`engine.server.api_key_env`, the name of an environment variable.",
+            key="engine.server.url",
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise UserError(
-            f"`engine.server.url` is {url!r}: it must be an address like http://HOST:8000/v1."
+            f"`engine.server.url` is {url!r}: it must be an address like http://HOST:8000/v1.",
+            key="engine.server.url",
         )
     path = parts.path.rstrip("/") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
@@ -71,7 +73,8 @@ def read_key(config: ServerConfig) -> str:
         raise UserError(
             f"the environment variable {config.api_key_env} (`engine.server.api_key_env`) is not "
             "set or empty: set it to the server's API key. The config holds the variable's name, "
-            "never the key."
+            "never the key.",
+            key="engine.server.api_key_env",
         )
     return key
 
@@ -85,7 +88,8 @@ def allow_connections(connections: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(
             f"`engine.server.max_concurrency` is {connections}, and this process may open {hard} "
-            f"files: lower it, or allow {needed} (`ulimit -n`)."
+            f"files: lower it, or allow {needed} (`ulimit -n`).",
+            key="engine.server.max_concurrency",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
@@ -218,7 +222,9 @@ class ServerClient:
                 return models[0]
             raise UserError(
                 f"`engine.model` is `auto`, and the server at {self.address} lists "
-                f"{', '.join(names[:20]) or 'no models'}: name one."
+                f"{', '.join(names[:20]) or 'no models'}: name one.",
+                key="engine.model",
+                path=self.address,
             )
         for model in models:
             if model["id"] == self.wanted_model:
@@ -226,7 +232,9 @@ class ServerClient:
         if models:
             raise UserError(
                 f"the server at {self.address} has no model '{self.wanted_model}' "
-                f"(`engine.model`); it lists {', '.join(names[:20])}."
+                f"(`engine.model`); it lists {', '.join(names[:20])}.",
+                key="engine.model",
+                path=self.address,
             )
         return {"id": self.wanted_model}
 
@@ -236,7 +244,9 @@ class ServerClient:
         mend = f"check the key in the variable {key}" if key else "set `engine.server.api_key_env`"
         return UserError(
             f"the server at {self.address} refuses access ({failure.reason}: "
-            f"{self.clean(failure.detail)}): {mend}, then run the same command again."
+            f"{self.clean(failure.detail)}): {mend}, then run the same command again.",
+            key="engine.server.api_key_env",
+            path=self.address,
         )
 
 

@@ -159,7 +159,9 @@ class RunningServer:
                 raise UserError(
                     f"the server does not answer at {self.url} after {start_seconds:g} s "
                     "(`start_seconds`); it was ended. Raise the limit, or see its log "
-                    f"{self.log_file}, which ends: {self._log_end()}"
+                    f"{self.log_file}, which ends: {self._log_end()}",
+                    key="start_seconds",
+                    path=self.log_file,
                 )
             time.sleep(_LOOK_SECONDS)
 
@@ -184,7 +186,8 @@ class RunningServer:
         return UserError(
             f"the server ended with exit code {code}. Its log {self.log_file} ends: "
             f"{self._log_end()} — mend what it names (short of memory: lower "
-            "`vllm.gpu_memory_fraction` or `context_tokens`) and start it again."
+            "`vllm.gpu_memory_fraction` or `context_tokens`) and start it again.",
+            path=self.log_file,
         )
 
     def _log_end(self) -> str:
@@ -270,7 +273,8 @@ def _check_free(host: str, port: int) -> None:
         except OSError as error:
             raise UserError(
                 f"{host}:{port} cannot be listened on ({error.strerror}): another server may be "
-                "running there; end it, or choose another `port`."
+                "running there; end it, or choose another `port`.",
+                key="port",
             ) from error
 
 

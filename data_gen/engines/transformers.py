@@ -18,7 +18,7 @@ from data_gen.engines.sampling import Constraints, apply_grammar_mask, sample_to
 from data_gen.engines.slots import ATTENTION_NAME, SlotCache, slot_attention
 from data_gen.engines.stopping import cut_at_stop
 from data_gen.engines.streaming import RequestSource
-from ipt_jax.core.errors import UserError
+from data_gen.errors import model_error, one_line
 
 
 @dataclass
@@ -87,10 +87,10 @@ class TransformersEngine:
                 trust_remote_code=False,
             ).eval()
         except Exception as error:  # whatever a damaged folder makes the loaders raise
-            raise UserError(
-                f"the model in {self.folder} cannot be loaded ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]}): copy the folder again, or name another "
-                "one with `engine.model`."
+            raise model_error(
+                f"the model in {self.folder} cannot be loaded ({one_line(error)}): copy the "
+                "folder again, or name another one with `engine.model`.",
+                path=self.folder,
             ) from error
         config = self._model.config
         limits = [config.max_position_embeddings, getattr(config, "sliding_window", None)]

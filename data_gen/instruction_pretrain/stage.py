@@ -102,7 +102,8 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
         if most >= context_tokens:
             raise UserError(
                 f"`engine.max_tokens` ({most}) leaves no room for a prompt in the context of "
-                f"{context_tokens} tokens: lower it."
+                f"{context_tokens} tokens: lower it.",
+                key="engine.max_tokens",
             )
 
     def check(self, document: Document) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import yaml
 
+from data_gen.errors import load_yaml
 from ipt_jax.core.bounds import Amount, NotEmpty, OneOf, Share, check_value
 from ipt_jax.core.errors import UserError, did_you_mean, require
 
@@ -154,16 +155,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read(path: Path) -> dict[Any, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no template file {path}: correct `templates`.") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the template file {path} cannot be read ({error}): mend it.") from error
+    content = load_yaml(path, "template file", "templates", _Loader)
     if not isinstance(content, dict) or not content:
         raise UserError(
             f"the template file {path} must hold keys with their templates, such as "
-            f"`free_form:` and a list; see {OUR_FOLDER.name}/ for all of them."
+            f"`free_form:` and a list; see {OUR_FOLDER.name}/ for all of them.",
+            key="templates",
+            path=path,
         )
     return content
 

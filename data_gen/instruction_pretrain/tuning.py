@@ -174,7 +174,9 @@ class Tuning(Stage[TuningConfig, TuningSource]):
         super().__init__(config)
         self._sources = [*config.sources, *config.unseen]
         if not self._sources:
-            raise UserError("`sources` is empty: name at least one data set and its folder.")
+            raise UserError(
+                "`sources` is empty: name at least one data set and its folder.", key="sources"
+            )
         missing = []
         for source in self._sources:
             try:
@@ -184,7 +186,7 @@ class Tuning(Stage[TuningConfig, TuningSource]):
             except UserError as error:
                 missing.append(f"`{source.dataset}`: {error}")
         if missing:
-            raise UserError(" ".join(missing))
+            raise UserError(" ".join(missing), key="sources")
         self._tokenizer = load_tokenizer(config.tokenizer)
 
     def identity(self) -> Mapping[str, Any]:
@@ -378,7 +380,9 @@ class _Source:
             f"{found.questions:,} questions in {self._source.folder} none can be used"
             + (f" (the first, {first.where}: {first.reason}, {first.detail})" if first else "")
             + f"; {path} lists them: {dict(found.reasons)}. Give the folder as its authors "
-            f"publish it ({dataset.source}), name the right `files`, or leave it out."
+            f"publish it ({dataset.source}), name the right `files`, or leave it out.",
+            key="sources",
+            path=path,
         )
 
     def counts(self) -> dict[str, Any]:
@@ -420,5 +424,6 @@ def local_folder(folder: str, root: str) -> Path:
         *(name, revision or None),
         f"{folder} cannot be fetched from the hub ({{}}): check the name (hf://OWNER/NAME) and the "
         "network, or give a local folder.",
+        "sources",
         repo_type="dataset",
     )

@@ -90,7 +90,9 @@ class Decontamination(Gate):
 
     def __init__(self, examples: Sequence[Example], contaminated_share: float = 0.02) -> None:
         if not examples:
-            raise UserError("decontamination needs at least one evaluation example.")
+            raise UserError(
+                "decontamination needs at least one evaluation example.", key="evaluations"
+            )
         self.examples = tuple(examples)
         self._share = contaminated_share
         self._found: dict[int, _Found] = {}
@@ -269,14 +271,16 @@ def contamination_table(
         if {n: c.examples for n, c in raw.items()} != {n: c.examples for n, c in augmented.items()}:
             raise UserError(
                 "the counts over raw and augmented corpora are of different evaluation sets: "
-                "run the same rule with the same `evaluations` over both."
+                "run the same rule with the same `evaluations` over both.",
+                key="evaluations",
             )
         both = [augmented[name].contaminated for name in raw]
         added = [more - few for more, few in zip(both, rows["Contam in Raw Corpora"], strict=True)]
         if min(added, default=0) < 0:
             raise UserError(
                 "fewer examples are in the augmented corpora than in the raw ones: the augmented "
-                "corpora must hold the raw texts too."
+                "corpora must hold the raw texts too.",
+                key="evaluations",
             )
         rows |= {"Contam in Ins-Aug Corpora": both, "Contam in Synthesized Pairs": added}
     lines = [["", *raw], ["---", *("---:" for _ in raw)]]

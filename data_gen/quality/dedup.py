@@ -57,7 +57,9 @@ class ExactDuplicates:
 
     def __init__(self, key: ExactKey = "text") -> None:
         if key not in ("text", "first_two_sentences"):
-            raise UserError(f"`key` is {key!r}: it must be 'text' or 'first_two_sentences'.")
+            raise UserError(
+                f"`key` is {key!r}: it must be 'text' or 'first_two_sentences'.", key="key"
+            )
         self._cut: Callable[[str], str] = str if key == "text" else first_sentences
         self._first: dict[bytes, str] = {}
 
@@ -213,7 +215,8 @@ def _signatures(hashes: np.ndarray, offsets: np.ndarray, config: MinHashConfig) 
     except ImportError as error:
         raise UserError(
             "near_duplicates needs the package rensa, which is not installed: install the extra "
-            "`synthesis`, or take near_duplicates out of `gates`."
+            "`synthesis`, or take near_duplicates out of `gates`.",
+            key="gates",
         ) from error
     sketch: Any = rensa
     matrix = sketch.RMinHash.digest_matrix_from_flat_token_hashes(

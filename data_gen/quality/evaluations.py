@@ -46,7 +46,8 @@ def load_evaluations(files: Sequence[EvaluationFile]) -> list[Example]:
     """
     if not files:
         raise UserError(
-            "decontamination needs evaluation sets: name at least one in `evaluations`."
+            "decontamination needs evaluation sets: name at least one in `evaluations`.",
+            key="evaluations",
         )
     return [example for file in files for example in _load(file)]
 
@@ -55,24 +56,31 @@ def _load(file: EvaluationFile) -> list[Example]:
     path = Path(file.path).expanduser()
     if not file.name or not file.fields:
         raise UserError(
-            f"the evaluation '{file.path}' needs a `name` and at least one of `fields`."
+            f"the evaluation '{file.path}' needs a `name` and at least one of `fields`.",
+            key="evaluations",
+            path=file.path,
         )
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as content:
             rows = _rows(content, path.name.removesuffix(".gz").endswith(".jsonl"))
     except FileNotFoundError as error:
-        raise UserError(f"there is no evaluation file {path}: correct `evaluations`.") from error
+        raise UserError(
+            f"there is no evaluation file {path}: correct `evaluations`.",
+            key="evaluations",
+            path=path,
+        ) from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(
             f"the evaluation file {path} cannot be read ({error}): give .jsonl, or .json with a "
-            "list or a mapping of examples."
+            "list or a mapping of examples.",
+            key="evaluations",
+            path=path,
         ) from error
     if not rows:
-        raise UserError(f"the evaluation file {path} holds no example.")
-    return [
-        Example(file.name, key, _text(row, file.fields, f"example {key} of {path}"))
-        for key, row in rows
-    ]
+        raise UserError(
+            f"the evaluation file {path} holds no example.", key="evaluations", path=path
+        )
+    return [Example(file.name, key, _text(row, file.fields, key, path)) for key, row in rows]
 
 
 def _rows(content: Any, lines: bool) -> list[tuple[str, Any]]:
@@ -97,14 +105,19 @@ def _id(row: Any, number: int) -> str:
     return str(given) if isinstance(given, str | int) and given != "" else str(number)
 
 
-def _text(row: Any, fields: Sequence[str], where: str) -> str:
+def _text(row: Any, fields: Sequence[str], key: str, path: Path) -> str:
     found = []
     for name in fields:
         value = row
         for part in name.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 known = list(value) if isinstance(value, Mapping) else []
-                raise UserError(f"{where} has no field '{name}'. {did_you_mean(part, known)}")
+                raise UserError(
+                    f"example {key} of {path} has no field '{name}'. {did_you_mean(part, known)}",
+                    key=name,
+                    path=path,
+                    record=key,
+                )
             value = value[part]
         found += _strings(value)
     return "\n".join(found)

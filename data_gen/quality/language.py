@@ -23,7 +23,8 @@ def load_language_identifier() -> tuple[Callable[[str], tuple[str, float]], froz
     except ImportError as error:
         raise UserError(
             "the rule `languages` needs the package py3langid, which is not installed: install "
-            "the extra `synthesis`, or take `languages` out of `rules`."
+            "the extra `synthesis`, or take `languages` out of `rules`.",
+            key="languages",
         ) from error
     identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 

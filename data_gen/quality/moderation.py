@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
+from data_gen.errors import load_yaml
 from data_gen.quality.gate import Gate
 from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError
@@ -49,31 +49,25 @@ class ModerationConfig(Config):
 def load_rules(path: str | Path) -> list[tuple[str, re.Pattern[str]]]:
     """Name and pattern of each rule, in order. Raises UserError naming file and rule."""
     path = Path(path).expanduser()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no rule file {path}: correct `moderation.rules`.") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the rule file {path} cannot be read ({error}): mend it.") from error
+    refuse = partial(UserError, key="moderation.rules", path=path)
+    content = load_yaml(path, "rule file", "moderation.rules")
     listed = content.get("rules") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed:
-        raise UserError(f"the rule file {path} holds no list `rules`: see {DEFAULT_RULES.name}.")
+        raise refuse(f"the rule file {path} holds no list `rules`: see {DEFAULT_RULES.name}.")
     rules: list[tuple[str, re.Pattern[str]]] = []
     for number, rule in enumerate(listed, 1):
         if not isinstance(rule, dict) or set(rule) != {"name", "pattern"}:
-            raise UserError(f"rule {number} of {path} must have a `name` and a `pattern` alone.")
+            said = f"rule {number} of {path} must have a `name` and a `pattern` alone."
+            raise refuse(said, record=str(number))
         name = str(rule["name"])
+        said = f"the pattern of rule {name!r} of {path}"
         try:
             pattern = re.compile(str(rule["pattern"]), re.IGNORECASE | re.VERBOSE)
         except re.error as error:
-            raise UserError(
-                f"the pattern of rule {name!r} of {path} is no regular expression ({error})."
-            ) from error
+            raise refuse(f"{said} is no regular expression ({error}).", record=name) from error
         if pattern.search("") is not None:
-            raise UserError(
-                f"the pattern of rule {name!r} of {path} matches an empty text, so that it would "
-                "reject every record: correct it."
-            )
+            said += " matches an empty text, so that it would reject every record: correct it."
+            raise refuse(said, record=name)
         rules.append((name, pattern))
     return rules
 
@@ -90,7 +84,8 @@ class ModerationGate(Gate):
         self._rules = load_rules(config.rules) if config.rules is not None else []
         if not self._rules and classifier is None:
             raise UserError(
-                "moderation has neither `rules` nor `model`: give one, or take it out of `gates`."
+                "moderation has neither `rules` nor `model`: give one, or take it out of `gates`.",
+                key="moderation",
             )
         self._classifier, self._threshold = classifier, config.threshold
 
@@ -103,13 +98,16 @@ class ModerationGate(Gate):
         if len(scores) != len(left):
             raise UserError(
                 f"the moderation classifier gave {len(scores)} scores for {len(left)} texts: it "
-                "must give one for each, in order."
+                "must give one for each, in order.",
+                key="moderation.model",
             )
         for number, score in zip(left, scores, strict=True):
             if not math.isfinite(score):
                 raise UserError(
                     f"the moderation classifier gave {score} for the record "
-                    f"{records[number].id!r}: it must give finite numbers."
+                    f"{records[number].id!r}: it must give finite numbers.",
+                    key="moderation.model",
+                    record=records[number].id,
                 )
             if score >= self._threshold:
                 verdicts[number] = Reason("classifier", f"score {score:.4f}")
@@ -133,7 +131,11 @@ def load_classifier(config: ModerationConfig) -> Classifier:
 
     folder = Path(config.model or "").expanduser()
     if not (folder / "config.json").is_file():
-        raise UserError(f"there is no model folder {folder}: correct `moderation.model`.")
+        raise UserError(
+            f"there is no model folder {folder}: correct `moderation.model`.",
+            key="moderation.model",
+            path=folder,
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -143,7 +145,9 @@ def load_classifier(config: ModerationConfig) -> Classifier:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the classifier in {folder} cannot be loaded ({error}): give a folder with a "
-            "tokenizer and safetensors weights."
+            "tokenizer and safetensors weights.",
+            key="moderation.model",
+            path=folder,
         ) from error
     model = model.to(device).eval()
     names = {label: number for number, label in model.config.id2label.items()}
@@ -152,7 +156,9 @@ def load_classifier(config: ModerationConfig) -> Classifier:
     if missing or not wanted:
         raise UserError(
             f"the classifier in {folder} has the labels {', '.join(names)}, not "
-            f"{', '.join(missing) or 'none'}: correct `moderation.labels`."
+            f"{', '.join(missing) or 'none'}: correct `moderation.labels`.",
+            key="moderation.labels",
+            path=folder,
         )
     columns = [names[label] for label in wanted]
 

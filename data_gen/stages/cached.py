@@ -70,7 +70,8 @@ class CachedEngine:
         if config.constrain:
             raise UserError(
                 f"{name}: `constrain` is true: what a model writes is measured as it writes it. "
-                "Set false."
+                "Set false.",
+                key=f"{name}.constrain",
             )
         self.name, self.config = name, config
         self.failed = FailedRequests()

@@ -48,12 +48,14 @@ def _broken(path: Path, error: Exception) -> UserError:
     if code is not None and code & 0xFF in _NOT_DAMAGE:
         return UserError(
             f"{path} cannot be written ({error}): free disk space or give yourself the right to "
-            "write there, then run the same command again; nothing that was stored is lost."
+            "write there, then run the same command again; nothing that was stored is lost.",
+            path=path,
         )
     return UserError(
         f"{path} cannot be used ({error}): it is damaged, or another program made it. Put a copy "
         f"of it back, or save what can be read (`sqlite3 {path.name} .recover`), or start over "
-        "with --fresh, which asks for everything anew."
+        "with --fresh, which asks for everything anew.",
+        path=path,
     )
 
 

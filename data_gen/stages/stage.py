@@ -254,7 +254,7 @@ def estimate_stage(
     config = stage.config
     documents, count = sample_corpus(config.documents(), config.dry_run_documents, config.seed)
     if not documents:
-        raise UserError("the corpus holds no document that can be read: see `input`.")
+        raise UserError("the corpus holds no document that can be read: see `input`.", key="input")
     with tempfile.TemporaryDirectory(prefix="estimate-") as name:
         sample, folder = Path(name) / "sample.jsonl", Path(name) / "run"
         write_sample(documents, sample)
@@ -381,7 +381,8 @@ class _NoEngine:
             if request is not None:
                 raise UserError(
                     f"{request.id} asked a model, but the method's settings name none: a config of "
-                    "methods that ask is an AskingConfig."
+                    "methods that ask is an AskingConfig.",
+                    record=request.id,
                 )
             yield from ()
 

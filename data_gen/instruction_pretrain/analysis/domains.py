@@ -6,12 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
-
-import yaml
+from typing import Annotated, Protocol
 
 from data_gen.engines import Completion, SamplingParams
 from data_gen.engines.replies import parse_json_object
+from data_gen.errors import load_yaml
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.stages.cached import Query, as_user
 from ipt_jax.core.bounds import NotEmpty, OneOf, check_value
@@ -125,10 +124,7 @@ def parse_domains(completion: Completion) -> set[str] | str:
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"the keywords in {path} cannot be read ({error}).") from error
+    values = load_yaml(path, "list of words", "keywords")
     try:
         check_value(_WORDS, values, "words")
     except UserError as error:

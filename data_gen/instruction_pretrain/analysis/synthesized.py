@@ -57,7 +57,9 @@ class SynthesizedTexts:
         if not str(settings.get("method", "")).startswith(f"{METHOD}/"):
             raise UserError(
                 f"{self.folder / 'summary.json'} is not of {METHOD} but of "
-                f"{settings.get('method')!r}: name a folder that launch/synthesize.py wrote."
+                f"{settings.get('method')!r}: name a folder that launch/synthesize.py wrote.",
+                key="synthesis",
+                path=self.folder / "summary.json",
             )
         raw = RecordSource(self.folder / "shards" / RAW, verify=False)
         self._chains = Chains(raw, settings["seed"], settings["fraction"], settings["rounds"])
@@ -65,7 +67,9 @@ class SynthesizedTexts:
         ledger = self.folder / LEDGER_NAME
         if not ledger.is_file():
             raise UserError(
-                f"{ledger} is gone: pairs are read back from the model's answers in it."
+                f"{ledger} is gone: pairs are read back from the model's answers in it.",
+                key="synthesis",
+                path=ledger,
             )
         self._compare_samples()
 
@@ -120,7 +124,9 @@ class SynthesizedTexts:
     def _changed(self, what: str) -> UserError:
         return UserError(
             f"{self.folder}: {what} not what ledger.sqlite and summary.json lead to: the folder "
-            "was changed, or another version of this code wrote it. Run synthesis again."
+            "was changed, or another version of this code wrote it. Run synthesis again.",
+            key="synthesis",
+            path=self.folder,
         )
 
     def _json(self, name: str) -> Any:
@@ -129,5 +135,7 @@ class SynthesizedTexts:
             return load_json(path)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}): name the folder of a finished synthesis run."
+                f"{path} cannot be read ({error}): name the folder of a finished synthesis run.",
+                key="synthesis",
+                path=path,
             ) from error

@@ -243,7 +243,9 @@ def _records(dataset: Dataset, files: Files, folder: str | Path) -> Iterator[Loc
         raise UserError(
             f"the files of {dataset.name} in {folder} are not as their layout promises "
             f"({type(error).__name__}: {error}): give the folder as its authors publish it "
-            f"({dataset.source}), or name the right files in `files`."
+            f"({dataset.source}), or name the right files in `files`.",
+            key="files",
+            path=folder,
         ) from error
 
 

@@ -160,7 +160,9 @@ class Files:
         if not found:
             raise UserError(
                 f"{self._root} holds no file {' or '.join(self._patterns)}: give the data set's "
-                "folder as its authors publish it, or name its files in `files`."
+                "folder as its authors publish it, or name its files in `files`.",
+                key="files",
+                path=self._root,
             )
         return found
 
@@ -179,7 +181,9 @@ class Files:
 
     def _folder(self) -> Path:
         if not self._root.is_dir():
-            raise UserError(f"there is no folder {self._root}: give that of the data set.")
+            raise UserError(
+                f"there is no folder {self._root}: give that of the data set.", path=self._root
+            )
         return self._root
 
     def _files(self) -> list[DataFile]:
@@ -211,7 +215,8 @@ class Files:
         except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"the archive {archive} cannot be unpacked ({error}): unpack it yourself and take "
-                "the archive away, or download it again."
+                "the archive away, or download it again.",
+                path=archive,
             ) from error
         return target
 
