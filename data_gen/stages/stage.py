@@ -320,7 +320,7 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
             summary |= asdict(totals.usage) | totals.failed.summary()
             summary |= _cost(config, run.ledger.seconds, totals.usage.completion_tokens)
         summary["seconds"] = round(run.ledger.seconds, 3)
-    if raw is not None:
+    if raw is not None and stage.parts:
         written = {"documents_plain": _written(output, stage.plain)} if stage.plain else {}
         parts = ("documents_augmented", "documents_plain", "documents_rejected")
         _add_up(summary, "documents_in", parts, written)
