@@ -9,7 +9,7 @@ from typing import Any
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
-from data_gen.corpus.tables import check_column, rows_of
+from data_gen.corpus.tables import check_column, raw_rows
 from data_gen.errors import input_error
 from ipt_jax.core.errors import UserError, did_you_mean
 
@@ -62,7 +62,7 @@ def _rows(file: CorpusFile, data: Any, asked: Sequence[str]) -> Iterator[Raw]:
         check_column(file, asked[0], data.column_names)
     # As Arrow tables nothing in a row, such as an image, is decoded.
     batches = data.with_format("arrow").iter(batch_size=_BATCH)
-    yield from rows_of(batches, file.label, asked)
+    yield from raw_rows(batches, file.label, asked)
 
 
 def _library(file: CorpusFile) -> Any:

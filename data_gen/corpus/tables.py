@@ -31,7 +31,7 @@ def read_parquet(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
             (group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1
         )
         rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // max(widest, 1)))
-        yield from rows_of(opened.iter_batches(batch_size=rows), file.label, asked)
+        yield from raw_rows(opened.iter_batches(batch_size=rows), file.label, asked)
 
 
 def _place(file: CorpusFile) -> Any:
@@ -50,7 +50,7 @@ def check_column(file: CorpusFile, text_field: str, names: Iterable[str]) -> Non
         )
 
 
-def rows_of(batches: Iterable[Any], label: str, asked: Sequence[str]) -> Iterator[Raw]:
+def raw_rows(batches: Iterable[Any], label: str, asked: Sequence[str]) -> Iterator[Raw]:
     """The rows of Arrow batches or tables, counted from 1; one that cannot be read in a column
     of `asked` is rejected."""
     row = 0

@@ -187,7 +187,9 @@ def _read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
             "folder in `engine.model`."
         )
         raise wrong(said, key=key)
-    rank, alpha, targets = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
+    rank: Any = raw.get("r")
+    alpha: Any = raw.get("lora_alpha")
+    targets: Any = raw.get("target_modules")
     try:
         check_value(Positive, rank, "r")
         check_value(float, alpha, "lora_alpha")

@@ -20,7 +20,7 @@ def with_isolation(engine: Engine, requests: Iterable[Request | None]) -> Genera
     Raises:
       Exception: the engine's own, where BROKEN_AFTER requests, or all of several, raise alone.
     """
-    watched = _Watched(requests)
+    watched = _AskedRequests(requests)
     while True:
         stream, error = engine.generate(watched.source()), None
         while True:
@@ -42,7 +42,7 @@ def with_isolation(engine: Engine, requests: Iterable[Request | None]) -> Genera
         yield from _alone(engine, suspects, error)
 
 
-class _Watched:
+class _AskedRequests:
     """A source of requests that knows which of them have been asked and not answered."""
 
     def __init__(self, requests: Iterable[Request | None]) -> None:

@@ -233,7 +233,7 @@ class TransformersEngine:
 
     def _completion(self, row: _Row, token: int) -> Completion | None:
         """The finished completion, or None while the row goes on."""
-        how = row.request.sampling
+        params = row.request.sampling
         reason: FinishReason | None = None
         kept = row.ids
         if token in self._end_ids:
@@ -242,11 +242,11 @@ class TransformersEngine:
             row.matcher.consume_token(token)
             if row.matcher.is_stopped():
                 reason = "stop"
-        if reason is None and how.stop:
-            cut = cut_at_stop(self._text, row.ids, how.stop)
+        if reason is None and params.stop:
+            cut = cut_at_stop(self._text, row.ids, params.stop)
             if cut is not None:
                 return _complete(row, "stop", cut)
-        full = len(row.ids) >= how.max_tokens or row.length_tokens >= self.context_tokens
+        full = len(row.ids) >= params.max_tokens or row.length_tokens >= self.context_tokens
         if reason is None and full:
             reason = "length"
         if reason is None:

@@ -190,17 +190,17 @@ class VllmEngine:
             StructuredOutputsParams,
         )
 
-        how = request.sampling
-        drawn = how.temperature > 0
-        pattern = None if how.regex is None else StructuredOutputsParams(regex=how.regex)
+        params = request.sampling
+        drawn = params.temperature > 0
+        pattern = None if params.regex is None else StructuredOutputsParams(regex=params.regex)
         return SamplingParams(
-            max_tokens=min(how.max_tokens, room_tokens),
-            temperature=max(0.0, how.temperature),
-            top_k=how.top_k if drawn else 0,
-            top_p=how.top_p if drawn else 1.0,
-            stop=list(how.stop),
+            max_tokens=min(params.max_tokens, room_tokens),
+            temperature=max(0.0, params.temperature),
+            top_k=params.top_k if drawn else 0,
+            top_p=params.top_p if drawn else 1.0,
+            stop=list(params.stop),
             seed=request.seed if drawn and self._seeds else None,
-            logprobs=how.logprobs,
+            logprobs=params.logprobs,
             structured_outputs=pattern,
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

@@ -31,7 +31,7 @@ from data_gen.instruction_pretrain.rounds import (
 from data_gen.instruction_pretrain.template_file import load_templates
 from data_gen.instruction_pretrain.templates import render_training_text
 from data_gen.stages.blocks import BlockTotals, UnitOutput
-from data_gen.stages.card import Card, Prompt
+from data_gen.stages.card import Card, CardPrompt
 from data_gen.stages.stage import Stage, StageRun, Summary
 from data_gen.stages.units import RecordUnits
 from ipt_jax.core.errors import UserError
@@ -256,7 +256,7 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
                 "A pair is whole, in the format, and repeats no instruction of its text.",
             ],
             sampling=self._drawn(),
-            prompts=[Prompt("The synthesizer reads", render_prompt(shots, "{text}"))],
+            prompts=[CardPrompt("The synthesizer reads", render_prompt(shots, "{text}"))],
         )
 
     @property

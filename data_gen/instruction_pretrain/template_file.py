@@ -138,7 +138,7 @@ def _numbers(key: str, value: Any, names: tuple[str, ...], kind: Any) -> dict[st
     return {name: float(number) for name, number in value.items()}
 
 
-class _Loader(yaml.SafeLoader):
+class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice; YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -155,7 +155,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read(path: Path) -> dict[Any, Any]:
-    content = load_yaml(path, "template file", "templates", _Loader)
+    content = load_yaml(path, "template file", "templates", _UniqueKeys)
     if not isinstance(content, dict) or not content:
         raise UserError(
             f"the template file {path} must hold keys with their templates, such as "

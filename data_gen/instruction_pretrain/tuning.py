@@ -88,7 +88,7 @@ class TuningConfig(OutputConfig):
     the synthesizer does not learn to repeat itself."""
     other_patterns: Share = 0.0
     """Share of the examples of each data set that are written in another format than its own, in
-    sequences of their own (`patterns.py`); 0 as in the paper."""
+    sequences of their own (`other_formats.py`); 0 as in the paper."""
     seed: int = 0
     """Draws of order, held-out examples and shots derive from it."""
 
@@ -110,7 +110,7 @@ class TuningConfig(OutputConfig):
 def example_parts(example: Example) -> tuple[list[str], list[float]]:
     """The parts of an example as it is tuned on, and their loss: the pairs and the end only.
 
-    They join to `format.render_example`; BOS and EOS are parts of their own, so that a tokenizer
+    They join to `formats.render_example`; BOS and EOS are parts of their own, so that a tokenizer
     that has them under these names makes each of them one token (`encode: parts`).
     """
     bos, space = BOS[:-1], BOS[-1:]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations
+from data_gen.quality.evaluations import EvaluationExample, EvaluationFile, load_evaluations
 from data_gen.quality.gate import Gate
 from data_gen.quality.overlaps import OverlapIndex
 from data_gen.quality.substrings import SubstringIndex, alphanumerics, draw_substrings
@@ -88,7 +88,9 @@ class _Found:
 class Decontamination(Gate):
     """Base of the three rules; keeps the counts over all records that it checked."""
 
-    def __init__(self, examples: Sequence[Example], contaminated_share: float = 0.02) -> None:
+    def __init__(
+        self, examples: Sequence[EvaluationExample], contaminated_share: float = 0.02
+    ) -> None:
         if not examples:
             raise UserError(
                 "decontamination needs at least one evaluation example.", key="evaluations"
@@ -176,7 +178,7 @@ class SubstringRule(Decontamination):
 
     name = "substring"
 
-    def __init__(self, examples: Sequence[Example], config: DecontaminateConfig) -> None:
+    def __init__(self, examples: Sequence[EvaluationExample], config: DecontaminateConfig) -> None:
         super().__init__(examples, config.contaminated_share)
         self._patterns: list[str] = []
         self._owners: list[int] = []
@@ -212,7 +214,7 @@ class CoverageRule(Decontamination):
 
     name = "coverage"
 
-    def __init__(self, examples: Sequence[Example], config: DecontaminateConfig) -> None:
+    def __init__(self, examples: Sequence[EvaluationExample], config: DecontaminateConfig) -> None:
         super().__init__(examples, config.contaminated_share)
         self._index = OverlapIndex([example.text for example in examples], config.coverage_ngram)
         self._least = config.coverage
@@ -230,7 +232,7 @@ class NgramRule(Decontamination):
 
     name = "ngram"
 
-    def __init__(self, examples: Sequence[Example], config: DecontaminateConfig) -> None:
+    def __init__(self, examples: Sequence[EvaluationExample], config: DecontaminateConfig) -> None:
         super().__init__(examples, config.contaminated_share)
         self._index = OverlapIndex([example.text for example in examples], config.ngram)
         self.unmatchable = _shorter(self._index)

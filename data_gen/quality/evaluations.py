@@ -28,7 +28,7 @@ class EvaluationFile(Config):
 
 
 @dataclass(frozen=True)
-class Example:
+class EvaluationExample:
     """One example of an evaluation set."""
 
     set_name: str
@@ -39,7 +39,7 @@ class Example:
     """What decontamination looks for."""
 
 
-def load_evaluations(files: Sequence[EvaluationFile]) -> list[Example]:
+def load_evaluations(files: Sequence[EvaluationFile]) -> list[EvaluationExample]:
     """Every example of the files, in order.
 
     Raises UserError where a file is missing, empty or not JSON, or an example lacks a field.
@@ -52,7 +52,7 @@ def load_evaluations(files: Sequence[EvaluationFile]) -> list[Example]:
     return [example for file in files for example in _load(file)]
 
 
-def _load(file: EvaluationFile) -> list[Example]:
+def _load(file: EvaluationFile) -> list[EvaluationExample]:
     path = Path(file.path).expanduser()
     if not file.name or not file.fields:
         raise UserError(
@@ -80,7 +80,9 @@ def _load(file: EvaluationFile) -> list[Example]:
         raise UserError(
             f"the evaluation file {path} holds no example.", key="evaluations", path=path
         )
-    return [Example(file.name, key, _text(row, file.fields, key, path)) for key, row in rows]
+    return [
+        EvaluationExample(file.name, key, _text(row, file.fields, key, path)) for key, row in rows
+    ]
 
 
 def _rows(content: Any, lines: bool) -> list[tuple[str, Any]]:

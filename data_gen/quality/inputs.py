@@ -63,7 +63,7 @@ class InputShards:
                 yield number, error
 
 
-class Survivors:
+class FilteredRecords:
     """The records that reached a gate."""
 
     def __init__(self, corpus: InputShards, numbers: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from data_gen.instruction_pretrain.analysis import paper
 from data_gen.instruction_pretrain.analysis.categories import SCENARIOS
 from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis
 from data_gen.instruction_pretrain.analysis.contamination import Contamination
-from data_gen.instruction_pretrain.analysis.generations import FORMATS
+from data_gen.instruction_pretrain.analysis.generations import PAIR_FORMATS
 from data_gen.instruction_pretrain.analysis.histograms import histogram
 from data_gen.instruction_pretrain.analysis.report import Absent, Measurement, cell, per_cent
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText
@@ -73,7 +73,7 @@ def _statistics(values: Mapping[str, Any]) -> Table:
         ),
         ("Repeated questions, % of pairs written", per_cent(found["repeated_share"]), ""),
         ("Answers that stand in the text, %", per_cent(found["literal_share"]), ""),
-        *((f"{name}, %", per_cent(found["format_shares"][name]), "") for name in FORMATS),
+        *((f"{name}, %", per_cent(found["format_shares"][name]), "") for name in PAIR_FORMATS),
         ("Rejected pieces", format_counts(found["rejected"]), ""),
     ]
     return Table(

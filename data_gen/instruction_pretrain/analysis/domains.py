@@ -82,7 +82,7 @@ class DomainJudge:
     name = "judge"
 
     def __init__(self, ask: Ask, max_tokens: int) -> None:
-        """`ask` answers questions by name, as Model.ask does."""
+        """`ask` answers questions by name, as CachedEngine.ask does."""
         self.failed: Counter[str] = Counter()
         self._ask, self._max_tokens = ask, max_tokens
 

@@ -95,7 +95,7 @@ class SynthesizedTexts:
 
     def _of_chain(self, ledger: ClosedLedger, chain: Chain) -> Iterator[SynthesizedText]:
         for turn, completion in ledger.of_unit(chain.id):
-            # Intake refuses documents that do not fit alone, so each document has a turn.
+            # Ingesting refuses documents that do not fit alone, so each document has a turn.
             if turn >= len(chain.documents):
                 raise self._changed(f"turn {turn} of {chain.id} is")
             document = chain.documents[turn]

@@ -51,7 +51,7 @@ READER = "reader"
 
 
 @dataclass
-class Setting:
+class ShotSetting:
     """Pairs written in one setting, zero- or few-shot."""
 
     asked: PairsTasks
@@ -70,7 +70,7 @@ class Measured:
     answers_too_long: int = 0
     answers: dict[str, Completion] = field(default_factory=dict)
     answer_scores: list[Score] = field(default_factory=list)
-    settings: dict[str, Setting] = field(default_factory=dict)
+    settings: dict[str, ShotSetting] = field(default_factory=dict)
 
 
 @dataclass
@@ -155,7 +155,7 @@ def _measure(
 
 def _write_pairs(
     model: CachedEngine, examples: Sequence[HeldOut], setting: str, bars: ProgressFactory
-) -> Setting:
+) -> ShotSetting:
     most = model.config.max_tokens
     asked = pairs_tasks(
         examples, setting, Budget(model.engine.count_tokens, model.context_tokens, most)
@@ -172,7 +172,7 @@ def _write_pairs(
         group: generation_statistics(of_group, model.engine.count_tokens)
         for group, of_group in generations.items()
     }
-    return Setting(asked, completions, score_pairs(asked.tasks, completions), statistics)
+    return ShotSetting(asked, completions, score_pairs(asked.tasks, completions), statistics)
 
 
 def _generation(task: PairsTask, completion: Completion) -> Generation:

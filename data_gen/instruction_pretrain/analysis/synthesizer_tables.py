@@ -7,7 +7,7 @@ from typing import Any
 
 from data_gen.instruction_pretrain.analysis import paper
 from data_gen.instruction_pretrain.analysis.config import SynthesizerAnalysis
-from data_gen.instruction_pretrain.analysis.generations import FORMATS
+from data_gen.instruction_pretrain.analysis.generations import PAIR_FORMATS
 from data_gen.instruction_pretrain.analysis.helpfulness import (
     BASE,
     CONDITIONS,
@@ -161,7 +161,9 @@ def _generations(models: Mapping[str, Any], setting: str) -> Table:
         ("Repeated questions, % of pairs", _share("repeated_share")),
         ("Answers that stand in the text, % of pairs", _share("literal_share")),
     ]
-    lines += [(f"{name[0].upper()}{name[1:]}, % of pairs", _format_share(name)) for name in FORMATS]
+    lines += [
+        (f"{name[0].upper()}{name[1:]}, % of pairs", _format_share(name)) for name in PAIR_FORMATS
+    ]
     if setting == FEW:
         lines.append(("Same formats as the shots, % of generations", _share("same_formats_share")))
     lines.append(("Rejected pieces", lambda s: format_counts(s["rejected"])))
@@ -192,7 +194,7 @@ def _formats(models: Mapping[str, Any], settings: Sequence[str]) -> Bars:
         tuple(
             (f"{name}, {setting}", tuple(share(model, setting, name) for model in (BASE, TUNED)))
             for setting in settings
-            for name in FORMATS
+            for name in PAIR_FORMATS
         ),
         number=cell,
     )
