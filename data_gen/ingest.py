@@ -10,7 +10,7 @@ from typing import Any
 from data_gen.corpus import Document, corpus_sha256, find_files
 from data_gen.corpus.pairs import PairLayout
 from data_gen.engines import Completion, Request
-from data_gen.errors import input_error
+from data_gen.errors.shared import input_error
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.config import CorpusConfig
 from data_gen.stages.ingest import RAW, ingested_before

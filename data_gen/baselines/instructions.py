@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.errors import load_yaml
+from data_gen.errors.shared import load_yaml
 from ipt_jax.core.errors import UserError, did_you_mean
 
 DEFAULT_FILE = Path(__file__).with_name("instructions.yaml")

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, read_errors
-from data_gen.errors import input_error
+from data_gen.errors.shared import input_error
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.example_proto import features_of
 from ipt_jax.core.records import MANIFEST_NAME, Manifest, RecordSource

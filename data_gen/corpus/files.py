@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from data_gen.errors import input_error, one_line
+from data_gen.errors.shared import input_error, one_line
 from ipt_jax.core.errors import UserError
 
 _BUFFER_BYTES = 1 << 20

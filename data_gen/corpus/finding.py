@@ -12,7 +12,7 @@ from typing import Any
 
 from data_gen.corpus.files import FORMS, CorpusFile
 from data_gen.corpus.hub_names import HUB, HubName
-from data_gen.errors import input_error, one_line
+from data_gen.errors.shared import input_error, one_line
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import MANIFEST_NAME
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qsl, urlencode
 
-from data_gen.errors import input_error
+from data_gen.errors.shared import input_error
 from ipt_jax.core.errors import did_you_mean
 
 HUB = "hf://"

@@ -10,7 +10,7 @@ from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.tables import check_column, raw_rows
-from data_gen.errors import input_error
+from data_gen.errors.shared import input_error
 from ipt_jax.core.errors import UserError, did_you_mean
 
 _BATCH = 256

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, read_errors, unreadable
-from data_gen.errors import input_error
+from data_gen.errors.shared import input_error
 from ipt_jax.core import json_lines
 
 

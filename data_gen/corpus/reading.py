@@ -13,7 +13,7 @@ from data_gen.corpus.lines import read_jsonl, read_txt
 from data_gen.corpus.pairs import PairLayout, as_pair
 from data_gen.corpus.tables import read_parquet
 from data_gen.corpus.web_archives import read_web_archive
-from data_gen.errors import input_error
+from data_gen.errors.shared import input_error
 from ipt_jax.core.rejection import Rejection
 
 _UNREADABLE = {"undecodable", "not_json", "damaged"}

@@ -9,7 +9,7 @@ from data_gen.corpus.archive_records import MOST_BYTES, Captured, captures
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.html import html_text
-from data_gen.errors import input_error
+from data_gen.errors.shared import input_error
 from ipt_jax.core.rejection import Rejection
 
 _HTML = ("text/html", "application/xhtml+xml")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_gen.errors import model_error
+from data_gen.errors.shared import model_error
 from ipt_jax.core.bounds import Positive, check_value
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json

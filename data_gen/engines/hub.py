@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data_gen.errors import one_line
+from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

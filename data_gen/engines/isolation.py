@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 
 from data_gen.engines.base import Completion, Engine, Request
-from data_gen.errors import one_line
+from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
 BROKEN_AFTER = 20  # requests that raise one after another, each alone

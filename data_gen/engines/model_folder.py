@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from data_gen.errors import model_error
+from data_gen.errors.shared import model_error
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.weight_files import weight_files

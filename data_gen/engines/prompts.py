@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.engines.base import Prompt
-from data_gen.errors import one_line
+from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
 

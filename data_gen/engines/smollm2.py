@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from data_gen.engines.model_folder import make_folder
-from data_gen.errors import model_error
+from data_gen.errors.shared import model_error
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import atomic_write
 from ipt_jax.core.weight_files import follow_umask

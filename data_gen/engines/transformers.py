@@ -18,7 +18,7 @@ from data_gen.engines.sampling import Constraints, apply_grammar_mask, sample_to
 from data_gen.engines.slots import ATTENTION_NAME, SlotCache, slot_attention
 from data_gen.engines.stopping import cut_at_stop
 from data_gen.engines.streaming import RequestSource
-from data_gen.errors import model_error, one_line
+from data_gen.errors.shared import model_error, one_line
 
 
 @dataclass

@@ -14,7 +14,7 @@ from data_gen.engines.config import VllmConfig
 from data_gen.engines.model_folder import check_model_folder, folder_revision
 from data_gen.engines.prompts import PromptEncoder, PromptError
 from data_gen.engines.streaming import LoopThread
-from data_gen.errors import model_error, one_line
+from data_gen.errors.shared import model_error, one_line
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from data_gen.errors import load_yaml
+from data_gen.errors.shared import load_yaml
 from ipt_jax.core.bounds import Amount, NotEmpty, OneOf, Share, check_value
 from ipt_jax.core.errors import UserError, did_you_mean, require
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_gen.errors import load_yaml
+from data_gen.errors.shared import load_yaml
 from data_gen.quality.gate import Gate
 from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError

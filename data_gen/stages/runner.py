@@ -16,7 +16,7 @@ from typing import Protocol
 
 from data_gen.engines.base import Completion, Engine, Request
 from data_gen.engines.isolation import with_isolation
-from data_gen.errors import one_line
+from data_gen.errors.shared import one_line
 from data_gen.stages.ledger import Ledger
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.rejection import Reason

@@ -10,7 +10,7 @@ from typing import Annotated, Protocol
 
 from data_gen.engines import Completion, SamplingParams
 from data_gen.engines.replies import parse_json_object
-from data_gen.errors import load_yaml
+from data_gen.errors.shared import load_yaml
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.stages.cached import Query, as_user
 from ipt_jax.core.bounds import NotEmpty, OneOf, check_value
