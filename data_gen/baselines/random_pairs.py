@@ -17,7 +17,7 @@ from data_gen.baselines.config import RandomPairsConfig
 from data_gen.engines import Completion, Request
 from data_gen.instruction_pretrain.formats import Shot, parse_pairs
 from data_gen.instruction_pretrain.template_file import load_templates
-from data_gen.instruction_pretrain.templates import render_training_text
+from data_gen.instruction_pretrain.templates import training_record
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card
 from data_gen.stages.stage import Stage, Summary
@@ -81,13 +81,8 @@ class RandomPairs(Stage[RandomPairsConfig, Exchange]):
             for document, generated in zip(documents, given, strict=True)
         ]
         name, seed = f"{METHOD}-{unit.record.id}", self.config.seed
-        parts = render_training_text(shots, generator_of(seed, "template", name), self._templates)
-        record = Record(
-            id=name,
-            text="".join(parts),
-            source=METHOD,
-            parts=tuple(parts),
-            loss=(1.0,) * len(parts),
+        record = training_record(
+            *(name, shots, METHOD, seed, self._templates),
             provenance={
                 **unit.record.provenance,
                 "method": METHOD,

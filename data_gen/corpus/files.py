@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from data_gen.errors.shared import input_error, one_line
+from data_gen.errors.shared import input_error, one_line, optional
 from ipt_jax.core.errors import UserError
 
 _BUFFER_BYTES = 1 << 20
@@ -61,10 +61,7 @@ class CorpusFile:
 
 
 def _zstd(file: CorpusFile) -> IO[bytes]:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise missing_package(file.path, "pyarrow", "sources") from error
+    pyarrow = optional("pyarrow", missing_package(file.path, "pyarrow"))
     if file.filesystem is None:
         stream = pyarrow.input_stream(file.path, compression="zstd")
     else:
@@ -77,9 +74,9 @@ def _buffered(stream: Any) -> IO[bytes]:
     return io.BufferedReader(stream, _BUFFER_BYTES)
 
 
-def missing_package(path: str, package: str, extra: str) -> UserError:
+def missing_package(path: str, package: str, extra: str = "sources") -> UserError:
     """Says which extra of this project brings what reads `path`."""
-    return UserError(
+    return input_error(
         f"{path} is read with {package}, which is not installed: `pip install 'ipt-jax[{extra}]'`.",
         path=path,
     )

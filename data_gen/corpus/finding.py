@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_gen.corpus.files import FORMS, CorpusFile
+from data_gen.corpus.files import FORMS, CorpusFile, missing_package
 from data_gen.corpus.hub_names import HUB, HubName
-from data_gen.errors.shared import input_error, one_line
+from data_gen.errors.shared import input_error, one_line, optional
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import MANIFEST_NAME
 
@@ -84,14 +84,7 @@ def _local(path: str) -> CorpusFile:
 
 
 def _elsewhere(path: str) -> list[CorpusFile]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise input_error(
-            f"{path} is opened with fsspec, which is not installed: `pip install "
-            "'ipt-jax[sources]'`.",
-            path=path,
-        ) from error
+    fsspec = optional("fsspec", missing_package(path, "fsspec"))
     try:
         filesystem, key = fsspec.core.url_to_fs(path)
         keys = [key] if filesystem.exists(key) else []

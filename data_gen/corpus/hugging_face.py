@@ -10,7 +10,7 @@ from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.tables import check_column, raw_rows
-from data_gen.errors.shared import input_error
+from data_gen.errors.shared import input_error, optional
 from ipt_jax.core.errors import UserError, did_you_mean
 
 _BATCH = 256
@@ -66,10 +66,7 @@ def _rows(file: CorpusFile, data: Any, asked: Sequence[str]) -> Iterator[Raw]:
 
 
 def _library(file: CorpusFile) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise missing_package(file.path, "Hugging Face datasets", "sources") from error
+    datasets = optional("datasets", missing_package(file.path, "Hugging Face datasets"))
     if int(datasets.__version__.split(".")[0]) < 4:
         raise UserError(
             f"{file.path} is read with Hugging Face datasets 4 or newer: {datasets.__version__}, "

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
+from data_gen.errors.shared import optional
 from ipt_jax.core import arrow_rows
 from ipt_jax.core.errors import UserError, did_you_mean
 
@@ -19,10 +20,7 @@ def read_parquet(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
 
     `asked` are the columns of the text and of the id.
     """
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise missing_package(file.path, "pyarrow", "sources") from error
+    parquet = optional("pyarrow.parquet", missing_package(file.path, "pyarrow"))
     with read_errors(file), parquet.ParquetFile(_place(file)) as opened:
         check_column(file, asked[0], opened.schema_arrow.names)
         details = opened.metadata

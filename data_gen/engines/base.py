@@ -93,34 +93,27 @@ class Completion:
     attempts: int = 1
     """Times that the engine asked for it."""
 
+    @classmethod
+    def failed(
+        cls, request: Request, said: str, kind: ErrorKind = "permanent", prompt_tokens: int = 0
+    ) -> Completion:
+        """An error, with what is said of it."""
+        return cls(request.id, said, "error", prompt_tokens, 0, error_kind=kind)
+
 
 class Engine(Protocol):
     """A language model that answers many requests at once."""
 
-    @property
-    def name(self) -> str:
-        """Engine's key in the registry."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Version of the library that runs the model."""
-        ...
-
-    @property
-    def model(self) -> str:
-        """Model name or folder name."""
-        ...
-
-    @property
-    def revision(self) -> str:
-        """What tells these weights from others of the same name."""
-        ...
-
-    @property
-    def context_tokens(self) -> int:
-        """Most tokens of prompt and completion together."""
-        ...
+    name: str
+    """Engine's key in the registry."""
+    version: str
+    """Version of the library that runs the model."""
+    model: str
+    """Model name or folder name."""
+    revision: str
+    """What tells these weights from others of the same name."""
+    context_tokens: int
+    """Most tokens of prompt and completion together."""
 
     def count_tokens(self, text: Prompt) -> int:
         """Tokens of a prompt, exactly as `generate` counts them."""

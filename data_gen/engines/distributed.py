@@ -22,6 +22,7 @@ from data_gen.engines.config import RayConfig
 from data_gen.engines.isolation import with_isolation
 from data_gen.engines.streaming import RequestSource
 from data_gen.engines.waiting import WaitNotice
+from data_gen.errors.shared import optional
 from ipt_jax.core.errors import UserError
 
 _WAIT_SECONDS = 0.05  # between two looks at a source that had nothing ready
@@ -113,7 +114,11 @@ class RayEngine:
         """
         self.name, self.version, self.model, self.revision = name, version, model, revision
         self._count_tokens = count_tokens
-        self._ray = _import_ray()
+        missing = (
+            "`engine.ray.actors` needs Ray, which is not installed: `pip install 'ipt-jax[ray]'`."
+        )
+        optional("ray.exceptions", UserError(missing, key="engine.ray.actors"))
+        self._ray = optional("ray", UserError(missing, key="engine.ray.actors"))
         self._config, self._open = config, open_engine
         self._owns = not self._ray.is_initialized()
         if self._owns:
@@ -287,15 +292,3 @@ class RayEngine:
             )
         # Waits for a place in the cluster; until there is one, the others do the work.
         self._remotes.append(self._start())
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise UserError(
-            "`engine.ray.actors` needs Ray, which is not installed: `pip install 'ipt-jax[ray]'`.",
-            key="engine.ray.actors",
-        ) from error
-    return ray

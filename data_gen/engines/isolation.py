@@ -76,7 +76,7 @@ def _alone(engine: Engine, suspects: list[Request], error: Exception) -> Iterato
             failed += 1
             if failed == min(BROKEN_AFTER, max(2, len(suspects))):
                 raise again from error  # no poison: the engine itself is broken
-            yield Completion(request.id, one_line(again), "error", 0, 0, "permanent")
+            yield Completion.failed(request, one_line(again))
         else:
             failed = 0
             yield from answers

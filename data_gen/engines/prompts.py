@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import Prompt
+from data_gen.engines.base import Completion, Prompt, Request
 from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
@@ -49,6 +49,21 @@ class PromptEncoder:
         return self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=False, verbose=False
         )["input_ids"]
+
+    def fitting(self, request: Request, context_tokens: int) -> list[int] | Completion:
+        """Token ids of a request's prompt; of one that leaves no room, or is refused, the error."""
+        try:
+            ids = self.encode(request.prompt)
+        except PromptError as error:
+            return Completion.failed(request, str(error))
+        if ids and len(ids) < context_tokens:
+            return ids
+        said = f"{len(ids)} prompt tokens; the context holds {context_tokens}"
+        return Completion.failed(request, said, prompt_tokens=len(ids))
+
+    def count(self, text: Prompt) -> int:
+        """Tokens of a prompt; special tokens written in text count as one each, none are added."""
+        return len(self.encode(text))
 
     def _render(self, messages: Any) -> str:
         from jinja2 import TemplateError

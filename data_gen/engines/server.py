@@ -101,7 +101,7 @@ class ServerEngine:
     def count_tokens(self, text: Prompt) -> int:
         """By the folder `engine.server.tokenizer`, or by asking the server. UserError without."""
         if self._encoder is not None:
-            return len(self._encoder.encode(text))
+            return self._encoder.count(text)
         if not self._vllm:
             raise UserError(
                 f"the server at {self._client.address} cannot count a prompt's tokens: set "
@@ -240,7 +240,7 @@ class ServerEngine:
         if self._encoder is None:
             return 0
         try:
-            return len(self._encoder.encode(text))
+            return self._encoder.count(text)
         except (PromptError, UserError):  # the server's template took what the local one does not
             return 0
 

@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -170,26 +170,18 @@ class ServerClient:
 
     async def models(self) -> list[dict[str, Any]] | Failure:
         """The server's list of models."""
-        answer = await self.get("models")
-        if isinstance(answer, Failure):
-            return answer
-        try:
-            found = parse_json(answer[0])["data"]
-            return [dict(model) for model in found if isinstance(model["id"], str)]
-        except (ValueError, KeyError, TypeError):
-            return Failure("malformed", f"a list of models of another form: {_start(answer[0])}")
+        return _taken(
+            await self.get("models"),
+            "list of models",
+            lambda found: [dict(one) for one in found["data"] if isinstance(one["id"], str)],
+        )
 
     async def count(self, fields: Mapping[str, Any]) -> int | Failure:
         """Tokens of a prompt, by vLLM's /tokenize."""
         base = self.address.removesuffix("/v1")
         body = json.dumps(fields).encode()
         answer = await self._ask("POST", f"{base}/tokenize", body, self._probe_limits)
-        if isinstance(answer, Failure):
-            return answer
-        try:
-            return int(parse_json(answer[0])["count"])
-        except (ValueError, KeyError, TypeError):
-            return Failure("malformed", f"a count of another form: {_start(answer[0])}")
+        return _taken(answer, "count", lambda found: int(found["count"]))
 
     async def describe(self) -> ServerDescription:
         """Ask who the server is.
@@ -205,13 +197,15 @@ class ServerClient:
                 raise ServerSilent(models)
             models = []  # a server without a list
         found = self._listed(models)
-        version = await self.get("version", root=True)
+        version = _taken(
+            await self.get("version", root=True), "version", lambda found: found["version"][:60]
+        )
         context = found.get("max_model_len")
         return ServerDescription(
             found["id"],
             str(found.get("owned_by") or ""),
             str(found.get("root") or "").rstrip("/").rsplit("/", 1)[-1],
-            _version(version),
+            version if isinstance(version, str) else "",
             context if isinstance(context, int) and context > 0 else None,
         )
 
@@ -258,15 +252,14 @@ class ServerSilent(Exception):
         self.failure = failure
 
 
-def _version(answer: tuple[bytes, str] | Failure) -> str:
+def _taken[T](
+    answer: tuple[bytes, str] | Failure, what: str, take: Callable[[Any], T]
+) -> T | Failure:
+    """What `take` takes of an answer's JSON; a failure where it is of another form."""
     if isinstance(answer, Failure):
-        return ""
+        return answer
     try:
-        found = parse_json(answer[0])["version"]
+        return take(parse_json(answer[0]))
     except (ValueError, KeyError, TypeError):
-        return ""
-    return found[:60] if isinstance(found, str) else ""
-
-
-def _start(body: bytes) -> str:
-    return error_message(body)[:120]
+        said = error_message(answer[0])[:120]
+        return Failure("malformed", f"a {what} of another form: {said}")

@@ -9,10 +9,10 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import Completion, FinishReason, Prompt, Request, TokenLogprob
+from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob
 from data_gen.engines.config import VllmConfig
 from data_gen.engines.model_folder import check_model_folder, folder_revision
-from data_gen.engines.prompts import PromptEncoder, PromptError
+from data_gen.engines.prompts import PromptEncoder
 from data_gen.engines.streaming import LoopThread
 from data_gen.errors.shared import model_error, one_line
 from ipt_jax.core.errors import UserError
@@ -94,6 +94,7 @@ class VllmEngine:
             self.folder, config, on_cpu=installed.on_cpu, context_tokens=context_tokens
         )
         self._encoder = PromptEncoder.load(self.folder)
+        self.count_tokens = self._encoder.count
         self._window = config.in_flight * config.data_parallel
         self._numbers = itertools.count()
         self._thread = LoopThread("vllm-engine")
@@ -107,14 +108,10 @@ class VllmEngine:
                 "its own messages above say more. Short of memory, lower "
                 "`engine.vllm.gpu_memory_fraction` or `engine.context_tokens`, or raise "
                 "`engine.vllm.tensor_parallel`.",
-                key="engine.vllm",
+                key="engine.vllm.gpu_memory_fraction",
                 path=self.folder,
             ) from error
         self.context_tokens: int = self._llm.model_config.max_model_len
-
-    def count_tokens(self, text: Prompt) -> int:
-        """Tokens of a prompt; special tokens written in text count as one each, none are added."""
-        return len(self._encoder.encode(text))
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """See Engine. At most `in_flight` requests for each copy of the model are read ahead.
@@ -138,13 +135,9 @@ class VllmEngine:
             EngineGenerateError,
         )
 
-        try:
-            ids = self._encoder.encode(request.prompt)
-        except PromptError as error:
-            return _error(request, str(error), 0, "permanent")
-        if not ids or len(ids) >= self.context_tokens:
-            said = f"{len(ids)} prompt tokens; the context holds {self.context_tokens}"
-            return _error(request, said, len(ids), "permanent")
+        ids = self._encoder.fitting(request, self.context_tokens)
+        if isinstance(ids, Completion):
+            return ids
         sampling = self._sampling(request, self.context_tokens - len(ids))
         # The number keeps ids apart where a caller asks the same request twice.
         name = f"{next(self._numbers)}-{request.id}"
@@ -159,21 +152,22 @@ class VllmEngine:
                 "vLLM died; its messages above say why. Short of memory, lower "
                 "`engine.vllm.gpu_memory_fraction` or `engine.vllm.max_batch_requests`. Then run "
                 "the same command again: what it had answered is kept.",
-                key="engine.vllm",
+                key="engine.vllm.gpu_memory_fraction",
             ) from error
         except (VLLMClientError, ValueError) as error:
-            return _error(request, f"vLLM refuses the request: {error}", len(ids), "permanent")
+            said = f"vLLM refuses the request: {error}"
+            return Completion.failed(request, said, "permanent", len(ids))
         except EngineGenerateError as error:
             cause = error.__cause__ or error
-            return _error(request, f"vLLM failed: {cause}", len(ids), "transient")
+            return Completion.failed(request, f"vLLM failed: {cause}", "transient", len(ids))
         if last is None:
-            return _error(request, "vLLM gave no answer", len(ids), "transient")
+            return Completion.failed(request, "vLLM gave no answer", "transient", len(ids))
         written = last.outputs[0]
         reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
         reason = reasons.get(written.finish_reason)
         if reason is None:
             said = f"vLLM ended the request: {written.finish_reason}"
-            return _error(request, said, len(ids), "transient")
+            return Completion.failed(request, said, "transient", len(ids))
         return Completion(
             request.id,
             written.text,
@@ -288,7 +282,3 @@ async def _start(arguments: dict[str, Any]) -> Any:
 
 async def _shut_down(llm: Any) -> None:
     llm.shutdown()
-
-
-def _error(request: Request, said: str, prompt_tokens: int, kind: Any) -> Completion:
-    return Completion(request.id, said, "error", prompt_tokens, 0, error_kind=kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ model_error = partial(UserError, key="engine.model")
 def one_line(error: BaseException, most: int = 300) -> str:
     """An error's kind and the beginning of its words, for a message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
+def optional(module: str, refusal: UserError) -> Any:
+    """A module whose package may be missing; then `refusal` is raised."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise refusal from error
 
 
 def load_yaml(

@@ -25,7 +25,8 @@ from data_gen.instruction_pretrain.formats import (
     render_pairs,
 )
 from data_gen.instruction_pretrain.other_formats import in_pattern, other_patterns
-from data_gen.instruction_pretrain.templates import render_training_text
+from data_gen.instruction_pretrain.template_file import our_templates
+from data_gen.instruction_pretrain.templates import training_record
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.config import OutputConfig
 from data_gen.stages.stage import Stage, StageRun, Summary
@@ -408,8 +409,8 @@ class _Source:
 def _templated(record: Record, examples: Sequence[Example], seed: int) -> Record:
     """The sequence in the form of an augmented text: what pre-training mixes in (section 2.2)."""
     shots = [Shot(example.text, example.pairs) for example in examples]
-    parts = render_training_text(shots, generator_of(seed, "template", record.id))
-    return replace(record, text="".join(parts), parts=tuple(parts), loss=(1.0,) * len(parts))
+    templates = our_templates()
+    return training_record(record.id, shots, record.source, seed, templates, record.provenance)
 
 
 def local_folder(folder: str, root: str) -> Path:

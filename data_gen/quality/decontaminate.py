@@ -255,7 +255,16 @@ def open_rule(name: str, config: DecontaminateConfig) -> Decontamination:
 def contamination_table(
     raw: Mapping[str, SetCounts], augmented: Mapping[str, SetCounts] | None = None
 ) -> str:
-    """IPT's table 9 in Markdown: a column for each evaluation set.
+    """IPT's table 9 in Markdown."""
+    header, *rows = contamination_rows(raw, augmented)
+    lines = [header, ["---", *("---:" for _ in raw)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def contamination_rows(
+    raw: Mapping[str, SetCounts], augmented: Mapping[str, SetCounts] | None = None
+) -> list[list[str]]:
+    """IPT's table 9, the names of its columns first: one for each evaluation set.
 
     Args:
       raw: counts of a rule over the raw corpora.
@@ -285,9 +294,7 @@ def contamination_table(
                 key="evaluations",
             )
         rows |= {"Contam in Ins-Aug Corpora": both, "Contam in Synthesized Pairs": added}
-    lines = [["", *raw], ["---", *("---:" for _ in raw)]]
-    lines += [[name, *map(str, values)] for name, values in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [["", *raw], *([name, *map(str, values)] for name, values in rows.items())]
 
 
 def _shorter(index: OverlapIndex) -> frozenset[int]:

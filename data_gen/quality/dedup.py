@@ -14,10 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from data_gen.errors.shared import optional
 from data_gen.quality.gate import Gate
 from data_gen.quality.words import batches, hash_words, windows
 from data_gen.stages.units import Records
@@ -210,15 +211,9 @@ def _shingled(
 
 def _signatures(hashes: np.ndarray, offsets: np.ndarray, config: MinHashConfig) -> np.ndarray:
     """Uint32 [texts, permutations], by rensa."""
-    try:
-        import rensa
-    except ImportError as error:
-        raise UserError(
-            "near_duplicates needs the package rensa, which is not installed: install the extra "
-            "`synthesis`, or take near_duplicates out of `gates`.",
-            key="gates",
-        ) from error
-    sketch: Any = rensa
+    said = "near_duplicates needs the package rensa, which is not installed: install the extra "
+    said += "`synthesis`, or take near_duplicates out of `gates`."
+    sketch = optional("rensa", UserError(said, key="gates"))
     matrix = sketch.RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, offsets.astype(np.uint64), config.permutations, config.seed
     )

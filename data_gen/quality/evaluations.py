@@ -6,12 +6,15 @@ import gzip
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError, did_you_mean
+
+evaluation_error = partial(UserError, key="evaluations")
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,8 @@ def load_evaluations(files: Sequence[EvaluationFile]) -> list[EvaluationExample]
     Raises UserError where a file is missing, empty or not JSON, or an example lacks a field.
     """
     if not files:
-        raise UserError(
-            "decontamination needs evaluation sets: name at least one in `evaluations`.",
-            key="evaluations",
+        raise evaluation_error(
+            "decontamination needs evaluation sets: name at least one in `evaluations`."
         )
     return [example for file in files for example in _load(file)]
 
@@ -55,31 +57,25 @@ def load_evaluations(files: Sequence[EvaluationFile]) -> list[EvaluationExample]
 def _load(file: EvaluationFile) -> list[EvaluationExample]:
     path = Path(file.path).expanduser()
     if not file.name or not file.fields:
-        raise UserError(
+        raise evaluation_error(
             f"the evaluation '{file.path}' needs a `name` and at least one of `fields`.",
-            key="evaluations",
             path=file.path,
         )
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as content:
             rows = _rows(content, path.name.removesuffix(".gz").endswith(".jsonl"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"there is no evaluation file {path}: correct `evaluations`.",
-            key="evaluations",
-            path=path,
+        raise evaluation_error(
+            f"there is no evaluation file {path}: correct `evaluations`.", path=path
         ) from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(
+        raise evaluation_error(
             f"the evaluation file {path} cannot be read ({error}): give .jsonl, or .json with a "
             "list or a mapping of examples.",
-            key="evaluations",
             path=path,
         ) from error
     if not rows:
-        raise UserError(
-            f"the evaluation file {path} holds no example.", key="evaluations", path=path
-        )
+        raise evaluation_error(f"the evaluation file {path} holds no example.", path=path)
     return [
         EvaluationExample(file.name, key, _text(row, file.fields, key, path)) for key, row in rows
     ]

@@ -127,31 +127,29 @@ def load_classifier(config: ModerationConfig) -> Classifier:
     Raises UserError where there is no such folder, it cannot be loaded, or lacks a label.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import pipeline
 
     folder = Path(config.model or "").expanduser()
+    refuse = partial(UserError, key="moderation.model", path=folder)
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"there is no model folder {folder}: correct `moderation.model`.",
-            key="moderation.model",
-            path=folder,
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+        raise refuse(f"there is no model folder {folder}: correct `moderation.model`.")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True
+        model: Any = pipeline(
+            "text-classification",
+            str(folder),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            model_kwargs={"use_safetensors": True},
+            trust_remote_code=False,
+            top_k=None,
+            function_to_apply="softmax",
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
+        raise refuse(
             f"the classifier in {folder} cannot be loaded ({error}): give a folder with a "
-            "tokenizer and safetensors weights.",
-            key="moderation.model",
-            path=folder,
+            "tokenizer and safetensors weights."
         ) from error
-    model = model.to(device).eval()
-    names = {label: number for number, label in model.config.id2label.items()}
-    wanted = config.labels if config.labels is not None else list(names)[1:]
+    names = list(model.model.config.id2label.values())
+    wanted = config.labels if config.labels is not None else names[1:]
     missing = [label for label in wanted if label not in names]
     if missing or not wanted:
         raise UserError(
@@ -160,20 +158,9 @@ def load_classifier(config: ModerationConfig) -> Classifier:
             key="moderation.labels",
             path=folder,
         )
-    columns = [names[label] for label in wanted]
 
     def classify(texts: Sequence[str]) -> list[float]:
-        scores: list[float] = []
-        for first in range(0, len(texts), config.batch_size):
-            batch = tokenizer(
-                list(texts[first : first + config.batch_size]),
-                padding=True,
-                truncation=True,
-                return_tensors="pt",
-            ).to(device)
-            with torch.inference_mode():
-                chances = model(**batch).logits.float().softmax(dim=-1)
-            scores += chances[:, columns].sum(dim=-1).tolist()
-        return scores
+        found = model(list(texts), batch_size=config.batch_size, truncation=True)
+        return [sum(one["score"] for one in of if one["label"] in wanted) for of in found]
 
     return classify

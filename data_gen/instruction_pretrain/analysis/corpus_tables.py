@@ -14,7 +14,7 @@ from data_gen.instruction_pretrain.analysis.histograms import histogram
 from data_gen.instruction_pretrain.analysis.report import Absent, Measurement, cell, per_cent
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText
 from data_gen.instruction_pretrain.collection import DOMAINS
-from data_gen.quality.decontaminate import contamination_table
+from data_gen.quality.decontaminate import contamination_rows
 from ipt_jax.core.report.figures import Bars, Histogram, Sunburst
 from ipt_jax.core.report.numbers import format_cell, format_counts
 from ipt_jax.core.report.values import Table
@@ -142,13 +142,12 @@ def _categories_figure(found: Mapping[str, Any]) -> Sunburst:
 
 
 def _contamination(found: Contamination) -> Table:
-    lines = contamination_table(found.raw, found.augmented).split("\n")
-    cells = [tuple(one.strip() for one in line.strip("|").split("|")) for line in lines]
+    header, *rows = contamination_rows(found.raw, found.augmented)
     short = sum(counts.unmatchable for counts in found.raw.values())
     return Table(
         "Table 9: contamination",
-        cells[0],
-        tuple(cells[2:]),
+        header,
+        rows,
         "Evaluation examples of which a drawn substring stands in the corpus. Too short to be "
         f"looked for: {short:,}; records that could not be read: {found.damaged:,}.",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 from data_gen.engines import Completion, SamplingParams
-from data_gen.engines.replies import parse_json_object
+from data_gen.engines.replies import object_of
 from data_gen.errors.shared import load_yaml
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.stages.cached import Query, as_user
@@ -111,11 +111,9 @@ def domain_prompt(text: str) -> str:
 def parse_domains(completion: Completion) -> set[str] | str:
     """The domains, or why there are none: `engine_error`, `cut`, `no_json`, `several`,
     `no_domains`, `unknown_domain`."""
-    if completion.finish_reason == "error":
-        return "engine_error"
-    found = parse_json_object(completion.text)
+    found = object_of(completion)
     if isinstance(found, str):
-        return "cut" if found == "no_json" and completion.finish_reason == "length" else found
+        return found
     named = found.get("domains")
     if not isinstance(named, list) or not named:
         return "no_domains"

@@ -25,17 +25,9 @@ _EXAMPLE = {"id": _TEXT, "dataset": _TEXT, "unseen": bool, "shots": list[Any]}
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """A text that the synthesizer was not tuned on, with its gold pairs."""
+class HeldOut(Example):
+    """An example that the synthesizer was not tuned on; its pairs are the gold ones."""
 
-    id: str
-    """Unique in the file."""
-    dataset: str
-    """Data set of the example and of its shots."""
-    text: str
-    """The raw text."""
-    pairs: tuple[Pair, ...]
-    """Gold pairs, at least one."""
     shots: tuple[Shot, ...]
     """Other examples of the data set, put before the text in the few-shot setting."""
     unseen: bool

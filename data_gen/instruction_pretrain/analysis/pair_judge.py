@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_gen.engines import Completion, SamplingParams
-from data_gen.engines.replies import parse_json_object
+from data_gen.engines.replies import object_of
 from data_gen.instruction_pretrain.analysis.categories import CATEGORIES, SCENARIOS, scenario_of
 from data_gen.instruction_pretrain.formats import Pair
 from data_gen.stages.cached import Query, as_user
@@ -71,11 +71,9 @@ def judge_question(name: str, text: str, pair: Pair, max_tokens: int) -> Query:
 def parse_pair_verdict(completion: Completion) -> PairVerdict | str:
     """The verdict, or why there is none: `engine_error`, `cut`, `no_json`, `several`,
     `no_relevant`, `no_accurate`, `no_category`, `unknown_category`."""
-    if completion.finish_reason == "error":
-        return "engine_error"
-    found = parse_json_object(completion.text)
+    found = object_of(completion)
     if isinstance(found, str):
-        return "cut" if found == "no_json" and completion.finish_reason == "length" else found
+        return found
     relevant, accurate = _binary(found.get("relevant")), _binary(found.get("accurate"))
     if relevant is None:
         return "no_relevant"

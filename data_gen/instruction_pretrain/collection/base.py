@@ -106,7 +106,9 @@ class Dataset:
         cls, name: str, fields: Mapping[str, Any], records: Records, questions: Questions
     ) -> Self:
         """The set of an entry in datasets.yaml and its adapter."""
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
         return cls(name=name, records=records, questions=questions, **given)
 
 
