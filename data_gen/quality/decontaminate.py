@@ -257,13 +257,13 @@ def contamination_table(
 ) -> str:
     """IPT's table 9 in Markdown."""
     header, *rows = contamination_rows(raw, augmented)
-    lines = [header, ["---", *("---:" for _ in raw)], *rows]
+    lines = [header, ("---", *("---:" for _ in raw)), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def contamination_rows(
     raw: Mapping[str, SetCounts], augmented: Mapping[str, SetCounts] | None = None
-) -> list[list[str]]:
+) -> list[tuple[str, ...]]:
     """IPT's table 9, the names of its columns first: one for each evaluation set.
 
     Args:
@@ -294,7 +294,7 @@ def contamination_rows(
                 key="evaluations",
             )
         rows |= {"Contam in Ins-Aug Corpora": both, "Contam in Synthesized Pairs": added}
-    return [["", *raw], *([name, *map(str, values)] for name, values in rows.items())]
+    return [("", *raw), *((name, *map(str, values)) for name, values in rows.items())]
 
 
 def _shorter(index: OverlapIndex) -> frozenset[int]:

@@ -11,7 +11,13 @@ from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis
 from data_gen.instruction_pretrain.analysis.contamination import Contamination
 from data_gen.instruction_pretrain.analysis.generations import PAIR_FORMATS
 from data_gen.instruction_pretrain.analysis.histograms import histogram
-from data_gen.instruction_pretrain.analysis.report import Absent, Measurement, cell, per_cent
+from data_gen.instruction_pretrain.analysis.report import (
+    Absent,
+    Measurement,
+    cell,
+    per_cent,
+    share_bars,
+)
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.quality.decontaminate import contamination_rows
@@ -120,15 +126,10 @@ def _categories(found: Mapping[str, Any]) -> Table:
 
 
 def _scenarios(found: Mapping[str, Any]) -> Bars:
-    rows = tuple(
-        (name, (None if share is None else 100 * share,))
-        for name, share in found["scenarios"].items()
-    )
-    return Bars(
+    return share_bars(
         "Figure 6: task scenarios, per cent of pairs (grouping and names ours)",
         ("corpus",),
-        rows,
-        number=cell,
+        [(name, [share]) for name, share in found["scenarios"].items()],
     )
 
 
@@ -199,19 +200,9 @@ def _distribution(found: Mapping[str, Any]) -> Table:
 
 
 def _distribution_bars(found: Mapping[str, Any]) -> Bars:
-    def share(key: str, domain: str) -> float | None:
-        value = found["distribution"][key][domain]
-        return None if value is None else 100 * value
-
-    return Bars(
-        "Table 12: domains, per cent",
-        ("raw texts", "pairs"),
-        tuple(
-            (domain.replace("_", " "), (share("raw", domain), share("pairs", domain)))
-            for domain in DOMAINS
-        ),
-        number=cell,
-    )
+    raw, pairs = found["distribution"]["raw"], found["distribution"]["pairs"]
+    rows = [(name.replace("_", " "), [raw[name], pairs[name]]) for name in DOMAINS]
+    return share_bars("Table 12: domains, per cent", ("raw texts", "pairs"), rows)
 
 
 def _histograms(texts: Sequence[SynthesizedText]) -> list[Histogram]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from data_gen.engines import Completion, SamplingParams
 from data_gen.engines.replies import object_of
 from data_gen.instruction_pretrain.analysis.categories import CATEGORIES, SCENARIOS, scenario_of
+from data_gen.instruction_pretrain.analysis.f1 import mean
 from data_gen.instruction_pretrain.formats import Pair
 from data_gen.stages.cached import Query, as_user
 
@@ -95,8 +96,8 @@ def judged_pairs(verdicts: Sequence[PairVerdict | str]) -> JudgedPairs:
     return JudgedPairs(
         judged=count,
         without_verdict=dict(Counter(one for one in verdicts if isinstance(one, str))),
-        accuracy=sum(one.accurate for one in read) / count if count else None,
-        relevance=sum(one.relevant for one in read) / count if count else None,
+        accuracy=mean(one.accurate for one in read),
+        relevance=mean(one.relevant for one in read),
         categories=dict(categories.most_common()),
         scenarios={name: scenarios[name] / count if count else None for name in SCENARIOS},
     )
