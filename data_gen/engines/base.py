@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,6 +23,11 @@ class Message:
 Prompt = str | tuple[Message, ...]
 """Text as the model shall see it, or a chat that the model's template renders; the model writes
 the next turn of the assistant."""
+
+
+def turns_of(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The turns of a chat as JSON has them."""
+    return [{"role": one.role, "content": one.content} for one in messages]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob
+from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob, turns_of
 from data_gen.engines.failures import Failure, error_message, status_failure
 from ipt_jax.core.errors import UserError
 
@@ -46,7 +46,7 @@ def request_body(
         if params.logprobs is not None:
             body["logprobs"] = params.logprobs
     else:
-        body["messages"] = [{"role": m.role, "content": m.content} for m in request.prompt]
+        body["messages"] = turns_of(request.prompt)
         if params.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": params.logprobs}
     if params.stop:

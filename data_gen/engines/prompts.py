@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import Completion, Prompt, Request
+from data_gen.engines.base import Completion, Prompt, Request, turns_of
 from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
@@ -75,10 +75,9 @@ class PromptEncoder:
                 "for chat.",
                 path=self._folder,
             )
-        turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+                turns_of(messages), tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
             raise PromptError(f"the chat template refuses the messages: {error}") from error

@@ -7,9 +7,10 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from data_gen.engines.base import Completion, Prompt, Request
+from data_gen.engines.base import Completion, Prompt, Request, turns_of
 from data_gen.engines.concurrency import ConcurrencyLimit
 from data_gen.engines.config import EngineConfig
 from data_gen.engines.failures import Failure, retry_delay
@@ -72,6 +73,7 @@ class ServerEngine:
         if settings.tokenizer:
             self._encoder = PromptEncoder.load(Path(settings.tokenizer).expanduser())
         self._client = ServerClient(config)
+        self._refuse = partial(UserError, path=self._client.address)
         self._draw = random.Random()
         self._thread = LoopThread("server-engine")
         self._clock = self._thread.loop.time
@@ -103,7 +105,7 @@ class ServerEngine:
         if self._encoder is not None:
             return self._encoder.count(text)
         if not self._vllm:
-            raise UserError(
+            raise self._refuse(
                 f"the server at {self._client.address} cannot count a prompt's tokens: set "
                 "`engine.server.tokenizer` to a folder with the model's tokenizer.",
                 key="engine.server.tokenizer",
@@ -111,7 +113,7 @@ class ServerEngine:
         fields = (
             {"prompt": text, "add_special_tokens": False}
             if isinstance(text, str)
-            else {"messages": [{"role": m.role, "content": m.content} for m in text]}
+            else {"messages": turns_of(text)}
         )
         return self._thread.call(self._count({"model": self.model, **fields}))
 
@@ -123,7 +125,7 @@ class ServerEngine:
             if found.permanent or attempt == _COUNT_ATTEMPTS:
                 break
             await asyncio.sleep(self._delay(attempt, found))
-        raise UserError(
+        raise self._refuse(
             f"the server at {self._client.address} did not count a prompt's tokens "
             f"({self._say(found)}): set `engine.server.tokenizer` to a folder with the model's "
             "tokenizer.",
@@ -270,13 +272,12 @@ class ServerEngine:
             if not isinstance(probe, Failure) or probe.permanent:
                 self._last_answer = self._clock()
                 return
-            raise UserError(
+            raise self._refuse(
                 f"the server at {self._client.address} has answered nothing for {silent:.0f} s "
                 f"(`engine.server.down_seconds`; last {self._say(failure)}): start it again or "
                 "mend `engine.server.url`, then run the same command again. What it had answered "
                 "is kept.",
                 key="engine.server.url",
-                path=self._client.address,
             )
 
     async def _check_access(self, failure: Failure) -> None:
@@ -292,11 +293,10 @@ class ServerEngine:
                 if models.reason in ("http_401", "http_403"):
                     raise self._client.refusal(failure)
             elif models and self.model not in [model["id"] for model in models]:
-                raise UserError(
+                raise self._refuse(
                     f"the server at {self._client.address} no longer has the model '{self.model}' "
                     f"({self._say(failure)}): load it again, then run the same command again.",
                     key="engine.model",
-                    path=self._client.address,
                 )
 
 

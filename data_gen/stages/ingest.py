@@ -34,9 +34,8 @@ def ingest_corpus(
     documents: Iterable[Document | Rejection],
     output: OutputFolder,
     ledger: Ledger,
-    *,
-    check: Check = lambda document: None,
-    records_per_shard: int = 4096,
+    check: Check,
+    records_per_shard: int,
 ) -> Ingested:
     """Write every accepted document to shards/raw, the others to rejected/ with their reasons.
 

@@ -281,13 +281,8 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
     stage.begin(run)
     ingested, raw = Ingested(Counter(), Counter()), None
     if _reads(config):
-        ingested = ingest_corpus(
-            config.documents(),
-            output,
-            run.ledger,
-            check=stage.check,
-            records_per_shard=config.records_per_shard,
-        )
+        documents, size = config.documents(), config.records_per_shard
+        ingested = ingest_corpus(documents, output, run.ledger, stage.check, size)
         raw = RecordSource(output.shards(RAW), verify=False)
     units = stage.units(raw)
     totals = run_blocks(
