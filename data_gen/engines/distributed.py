@@ -226,7 +226,8 @@ class RayEngine:
 
     def _cannot_open(self, error: Exception) -> UserError:
         reason = str(error).strip().splitlines()[-1]
-        return UserError(f"a Ray actor could not open its engine: {reason}")
+        said = f"a Ray actor could not open its engine: {reason}"
+        return UserError(said, key="engine.ray.actors")
 
     def _nowhere(self) -> UserError:
         return UserError(
