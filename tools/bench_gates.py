@@ -38,7 +38,7 @@ with importing():
         near_duplicate_candidates,
         near_duplicates,
     )
-    from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations
+    from data_gen.quality.evaluations import EvaluationExample, EvaluationFile, load_evaluations
     from data_gen.quality.words import words
 
 Work = Callable[[Sequence[str]], int]
@@ -127,13 +127,13 @@ def datatrove_signatures() -> Work:
     return work
 
 
-def matches(kind: Callable[..., Any], examples: Sequence[Example]) -> Work:
+def matches(kind: Callable[..., Any], examples: Sequence[EvaluationExample]) -> Work:
     """Ours: a rule of decontamination."""
     rule = kind(examples, DecontaminateConfig())
     return lambda texts: sum(1 for _ in rule.matches(texts))
 
 
-def tuple_overlap(examples: Sequence[Example], lazily: bool) -> Work:
+def tuple_overlap(examples: Sequence[EvaluationExample], lazily: bool) -> Work:
     """A set of tuples of 8 words; tells only whether a document shares one."""
     known: set[tuple[str, ...]] = set()
     for example in examples:
@@ -151,7 +151,9 @@ def _grams(parts: list[str]) -> Any:
     return zip(*(parts[at:] for at in range(8)), strict=False)
 
 
-def contenders(examples: Sequence[Example]) -> tuple[dict[str, dict[str, Work]], dict[str, str]]:
+def contenders(
+    examples: Sequence[EvaluationExample],
+) -> tuple[dict[str, dict[str, Work]], dict[str, str]]:
     """By job, ours first; and the peers left out with the reason."""
     jobs: dict[str, dict[str, Work]] = {
         "exact, first two sentences": {
@@ -251,7 +253,7 @@ def main() -> None:
     else:
         # Every second half of a document that is not measured: much text, few overlaps.
         examples = [
-            Example("made", str(n), text[len(text) // 2 :][::-1])
+            EvaluationExample("made", str(n), text[len(text) // 2 :][::-1])
             for n, text in enumerate(texts[::5])
         ]
     jobs, left_out = contenders(examples)

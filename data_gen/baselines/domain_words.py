@@ -25,7 +25,7 @@ class DomainWords:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise UserError(f"{name} is not a sentencepiece model ({error}).") from error
+            raise UserError(f"{name} is not a sentencepiece model ({error}).", path=name) from error
         self.sha256 = hashlib.sha256(model).hexdigest()
         pieces = (self._model.id_to_piece(number) for number in range(len(self._model)))
         long = [p[1:] for p in pieces if p.startswith(_SPACE) and len(p) > _SHORTEST]
@@ -83,6 +83,7 @@ def train_vocabulary(sentences: Iterable[str], pieces: int) -> bytes:
     except RuntimeError as error:
         raise UserError(
             f"no vocabulary can be made of this corpus ({' '.join(str(error).split())[:200]}): "
-            "name one that is there in `domain_vocabulary`, or lower `vocabulary_pieces`."
+            "name one that is there in `domain_vocabulary`, or lower `vocabulary_pieces`.",
+            key="domain_vocabulary",
         ) from error
     return model.getvalue()

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from data_gen.errors.shared import load_yaml
 from ipt_jax.core.errors import UserError, did_you_mean
 
 DEFAULT_FILE = Path(__file__).with_name("instructions.yaml")
@@ -62,24 +62,23 @@ class Instructions:
 
 def load_instructions(path: Path = DEFAULT_FILE) -> Instructions:
     """Raises UserError where the file is none, a key is missing or unknown, a slot is wrong."""
-    try:
-        data = path.read_bytes()
-        content: Any = yaml.safe_load(data)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({error}): correct it.") from error
+    content = load_yaml(path, "file of wordings", "instructions")
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no keys: its form is that of {DEFAULT_FILE.name}.")
+        said = f"{path} holds no keys: its form is that of {DEFAULT_FILE.name}."
+        raise UserError(said, key="instructions", path=path)
     for key in content:
         if key not in _NEEDED:
-            raise UserError(f"{path}: unknown key '{key}'. {did_you_mean(str(key), _NEEDED)}")
+            said = f"{path}: unknown key '{key}'. {did_you_mean(str(key), _NEEDED)}"
+            raise UserError(said, key=str(key), path=path)
     for key in _NEEDED:
         _check(path, key, content.get(key))
-    return Instructions(content, hashlib.sha256(data).hexdigest())
+    return Instructions(content, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _check(path: Path, key: str, wordings: Any) -> None:
     if not isinstance(wordings, list) or not wordings or not all(type(w) is str for w in wordings):
-        raise UserError(f"{path}: '{key}' must be a list of at least one text.")
+        said = f"{path}: '{key}' must be a list of at least one text."
+        raise UserError(said, key=key, path=path)
     for wording in wordings:
         slots = set(_SLOT.findall(wording))
         missing, unknown = _NEEDED[key] - slots, slots - _allowed(key)
@@ -89,5 +88,7 @@ def _check(path: Path, key: str, wordings: Any) -> None:
             wrong = [*(f"lacks {{{s}}}" for s in missing), *(f"has {{{s}}}" for s in unknown)]
             raise UserError(
                 f"{path}: the wording {wording!r} of '{key}' {', '.join(sorted(wrong))}; it may "
-                f"hold {', '.join(sorted(_allowed(key)))}."
+                f"hold {', '.join(sorted(_allowed(key)))}.",
+                key=key,
+                path=path,
             )

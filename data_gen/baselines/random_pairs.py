@@ -17,7 +17,7 @@ from data_gen.baselines.config import RandomPairsConfig
 from data_gen.engines import Completion, Request
 from data_gen.instruction_pretrain.formats import Shot, parse_pairs
 from data_gen.instruction_pretrain.template_file import load_templates
-from data_gen.instruction_pretrain.templates import render_training_text
+from data_gen.instruction_pretrain.templates import training_record
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card
 from data_gen.stages.stage import Stage, Summary
@@ -81,13 +81,8 @@ class RandomPairs(Stage[RandomPairsConfig, Exchange]):
             for document, generated in zip(documents, given, strict=True)
         ]
         name, seed = f"{METHOD}-{unit.record.id}", self.config.seed
-        parts = render_training_text(shots, generator_of(seed, "template", name), self._templates)
-        record = Record(
-            id=name,
-            text="".join(parts),
-            source=METHOD,
-            parts=tuple(parts),
-            loss=(1.0,) * len(parts),
+        record = training_record(
+            *(name, shots, METHOD, seed, self._templates),
             provenance={
                 **unit.record.provenance,
                 "method": METHOD,
@@ -134,7 +129,9 @@ class _Exchanges(Sequence[Exchange]):
         if len(self._places) < 2:
             raise UserError(
                 f"{config.synthesis} holds {len(self._places)} augmented text(s): pairs of another "
-                "text need at least two."
+                "text need at least two.",
+                key="synthesis",
+                path=config.synthesis,
             )
         circle = generator_of(config.seed, METHOD).permutation(len(self._places))
         # Neighbours on the circle are never the same text.
@@ -155,6 +152,8 @@ def _pairs_of(record: Record) -> list[str]:
     if not isinstance(generated, list):
         raise UserError(
             f"the record {record.id!r} does not say which pairs it holds (`generated` in its "
-            "provenance): make the synthesis folder again with this version."
+            "provenance): make the synthesis folder again with this version.",
+            key="synthesis",
+            record=record.id,
         )
     return generated

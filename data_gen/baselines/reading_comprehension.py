@@ -17,7 +17,7 @@ import numpy as np
 
 from data_gen.baselines.domain_words import DomainWords
 from data_gen.baselines.instructions import Instructions
-from data_gen.baselines.rules import Task, is_whole, mine
+from data_gen.baselines.rules import MinedTask, is_whole, mine
 from data_gen.baselines.sentences import Sentence, split_sentences, split_title
 from ipt_jax.core.seeds import generator_of
 from ipt_jax.core.tokenizers import Tokenizer
@@ -124,9 +124,9 @@ def _excerpts(body: str, rules: Rules) -> list[tuple[str, list[Sentence]]]:
 
 def _word_tasks(
     sentences: Sequence[Sentence], rules: Rules, generator: np.random.Generator
-) -> list[Task]:
+) -> list[MinedTask]:
     """Sentences, in a drawn order, that hold enough words of the domain."""
-    found: list[Task] = []
+    found: list[MinedTask] = []
     for place in generator.permutation(len(sentences)).tolist():
         sentence = sentences[place].text
         if len(found) == rules.most_per_sub:
@@ -138,16 +138,20 @@ def _word_tasks(
             continue
         kept = np.sort(generator.choice(len(words), rules.least_words, replace=False))
         keywords = ", ".join(words[number] for number in kept.tolist())
-        found.append(Task("word_to_text", "words", {"keywords": keywords, "sentence": sentence}))
+        found.append(
+            MinedTask("word_to_text", "words", {"keywords": keywords, "sentence": sentence})
+        )
     return found
 
 
-def _limited(tasks: Sequence[Task], most: int, generator: np.random.Generator) -> list[Task]:
+def _limited(
+    tasks: Sequence[MinedTask], most: int, generator: np.random.Generator
+) -> list[MinedTask]:
     """At most `most` of each sub-category, drawn; in their order."""
-    by_sub: dict[tuple[str, str], list[Task]] = defaultdict(list)
+    by_sub: dict[tuple[str, str], list[MinedTask]] = defaultdict(list)
     for task in tasks:
         by_sub[task.type, task.sub].append(task)
-    kept: list[Task] = []
+    kept: list[MinedTask] = []
     for group in by_sub.values():
         if len(group) > most:
             places = np.sort(generator.choice(len(group), most, replace=False))
@@ -160,7 +164,7 @@ def _write(
     body: str,
     sentences: Sequence[Sentence],
     title: str,
-    tasks: Sequence[Task],
+    tasks: Sequence[MinedTask],
     rules: Rules,
     generator: np.random.Generator,
 ) -> tuple[str, Counter[str]]:
@@ -207,7 +211,7 @@ def _arrangement(
     return has_title and drawn, has_end and drawn
 
 
-def _worded(task: Task, rules: Rules, generator: np.random.Generator) -> str:
+def _worded(task: MinedTask, rules: Rules, generator: np.random.Generator) -> str:
     slots = {**task.slots, "domain": rules.domain}
     key = task.sub
     if task.type == "nli" and generator.random() >= _GENERATE:

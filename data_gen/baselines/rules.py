@@ -24,7 +24,7 @@ _SIMILARLY = ("Similarly", "Equally", "In other words", "Namely", "That is to sa
 
 
 @dataclass(frozen=True)
-class Task:
+class MinedTask:
     """Something mined."""
 
     type: str
@@ -35,7 +35,7 @@ class Task:
     """What fills its instruction."""
 
 
-def mine(sentences: Sequence[Sentence]) -> list[Task]:
+def mine(sentences: Sequence[Sentence]) -> list[MinedTask]:
     """Every task of a text that its connectors show, in order of types."""
     good = [is_whole(sentence.text) for sentence in sentences]
     pairs = [
@@ -44,7 +44,7 @@ def mine(sentences: Sequence[Sentence]) -> list[Task]:
         if one_good and two_good and one.paragraph == two.paragraph
     ]
     whole = [sentence.text for sentence, fine in zip(sentences, good, strict=True) if fine]
-    found: list[Task] = []
+    found: list[MinedTask] = []
     for first, second in pairs:
         found += _of_pair(first, second)
     for sentence in whole:
@@ -86,7 +86,7 @@ _PAIR_RULES = (
 )
 
 
-def _of_pair(first: str, second: str) -> Iterator[Task]:
+def _of_pair(first: str, second: str) -> Iterator[MinedTask]:
     for type_, sub, pattern, (name, other), commas in _PAIR_RULES:
         match = pattern.match(second)
         if match is None or len(match[2]) < _SHORTEST:
@@ -94,7 +94,7 @@ def _of_pair(first: str, second: str) -> Iterator[Task]:
         if not commas and ("," in first or "," in match[2]):
             continue
         slots = {name: first, other: _capital(match[2]), "connector": match[1].capitalize()}
-        yield Task(type_, sub, slots)
+        yield MinedTask(type_, sub, slots)
 
 
 _BECAUSE = re.compile(r"\s(due to|on account of|owing to)\s(the fact that\s)?", re.IGNORECASE)
@@ -132,7 +132,7 @@ _SAID = re.compile(r" (?:that|said|says|say) ")
 _LEADING = re.compile(r"(?:Thus|Hence|Therefore|However|But|And|So|Also|Moreover),?\s+")
 
 
-def _effect_cause(sentence: str) -> Iterator[Task]:
+def _effect_cause(sentence: str) -> Iterator[MinedTask]:
     """EFFECT due to CAUSE, both in one sentence."""
     matches = list(_BECAUSE.finditer(sentence))
     if len(matches) != 1:
@@ -153,7 +153,7 @@ def _effect_cause(sentence: str) -> Iterator[Task]:
     if effect.count("(") != effect.count(")"):
         return
     slots = {"effect": f"{_capital(effect)}.", "cause": _capital(cause)}
-    yield Task("common_reason", "effect_cause", slots)
+    yield MinedTask("common_reason", "effect_cause", slots)
 
 
 _DEFINED = re.compile(
@@ -162,13 +162,13 @@ _DEFINED = re.compile(
 _NOT_DEFINED = re.compile(r"(?:it|this|that|which|here|where|these)\b", re.IGNORECASE)
 
 
-def _definition(sentence: str) -> Iterator[Task]:
+def _definition(sentence: str) -> Iterator[MinedTask]:
     """TERM is defined as DEFINITION, the term at the beginning."""
     match = _DEFINED.match(sentence)
     if match is None or len(match[2]) < _SHORTEST_HALF or _NOT_DEFINED.match(match[1]):
         return
     if len(match[1]) >= _SHORTEST_TERM and len(match[1].split()) <= 5:
-        yield Task(
+        yield MinedTask(
             "word_to_text", "definition", {"term": match[1], "definition": _capital(match[2])}
         )
 
@@ -193,7 +193,7 @@ _NO_SUBJECT = re.compile(
 )
 
 
-def _topic(sentence: str) -> Iterator[Task]:
+def _topic(sentence: str) -> Iterator[MinedTask]:
     """SUBJECT is about TOPIC."""
     match = _ABOUT.match(sentence)
     if match is None or min(len(match[1]), len(match[3])) < _SHORTEST_HALF:
@@ -201,10 +201,16 @@ def _topic(sentence: str) -> Iterator[Task]:
     if re.search(r"\b(?:but|and did)\b", match[3]) or _NO_SUBJECT.search(match[1]):
         return
     if not _NO_TOPIC.match(match[3]):
-        yield Task("summarization", "topic", {"subject": match[1], "topic": _capital(match[3])})
+        yield MinedTask(
+            "summarization", "topic", {"subject": match[1], "topic": _capital(match[3])}
+        )
 
 
-_OF_SENTENCE: tuple[Callable[[str], Iterator[Task]], ...] = (_effect_cause, _definition, _topic)
+_OF_SENTENCE: tuple[Callable[[str], Iterator[MinedTask]], ...] = (
+    _effect_cause,
+    _definition,
+    _topic,
+)
 
 
 def _capital(text: str) -> str:

@@ -13,7 +13,7 @@ from data_gen.baselines.reading_comprehension import Rules, reading_comprehensio
 from data_gen.baselines.sentences import split_sentences
 from data_gen.engines import Completion, Request
 from data_gen.stages.blocks import BlockTotals, UnitOutput
-from data_gen.stages.card import Card, Prompt
+from data_gen.stages.card import Card, CardPrompt
 from data_gen.stages.stage import Stage, StageRun, Summary
 from data_gen.stages.units import RecordUnits
 from ipt_jax.core.errors import UserError
@@ -143,7 +143,7 @@ class ReadingComprehension(Stage[ReadingComprehensionConfig, Record]):
             ),
             gates=["A document is UTF-8 text with an id of its own."],
             sampling={"tasks of a sub-category in a text": self.config.most_per_sub},
-            prompts=[Prompt(f"Wordings of {k}", "\n---\n".join(wordings[k])) for k in wordings],
+            prompts=[CardPrompt(f"Wordings of {k}", "\n---\n".join(wordings[k])) for k in wordings],
             model={"general vocabulary": self.config.general_vocabulary},
         )
 
@@ -166,5 +166,7 @@ def _read_vocabulary(config: ReadingComprehensionConfig) -> bytes | None:
     except OSError as error:
         raise UserError(
             f"`domain_vocabulary` ({path}) cannot be read ({error.strerror}): correct it, or "
-            "leave it out to train one."
+            "leave it out to train one.",
+            key="domain_vocabulary",
+            path=path,
         ) from error

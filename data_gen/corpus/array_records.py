@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, read_errors
+from data_gen.errors.shared import input_error
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.example_proto import features_of
 from ipt_jax.core.records import MANIFEST_NAME, Manifest, RecordSource
@@ -36,7 +37,9 @@ def read_records(file: CorpusFile) -> Iterator[Raw]:
             try:
                 yield from _records_of(RecordSource(here), f"{file.label}/{shard.name}")
             except UserError as error:
-                raise UserError(f"{file.path}, copied to be read: {error}") from error
+                raise input_error(
+                    f"{file.path}, copied to be read: {error}", path=file.path, record=error.record
+                ) from error
             os.unlink(here / shard.name)
 
 
@@ -59,9 +62,10 @@ def read_examples(file: CorpusFile) -> Iterator[Raw]:
         reader = ArrayRecordReader(path)  # on something that is no ArrayRecord it does not raise
         try:
             if not reader.ok():
-                raise UserError(
+                raise input_error(
                     f"{file.path} is no ArrayRecord file: it is damaged, cut short or something "
-                    "else. Replace it or take it out of `input`."
+                    "else. Replace it or take it out of `input`.",
+                    path=file.path,
                 )
             count = reader.num_records()
             for start in range(0, count, _BATCH):

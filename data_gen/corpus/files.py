@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from data_gen.errors.shared import input_error, one_line, optional
 from ipt_jax.core.errors import UserError
 
 _BUFFER_BYTES = 1 << 20
@@ -60,10 +61,7 @@ class CorpusFile:
 
 
 def _zstd(file: CorpusFile) -> IO[bytes]:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise missing_package(file.path, "pyarrow", "sources") from error
+    pyarrow = optional("pyarrow", missing_package(file.path, "pyarrow"))
     if file.filesystem is None:
         stream = pyarrow.input_stream(file.path, compression="zstd")
     else:
@@ -76,10 +74,11 @@ def _buffered(stream: Any) -> IO[bytes]:
     return io.BufferedReader(stream, _BUFFER_BYTES)
 
 
-def missing_package(path: str, package: str, extra: str) -> UserError:
+def missing_package(path: str, package: str, extra: str = "sources") -> UserError:
     """Says which extra of this project brings what reads `path`."""
-    return UserError(
-        f"{path} is read with {package}, which is not installed: `pip install 'ipt-jax[{extra}]'`."
+    return input_error(
+        f"{path} is read with {package}, which is not installed: `pip install 'ipt-jax[{extra}]'`.",
+        path=path,
     )
 
 
@@ -103,15 +102,17 @@ def read_errors(file: CorpusFile) -> Iterator[None]:
 
 def unreadable(file: CorpusFile, error: Exception) -> UserError:
     """Says that a file or data set cannot be read as a whole."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    said = one_line(error, 200)
     if file.form == "hub":
-        return UserError(
+        return input_error(
             f"{file.path} cannot be read ({said}): correct its name, revision, subset or split, "
             "log in where it asks for that, or save it elsewhere with `save_to_disk` and name "
-            "that folder."
+            "that folder.",
+            path=file.path,
         )
     elsewhere = ", or it cannot be reached" if file.filesystem is not None else ""
-    return UserError(
+    return input_error(
         f"{file.path} cannot be read ({said}): the file is damaged or not what its ending "
-        f"says{elsewhere}; replace it or take it out of `input`."
+        f"says{elsewhere}; replace it or take it out of `input`.",
+        path=file.path,
     )

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_gen.corpus.files import FORMS, CorpusFile
+from data_gen.corpus.files import FORMS, CorpusFile, missing_package
 from data_gen.corpus.hub_names import HUB, HubName
+from data_gen.errors.shared import input_error, one_line, optional
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import MANIFEST_NAME
 
@@ -39,7 +40,7 @@ def find_files(paths: Sequence[str]) -> list[CorpusFile]:
     cannot be read, and a URL that cannot be reached.
     """
     if not paths:
-        raise UserError("no corpus is given: name at least one file or pattern in `input`.")
+        raise input_error("no corpus is given: name at least one file or pattern in `input`.")
     found: dict[str, CorpusFile] = {}
     for path in paths:
         for file in _expanded(path):
@@ -63,14 +64,17 @@ def _expanded(path: str) -> list[CorpusFile]:
         if not matches:
             raise _no_match(path)
         return [_local(os.path.normpath(match)) for match in matches]
-    raise UserError(
+    raise input_error(
         f"the corpus '{path}' does not exist: correct `input` (seen from {os.getcwd()}), or put "
-        "the file there."
+        "the file there.",
+        path=path,
     )
 
 
 def _no_match(path: str) -> UserError:
-    return UserError(f"the pattern '{path}' in `input` matches no file: correct the pattern.")
+    return input_error(
+        f"the pattern '{path}' in `input` matches no file: correct the pattern.", path=path
+    )
 
 
 def _local(path: str) -> CorpusFile:
@@ -80,13 +84,7 @@ def _local(path: str) -> CorpusFile:
 
 
 def _elsewhere(path: str) -> list[CorpusFile]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise UserError(
-            f"{path} is opened with fsspec, which is not installed: `pip install "
-            "'ipt-jax[sources]'`."
-        ) from error
+    fsspec = optional("fsspec", missing_package(path, "fsspec"))
     try:
         filesystem, key = fsspec.core.url_to_fs(path)
         keys = [key] if filesystem.exists(key) else []
@@ -98,17 +96,19 @@ def _elsewhere(path: str) -> list[CorpusFile]:
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(
-            f"'{path}' in `input` needs a package for its protocol ({error}): install it."
+        raise input_error(
+            f"'{path}' in `input` needs a package for its protocol ({error}): install it.",
+            path=path,
         ) from error
     except Exception as error:
         # Each filesystem raises kinds of its own for a refused login, an unknown host and so on.
-        raise UserError(
-            f"'{path}' in `input` cannot be reached ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}): correct it, log in, or copy the files here."
+        raise input_error(
+            f"'{path}' in `input` cannot be reached ({one_line(error, 200)}): correct it, log in, "
+            "or copy the files here.",
+            path=path,
         ) from error
     if not files:
-        raise UserError(f"the corpus '{path}' does not exist: correct `input`.")
+        raise input_error(f"the corpus '{path}' does not exist: correct `input`.", path=path)
     return files
 
 
@@ -129,9 +129,10 @@ def _folder_form(path: str, names: Sequence[str]) -> str:
         return "records"
     if any(name in names for name in _SAVED):
         return "saved"
-    raise UserError(
+    raise input_error(
         f"{path}: not a form of corpus that can be read; give {FORMS}. The files of a folder are "
-        f"named by a pattern, as {path}/*.jsonl."
+        f"named by a pattern, as {path}/*.jsonl.",
+        path=path,
     )
 
 
@@ -139,7 +140,7 @@ def _form(name: str, path: str) -> tuple[str, str]:
     for form, ending in _ENDINGS.items():
         if ending.search(name):
             return form, name.rpartition(".")[2] if name.endswith((".gz", ".zst")) else ""
-    raise UserError(f"{path}: not a form of corpus that can be read; give {FORMS}.")
+    raise input_error(f"{path}: not a form of corpus that can be read; give {FORMS}.", path=path)
 
 
 def _labelled(files: list[CorpusFile]) -> list[CorpusFile]:

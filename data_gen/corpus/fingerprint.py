@@ -12,6 +12,7 @@ from typing import Any
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
 from data_gen.corpus.hugging_face import hub_commit
+from data_gen.errors.shared import optional
 from ipt_jax.core.fingerprint import file_digest
 from ipt_jax.core.records import MANIFEST_NAME
 
@@ -42,11 +43,9 @@ def corpus_sha256(files: Sequence[CorpusFile]) -> str:
 
 def _content(file: CorpusFile) -> bytes:
     if file.form == "hub":
-        try:
-            name = HubName.parse(file.path)
-            told = (hub_commit(name.name, name.revision), name.name, name.subset, name.split)
-        except ImportError as error:
-            raise missing_package(file.path, "Hugging Face datasets", "sources") from error
+        optional("huggingface_hub", missing_package(file.path, "Hugging Face datasets"))
+        name = HubName.parse(file.path)
+        told = (hub_commit(name.name, name.revision), name.name, name.subset, name.split)
         return json.dumps(told).encode()
     if file.form == "records":
         return _one(file, _inside(file, MANIFEST_NAME))

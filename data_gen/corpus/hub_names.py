@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qsl, urlencode
 
-from ipt_jax.core.errors import UserError, did_you_mean
+from data_gen.errors.shared import input_error
+from ipt_jax.core.errors import did_you_mean
 
 HUB = "hf://"
 _KEYS = ("subset", "split")
@@ -33,12 +34,15 @@ class HubName:
         given = dict(parse_qsl(query, keep_blank_values=True))
         for key in given:
             if key not in _KEYS:
-                raise UserError(f"'{path}' in `input` asks for `{key}`. {did_you_mean(key, _KEYS)}")
+                raise input_error(
+                    f"'{path}' in `input` asks for `{key}`. {did_you_mean(key, _KEYS)}", path=path
+                )
         if not name or name.count("/") > 1 or "" in name.split("/") or "" in given.values():
-            raise UserError(
+            raise input_error(
                 f"'{path}' in `input` is no data set on the hub: write "
                 "hf://OWNER/NAME[@REVISION][?subset=SUBSET&split=SPLIT], or "
-                "hf://datasets/OWNER/NAME/PATH for one of its files."
+                "hf://datasets/OWNER/NAME/PATH for one of its files.",
+                path=path,
             )
         return cls(name, revision, given.get("subset", ""), given.get("split", "train"))
 

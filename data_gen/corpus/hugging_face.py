@@ -9,7 +9,8 @@ from typing import Any
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.hub_names import HubName
-from data_gen.corpus.tables import check_column, rows_of
+from data_gen.corpus.tables import check_column, raw_rows
+from data_gen.errors.shared import input_error, optional
 from ipt_jax.core.errors import UserError, did_you_mean
 
 _BATCH = 256
@@ -31,10 +32,11 @@ def read_saved(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
         data = datasets.load_from_disk(file.path)
         if isinstance(data, dict):
             if "train" not in data:
-                raise UserError(
+                raise input_error(
                     f"the data set {file.path} has no split 'train': name the folder of a split, "
                     f"as {file.path}/{next(iter(data), 'test')}. "
-                    f"{did_you_mean('train', map(str, data))}"
+                    f"{did_you_mean('train', map(str, data))}",
+                    path=file.path,
                 )
             data = data["train"]
         yield from _rows(file, data, asked)
@@ -60,18 +62,16 @@ def _rows(file: CorpusFile, data: Any, asked: Sequence[str]) -> Iterator[Raw]:
         check_column(file, asked[0], data.column_names)
     # As Arrow tables nothing in a row, such as an image, is decoded.
     batches = data.with_format("arrow").iter(batch_size=_BATCH)
-    yield from rows_of(batches, file.label, asked)
+    yield from raw_rows(batches, file.label, asked)
 
 
 def _library(file: CorpusFile) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise missing_package(file.path, "Hugging Face datasets", "sources") from error
+    datasets = optional("datasets", missing_package(file.path, "Hugging Face datasets"))
     if int(datasets.__version__.split(".")[0]) < 4:
         raise UserError(
             f"{file.path} is read with Hugging Face datasets 4 or newer: {datasets.__version__}, "
             "which is installed, can run code that lies in a data set. `pip install "
-            "'ipt-jax[sources]'`."
+            "'ipt-jax[sources]'`.",
+            path=file.path,
         )
     return datasets

@@ -9,8 +9,8 @@ from typing import Any
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, read_errors, unreadable
+from data_gen.errors.shared import input_error
 from ipt_jax.core import json_lines
-from ipt_jax.core.errors import UserError
 
 
 def read_jsonl(file: CorpusFile) -> Iterator[Raw]:
@@ -36,9 +36,10 @@ def read_jsonl(file: CorpusFile) -> Iterator[Raw]:
                 good += 1
             yield raw
     if bad and not good:
-        raise UserError(
+        raise input_error(
             f"{file.path}: none of its {bad} lines is a JSON object in UTF-8 (the first: "
-            f"{first_bad}). Give a file with one JSON object a line."
+            f"{first_bad}). Give a file with one JSON object a line.",
+            path=file.path,
         )
 
 

@@ -13,7 +13,7 @@ from data_gen.corpus.lines import read_jsonl, read_txt
 from data_gen.corpus.pairs import PairLayout, as_pair
 from data_gen.corpus.tables import read_parquet
 from data_gen.corpus.web_archives import read_web_archive
-from ipt_jax.core.errors import UserError
+from data_gen.errors.shared import input_error
 from ipt_jax.core.rejection import Rejection
 
 _UNREADABLE = {"undecodable", "not_json", "damaged"}
@@ -55,11 +55,12 @@ def read_corpus(
             yield found
     if not count:
         names = ", ".join(paths)
-        raise UserError(f"the corpus is empty ({names}): give files that hold documents.")
+        raise input_error(f"the corpus is empty ({names}): give files that hold documents.")
     if not readable:
-        raise UserError(
+        raise input_error(
             f"none of the {count:,} records of the corpus can be read. The first, {first}. Mend "
-            "or replace the files."
+            "or replace the files.",
+            record=first.partition(": ")[0],
         )
 
 

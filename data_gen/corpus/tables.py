@@ -7,6 +7,7 @@ from typing import Any
 
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
+from data_gen.errors.shared import optional
 from ipt_jax.core import arrow_rows
 from ipt_jax.core.errors import UserError, did_you_mean
 
@@ -19,10 +20,7 @@ def read_parquet(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
 
     `asked` are the columns of the text and of the id.
     """
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise missing_package(file.path, "pyarrow", "sources") from error
+    parquet = optional("pyarrow.parquet", missing_package(file.path, "pyarrow"))
     with read_errors(file), parquet.ParquetFile(_place(file)) as opened:
         check_column(file, asked[0], opened.schema_arrow.names)
         details = opened.metadata
@@ -31,7 +29,7 @@ def read_parquet(file: CorpusFile, asked: Sequence[str]) -> Iterator[Raw]:
             (group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1
         )
         rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // max(widest, 1)))
-        yield from rows_of(opened.iter_batches(batch_size=rows), file.label, asked)
+        yield from raw_rows(opened.iter_batches(batch_size=rows), file.label, asked)
 
 
 def _place(file: CorpusFile) -> Any:
@@ -44,11 +42,13 @@ def check_column(file: CorpusFile, text_field: str, names: Iterable[str]) -> Non
     if text_field and text_field not in names:
         raise UserError(
             f"{file.path} has no column `{text_field}`: set `text_field`. "
-            f"{did_you_mean(text_field, names)}"
+            f"{did_you_mean(text_field, names)}",
+            key="text_field",
+            path=file.path,
         )
 
 
-def rows_of(batches: Iterable[Any], label: str, asked: Sequence[str]) -> Iterator[Raw]:
+def raw_rows(batches: Iterable[Any], label: str, asked: Sequence[str]) -> Iterator[Raw]:
     """The rows of Arrow batches or tables, counted from 1; one that cannot be read in a column
     of `asked` is rejected."""
     row = 0

@@ -9,7 +9,7 @@ from data_gen.corpus.archive_records import MOST_BYTES, Captured, captures
 from data_gen.corpus.documents import Raw
 from data_gen.corpus.files import CorpusFile, missing_package, read_errors
 from data_gen.corpus.html import html_text
-from ipt_jax.core.errors import UserError
+from data_gen.errors.shared import input_error, optional
 from ipt_jax.core.rejection import Rejection
 
 _HTML = ("text/html", "application/xhtml+xml")
@@ -30,11 +30,8 @@ def read_web_archive(file: CorpusFile) -> Iterator[Raw]:
     request, metadata, revisit) are no records of the corpus. Raises UserError where a file holds
     nothing that is whole.
     """
-    try:
-        import fastwarc  # noqa: F401
-        import resiliparse.parse.html  # noqa: F401
-    except ImportError as error:
-        raise missing_package(file.path, "resiliparse and fastwarc", "warc") from error
+    for module in ("fastwarc", "resiliparse.parse.html"):
+        optional(module, missing_package(file.path, "resiliparse and fastwarc", "warc"))
     whole, first = False, ""
     with read_errors(file), file.open() as content:
         for number, found in captures(content):
@@ -50,9 +47,10 @@ def read_web_archive(file: CorpusFile) -> Iterator[Raw]:
             elif found.wanted:
                 yield _raw(found, found.block, place)
     if first and not whole:
-        raise UserError(
+        raise input_error(
             f"{file.path} holds no record of a web archive that is whole ({first}): it is damaged "
-            "or not what its ending says; replace it or take it out of `input`."
+            "or not what its ending says; replace it or take it out of `input`.",
+            path=file.path,
         )
 
 

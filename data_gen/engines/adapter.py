@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_gen.errors.shared import model_error
+from ipt_jax.core.bounds import Positive, check_value
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.weight_files import follow_umask, weight_files
@@ -17,6 +19,7 @@ from ipt_jax.core.weight_files import follow_umask, weight_files
 if TYPE_CHECKING:
     import torch
 
+adapter_error = partial(UserError, key="engine.adapter")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Keys of PEFT's LoraConfig that leave the product of A and B as it is. Any other that is set, also
@@ -82,22 +85,24 @@ def read_adapter(adapter: str, base: str) -> Adapter:
     """
     packaged = PACKAGED.get(adapter)
     if packaged is not None and base != packaged.base:
-        raise UserError(
+        raise adapter_error(
             f"`engine.adapter` '{adapter}' was tuned on the model '{packaged.base}', but "
             f"`engine.model` is '{base}': name that model, or an adapter of yours."
         )
     folder = packaged.folder if packaged is not None else Path(adapter).expanduser().absolute()
     if not folder.is_dir():
-        raise UserError(
+        raise adapter_error(
             f"`engine.adapter` is '{adapter}': there is no folder {folder}. Give one that PEFT "
-            f"wrote ({CONFIG_FILE}, {WEIGHTS_FILE}), or one of: {', '.join(PACKAGED)}."
+            f"wrote ({CONFIG_FILE}, {WEIGHTS_FILE}), or one of: {', '.join(PACKAGED)}.",
+            path=folder,
         )
     rank, scale, targets = _read_config(folder / CONFIG_FILE)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        raise UserError(
+        raise adapter_error(
             f"{weights}: not there. Other forms of an adapter (adapter_model.bin, a pickle) are "
-            "never loaded: save it again with PEFT's save_pretrained."
+            "never loaded: save it again with PEFT's save_pretrained.",
+            path=weights,
         )
     digest = hashlib.sha256(json.dumps([rank, scale]).encode())
     digest.update(weights.read_bytes())
@@ -133,9 +138,11 @@ def write_merged(base: Path, adapter: Adapter, folder: Path) -> None:
                     continue
                 b = factors[f"{_PREFIX}{name.removesuffix('.weight')}.lora_B.weight"]
                 if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-                    raise UserError(
+                    raise model_error(
                         f"{path}: {name} is {weight.dtype}; an adapter goes on float32, bfloat16 "
-                        "or float16 weights: take the base before it was quantised."
+                        "or float16 weights: take the base before it was quantised.",
+                        path=path,
+                        record=name,
                     )
                 tensors[name] = (weight.float() + adapter.scale * (b @ a)).to(weight.dtype)
             save_file(tensors, folder / path.name, metadata={"format": "pt"})
@@ -143,7 +150,9 @@ def write_merged(base: Path, adapter: Adapter, folder: Path) -> None:
         raise UserError(
             f"the model in {base} with the adapter {adapter.folder} cannot be written to the cache "
             f"{folder.parent} ({type(error).__name__}: {error}): see that the model's files are "
-            "whole and the disk has room."
+            "whole and the disk has room.",
+            key="engine.cache_folder",
+            path=folder.parent,
         ) from error
     follow_umask(folder)
     for pattern in _BESIDE_WEIGHTS:
@@ -153,35 +162,40 @@ def write_merged(base: Path, adapter: Adapter, folder: Path) -> None:
 
 def _read_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
     """Rank, scale and target modules."""
+    wrong = partial(UserError, path=path)
     try:
         raw: Any = load_json(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); name a folder that PEFT wrote."
-        ) from error
+        said = f"{path}: cannot be read ({error.strerror}); name a folder that PEFT wrote."
+        raise wrong(said, key="engine.adapter") from error
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); save the adapter again.") from error
+        said = f"{path}: not valid JSON ({error}); save the adapter again."
+        raise wrong(said, key="engine.adapter") from error
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         kind = raw.get("peft_type") if isinstance(raw, dict) else raw
-        raise UserError(f"{path}: peft_type={kind!r}; only LORA adapters can be put on a model.")
+        said = f"{path}: peft_type={kind!r}; only LORA adapters can be put on a model."
+        raise wrong(said, key="peft_type")
     changing = {key: value for key, value in raw.items() if value and key not in _HARMLESS}
     if raw.get("bias") not in (None, "none"):
         changing["bias"] = raw["bias"]
     if raw.get("init_lora_weights") not in _HARMLESS_INITS:
         changing["init_lora_weights"] = raw["init_lora_weights"]
     for key, value in changing.items():
-        raise UserError(
+        said = (
             f"{path}: {key}={value!r} changes what the adapter computes, and only plain LoRA can "
             "be put on a model here: merge it with PEFT (merge_and_unload) and name the merged "
             "folder in `engine.model`."
         )
-    rank, alpha, targets = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise UserError(f"{path}: r={rank!r} is no whole number above 0; save it again.")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{path}: lora_alpha={alpha!r} is not a number; save it again.")
-    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise UserError(f"{path}: target_modules={targets!r}; only a list of names can be read.")
+        raise wrong(said, key=key)
+    rank: Any = raw.get("r")
+    alpha: Any = raw.get("lora_alpha")
+    targets: Any = raw.get("target_modules")
+    try:
+        check_value(Positive, rank, "r")
+        check_value(float, alpha, "lora_alpha")
+        check_value(list[str], targets, "target_modules")
+    except UserError as error:
+        raise wrong(f"{path}: {error} Save it again.", key=error.key) from error
     return rank, alpha / rank, tuple(targets)
 
 
@@ -195,14 +209,17 @@ def _read_factors(adapter: Adapter) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}); copy or save the adapter again."
+        raise adapter_error(
+            f"{path}: not a whole safetensors file ({error}); copy or save the adapter again.",
+            path=path,
         ) from error
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
-            raise UserError(
+            raise adapter_error(
                 f"{path}: {name} ({tensor.dtype}) holds values that are no finite numbers; the "
-                "adapter is damaged, or its tuning diverged."
+                "adapter is damaged, or its tuning diverged.",
+                path=path,
+                record=name,
             )
     return {name: tensor.float() for name, tensor in tensors.items()}
 
@@ -228,28 +245,36 @@ def _check_fit(
             expected[f"{_PREFIX}{module}.lora_A.weight"] = (adapter.rank, shape[1])
             expected[f"{_PREFIX}{module}.lora_B.weight"] = (shape[0], adapter.rank)
     if missing := sorted(expected.keys() - factors.keys()):
-        raise UserError(
+        raise adapter_error(
             f"{path}: lacks {missing[0]} ({len(missing)} in all), though the model in {base} has "
             f"such a weight and target_modules in {CONFIG_FILE} names it: the adapter is not "
-            "whole, or was tuned on another model."
+            "whole, or was tuned on another model.",
+            path=path,
+            record=missing[0],
         )
     if unknown := sorted(factors.keys() - expected.keys()):
-        raise UserError(
+        raise model_error(
             f"{path}: holds {unknown[0]} ({len(unknown)} in all), for which the model in {base} "
             f"has no weight or {CONFIG_FILE} no target module: name the model that the adapter "
-            "was tuned on in `engine.model`."
+            "was tuned on in `engine.model`.",
+            path=path,
+            record=unknown[0],
         )
     for name, shape in expected.items():
         if tuple(factors[name].shape) != shape:
-            raise UserError(
+            raise model_error(
                 f"{path}: {name} has shape {tuple(factors[name].shape)}, but the model in {base} "
                 f"and the rank {adapter.rank} ask for {shape}: name the model that the adapter "
-                "was tuned on in `engine.model`."
+                "was tuned on in `engine.model`.",
+                path=path,
+                record=name,
             )
     if not expected:
         raise UserError(
             f"{adapter.folder / CONFIG_FILE}: target_modules={list(adapter.targets)} names no "
-            f"weight of the model in {base}: name the model that the adapter was tuned on."
+            f"weight of the model in {base}: name the model that the adapter was tuned on.",
+            key="target_modules",
+            path=adapter.folder / CONFIG_FILE,
         )
 
 
@@ -259,5 +284,7 @@ def _check_room(files: list[Path], folder: Path) -> None:
         raise UserError(
             f"{folder.parent} has {free_bytes / 1e9:.1f} GB free, and the model merged with its "
             f"adapter takes {need_bytes / 1e9:.1f} GB: make room, or give another folder in "
-            "`engine.cache_folder`."
+            "`engine.cache_folder`.",
+            key="engine.cache_folder",
+            path=folder.parent,
         )

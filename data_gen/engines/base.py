@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,6 +23,11 @@ class Message:
 Prompt = str | tuple[Message, ...]
 """Text as the model shall see it, or a chat that the model's template renders; the model writes
 the next turn of the assistant."""
+
+
+def turns_of(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The turns of a chat as JSON has them."""
+    return [{"role": one.role, "content": one.content} for one in messages]
 
 
 @dataclass(frozen=True)
@@ -93,34 +98,27 @@ class Completion:
     attempts: int = 1
     """Times that the engine asked for it."""
 
+    @classmethod
+    def failed(
+        cls, request: Request, said: str, kind: ErrorKind = "permanent", prompt_tokens: int = 0
+    ) -> Completion:
+        """An error, with what is said of it."""
+        return cls(request.id, said, "error", prompt_tokens, 0, error_kind=kind)
+
 
 class Engine(Protocol):
     """A language model that answers many requests at once."""
 
-    @property
-    def name(self) -> str:
-        """Engine's key in the registry."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Version of the library that runs the model."""
-        ...
-
-    @property
-    def model(self) -> str:
-        """Model name or folder name."""
-        ...
-
-    @property
-    def revision(self) -> str:
-        """What tells these weights from others of the same name."""
-        ...
-
-    @property
-    def context_tokens(self) -> int:
-        """Most tokens of prompt and completion together."""
-        ...
+    name: str
+    """Engine's key in the registry."""
+    version: str
+    """Version of the library that runs the model."""
+    model: str
+    """Model name or folder name."""
+    revision: str
+    """What tells these weights from others of the same name."""
+    context_tokens: int
+    """Most tokens of prompt and completion together."""
 
     def count_tokens(self, text: Prompt) -> int:
         """Tokens of a prompt, exactly as `generate` counts them."""

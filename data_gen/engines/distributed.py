@@ -22,6 +22,7 @@ from data_gen.engines.config import RayConfig
 from data_gen.engines.isolation import with_isolation
 from data_gen.engines.streaming import RequestSource
 from data_gen.engines.waiting import WaitNotice
+from data_gen.errors.shared import optional
 from ipt_jax.core.errors import UserError
 
 _WAIT_SECONDS = 0.05  # between two looks at a source that had nothing ready
@@ -113,7 +114,11 @@ class RayEngine:
         """
         self.name, self.version, self.model, self.revision = name, version, model, revision
         self._count_tokens = count_tokens
-        self._ray = _import_ray()
+        missing = (
+            "`engine.ray.actors` needs Ray, which is not installed: `pip install 'ipt-jax[ray]'`."
+        )
+        optional("ray.exceptions", UserError(missing, key="engine.ray.actors"))
+        self._ray = optional("ray", UserError(missing, key="engine.ray.actors"))
         self._config, self._open = config, open_engine
         self._owns = not self._ray.is_initialized()
         if self._owns:
@@ -171,7 +176,8 @@ class RayEngine:
             raise UserError(
                 f"no Ray cluster answers at `engine.ray.address` = {self._config.address!r} "
                 f"({error}): start one (`ray start --head`), or leave the address out for one on "
-                "this machine alone."
+                "this machine alone.",
+                key="engine.ray.address",
             ) from error
 
     def _start(self) -> _Remote:
@@ -220,13 +226,15 @@ class RayEngine:
 
     def _cannot_open(self, error: Exception) -> UserError:
         reason = str(error).strip().splitlines()[-1]
-        return UserError(f"a Ray actor could not open its engine: {reason}")
+        said = f"a Ray actor could not open its engine: {reason}"
+        return UserError(said, key="engine.ray.actors")
 
     def _nowhere(self) -> UserError:
         return UserError(
             f"no Ray actor has loaded its engine after {self._config.start_seconds:g} s: see "
             "`ray status` whether the cluster has what `engine.ray` asks for an actor, or raise "
-            "`engine.ray.start_seconds`."
+            "`engine.ray.start_seconds`.",
+            key="engine.ray.start_seconds",
         )
 
     def _loaded(self) -> list[_Remote]:
@@ -280,18 +288,8 @@ class RayEngine:
         if self._lost > self._config.most_lost:
             raise UserError(
                 f"{self._lost} Ray actors were lost, more than `engine.ray.most_lost`: look into "
-                "their logs (`ray logs`). What was answered is kept; run the same command again."
+                "their logs (`ray logs`). What was answered is kept; run the same command again.",
+                key="engine.ray.most_lost",
             )
         # Waits for a place in the cluster; until there is one, the others do the work.
         self._remotes.append(self._start())
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise UserError(
-            "`engine.ray.actors` needs Ray, which is not installed: `pip install 'ipt-jax[ray]'`."
-        ) from error
-    return ray

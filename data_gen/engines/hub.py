@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -31,14 +32,15 @@ def fetch_model(model: str, revision: str | None = None) -> Path:
         f"model{at} ({{}}). Mend the name, give a local folder, or fetch it on a machine with a "
         "network (`hf download`) and set HF_HOME to that cache; private and gated models need "
         "HF_TOKEN.",
+        "engine.model",
         allow_patterns=_FILES,
     )
 
 
-def fetch(name: str, revision: str | None, refused: str, **what: Any) -> Path:
+def fetch(name: str, revision: str | None, refused: str, key: str, **what: Any) -> Path:
     """The local folder of what lies on the hub under `name`; `what`: as snapshot_download's.
 
-    Raises UserError with `refused`, `{}` in it standing for the error's own words.
+    Raises UserError of `key` with `refused`, `{}` in it standing for the error's own words.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -46,5 +48,4 @@ def fetch(name: str, revision: str | None, refused: str, **what: Any) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, **what))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(refused.replace("{}", said)) from error
+        raise UserError(refused.replace("{}", one_line(error)), key=key, path=name) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 
 from data_gen.engines.base import Completion, Engine, Request
+from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
 BROKEN_AFTER = 20  # requests that raise one after another, each alone
@@ -19,7 +20,7 @@ def with_isolation(engine: Engine, requests: Iterable[Request | None]) -> Genera
     Raises:
       Exception: the engine's own, where BROKEN_AFTER requests, or all of several, raise alone.
     """
-    watched = _Watched(requests)
+    watched = _AskedRequests(requests)
     while True:
         stream, error = engine.generate(watched.source()), None
         while True:
@@ -41,7 +42,7 @@ def with_isolation(engine: Engine, requests: Iterable[Request | None]) -> Genera
         yield from _alone(engine, suspects, error)
 
 
-class _Watched:
+class _AskedRequests:
     """A source of requests that knows which of them have been asked and not answered."""
 
     def __init__(self, requests: Iterable[Request | None]) -> None:
@@ -75,8 +76,7 @@ def _alone(engine: Engine, suspects: list[Request], error: Exception) -> Iterato
             failed += 1
             if failed == min(BROKEN_AFTER, max(2, len(suspects))):
                 raise again from error  # no poison: the engine itself is broken
-            detail = f"{type(again).__name__}: {' '.join(str(again).split())[:300]}"
-            yield Completion(request.id, detail, "error", 0, 0, "permanent")
+            yield Completion.failed(request, one_line(again))
         else:
             failed = 0
             yield from answers

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from data_gen.errors.shared import model_error
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.fingerprint import folder_digest
 from ipt_jax.core.weight_files import weight_files
@@ -16,20 +17,23 @@ from ipt_jax.core.weight_files import weight_files
 def check_model_folder(folder: Path) -> None:
     """Raise UserError unless `folder` holds a config, safetensors weights and a tokenizer."""
     if not folder.is_dir():
-        raise UserError(
+        raise model_error(
             f"there is no model folder {folder}: give a local Hugging Face folder in "
-            "`engine.model` (config.json, *.safetensors, tokenizer)."
+            "`engine.model` (config.json, *.safetensors, tokenizer).",
+            path=folder,
         )
     if not (folder / "config.json").is_file():
-        raise UserError(
+        raise model_error(
             f"{folder} has no config.json: it is not a Hugging Face model folder. Name the folder "
-            "that holds config.json, *.safetensors and the tokenizer."
+            "that holds config.json, *.safetensors and the tokenizer.",
+            path=folder,
         )
     weight_files(folder, alone=True)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise UserError(
+        raise model_error(
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model): copy it from the "
-            "model's source into the folder."
+            "model's source into the folder.",
+            path=folder,
         )
 
 
@@ -54,7 +58,9 @@ def make_folder(target: Path, write: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise UserError(
             f"the model cache {target.parent} cannot be written ({error.strerror}): give a folder "
-            "that you may write in `engine.cache_folder`."
+            "that you may write in `engine.cache_folder`.",
+            key="engine.cache_folder",
+            path=target.parent,
         ) from error
     try:
         write(temporary)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob
+from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob, turns_of
 from data_gen.engines.failures import Failure, error_message, status_failure
 from ipt_jax.core.errors import UserError
 
@@ -34,38 +34,39 @@ def request_body(
     request: Request, *, model: str, vllm: bool, send_seed: bool, extra: Mapping[str, Any]
 ) -> bytes:
     """The request's JSON. Raises UserError for what only vLLM's dialect can say."""
-    how = request.sampling
+    params = request.sampling
     body: dict[str, Any] = {
         "model": model,
-        "max_tokens": how.max_tokens,
-        "temperature": how.temperature,
-        "top_p": how.top_p,
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
     }
     if isinstance(request.prompt, str):
         body["prompt"] = request.prompt
-        if how.logprobs is not None:
-            body["logprobs"] = how.logprobs
+        if params.logprobs is not None:
+            body["logprobs"] = params.logprobs
     else:
-        body["messages"] = [{"role": m.role, "content": m.content} for m in request.prompt]
-        if how.logprobs is not None:
-            body |= {"logprobs": True, "top_logprobs": how.logprobs}
-    if how.stop:
-        body["stop"] = list(how.stop)
+        body["messages"] = turns_of(request.prompt)
+        if params.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": params.logprobs}
+    if params.stop:
+        body["stop"] = list(params.stop)
     if send_seed:
         body["seed"] = request.seed
     if vllm:
         body["skip_special_tokens"] = False
         if isinstance(request.prompt, str):
             body["add_special_tokens"] = False
-        if how.top_k:
-            body["top_k"] = how.top_k
-        if how.regex is not None:
-            body["structured_outputs"] = {"regex": how.regex}
-    elif how.top_k or how.regex is not None:
-        wrong = "`top_k`" if how.top_k else "a pattern (`engine.constrain`)"
+        if params.top_k:
+            body["top_k"] = params.top_k
+        if params.regex is not None:
+            body["structured_outputs"] = {"regex": params.regex}
+    elif params.top_k or params.regex is not None:
+        wrong = "`top_k`" if params.top_k else "a pattern (`engine.constrain`)"
         raise UserError(
             f"OpenAI's API knows no {wrong}: leave it out, or set `engine.server.dialect` to "
-            "`vllm` where the server takes vLLM's extra fields."
+            "`vllm` where the server takes vLLM's extra fields.",
+            key="engine.server.dialect",
         )
     return json.dumps(body | dict(extra)).encode()
 

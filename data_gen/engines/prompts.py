@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import Prompt
+from data_gen.engines.base import Completion, Prompt, Request, turns_of
+from data_gen.errors.shared import one_line
 from ipt_jax.core.errors import UserError
 
 
@@ -30,8 +31,9 @@ class PromptEncoder:
             )
         except Exception as error:  # whatever a damaged folder makes the loaders raise
             raise UserError(
-                f"the tokenizer in {folder} cannot be loaded ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]}): copy the folder again, or name another."
+                f"the tokenizer in {folder} cannot be loaded ({one_line(error)}): copy "
+                "the folder again, or name another.",
+                path=folder,
             ) from error
         return cls(tokenizer, folder)
 
@@ -48,6 +50,21 @@ class PromptEncoder:
             text, add_special_tokens=False, split_special_tokens=False, verbose=False
         )["input_ids"]
 
+    def fitting(self, request: Request, context_tokens: int) -> list[int] | Completion:
+        """Token ids of a request's prompt; of one that leaves no room, or is refused, the error."""
+        try:
+            ids = self.encode(request.prompt)
+        except PromptError as error:
+            return Completion.failed(request, str(error))
+        if ids and len(ids) < context_tokens:
+            return ids
+        said = f"{len(ids)} prompt tokens; the context holds {context_tokens}"
+        return Completion.failed(request, said, prompt_tokens=len(ids))
+
+    def count(self, text: Prompt) -> int:
+        """Tokens of a prompt; special tokens written in text count as one each, none are added."""
+        return len(self.encode(text))
+
     def _render(self, messages: Any) -> str:
         from jinja2 import TemplateError
 
@@ -55,12 +72,12 @@ class PromptEncoder:
             raise UserError(
                 f"the tokenizer in {self._folder} has no chat template, and the requests are "
                 "chats: add chat_template.jinja from the model's source, or take a model tuned "
-                "for chat."
+                "for chat.",
+                path=self._folder,
             )
-        turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+                turns_of(messages), tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
             raise PromptError(f"the chat template refuses the messages: {error}") from error

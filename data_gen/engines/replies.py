@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from data_gen.engines.base import Completion
+
 
 def parse_json_object(reply: str) -> dict[str, Any] | str:
     """The one JSON object of a reply, within prose or a fence too; else why there is none.
@@ -16,6 +18,15 @@ def parse_json_object(reply: str) -> dict[str, Any] | str:
     if not found:
         return "no_json"
     return found[0] if all(one == found[0] for one in found) else "several"
+
+
+def object_of(completion: Completion) -> dict[str, Any] | str:
+    """The JSON object that a model replied with; else why there is none: also `engine_error`, and
+    `cut` where the token limit ended the reply before one."""
+    if completion.finish_reason == "error":
+        return "engine_error"
+    found = parse_json_object(completion.text)
+    return "cut" if found == "no_json" and completion.finish_reason == "length" else found
 
 
 def after_thoughts(reply: str) -> str:

@@ -32,7 +32,8 @@ class Constraints:
         if matcher.is_error():
             raise UserError(
                 f"the pattern {regex[:200]!r} for constrained decoding does not compile "
-                f"({matcher.get_error()}): mend the pattern, or set `engine.constrain` to false."
+                f"({matcher.get_error()}): mend the pattern, or set `engine.constrain` to false.",
+                key="engine.constrain",
             )
         return matcher
 
@@ -63,20 +64,20 @@ def sample_tokens(
     it does not depend on the rows beside it.
     """
     chosen = logits.argmax(dim=-1).tolist()
-    for row, how in enumerate(sampling):
-        if how.temperature <= 0:
+    for row, params in enumerate(sampling):
+        if params.temperature <= 0:
             continue
-        count = min(how.top_k or logits.shape[1], logits.shape[1])
-        if how.top_k or how.top_p < 1:
+        count = min(params.top_k or logits.shape[1], logits.shape[1])
+        if params.top_k or params.top_p < 1:
             top, ids = torch.topk(logits[row], count)
             values, token_ids = top.numpy().astype(np.float64), ids.numpy()
         else:
             values, token_ids = logits[row].numpy().astype(np.float64), None
-        values = values / how.temperature
-        if how.top_p < 1:
+        values = values / params.temperature
+        if params.top_p < 1:
             weights = np.exp(values - values[0])
             before = np.cumsum(weights) - weights  # the likeliest token always stays
-            values[before > how.top_p * weights.sum()] = -np.inf
+            values[before > params.top_p * weights.sum()] = -np.inf
         place = int(np.argmax(values + generators[row].gumbel(size=count)))
         chosen[row] = int(token_ids[place]) if token_ids is not None else place
     return chosen

@@ -7,9 +7,10 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from data_gen.engines.base import Completion, Prompt, Request
+from data_gen.engines.base import Completion, Prompt, Request, turns_of
 from data_gen.engines.concurrency import ConcurrencyLimit
 from data_gen.engines.config import EngineConfig
 from data_gen.engines.failures import Failure, retry_delay
@@ -72,6 +73,7 @@ class ServerEngine:
         if settings.tokenizer:
             self._encoder = PromptEncoder.load(Path(settings.tokenizer).expanduser())
         self._client = ServerClient(config)
+        self._refuse = partial(UserError, path=self._client.address)
         self._draw = random.Random()
         self._thread = LoopThread("server-engine")
         self._clock = self._thread.loop.time
@@ -101,16 +103,17 @@ class ServerEngine:
     def count_tokens(self, text: Prompt) -> int:
         """By the folder `engine.server.tokenizer`, or by asking the server. UserError without."""
         if self._encoder is not None:
-            return len(self._encoder.encode(text))
+            return self._encoder.count(text)
         if not self._vllm:
-            raise UserError(
+            raise self._refuse(
                 f"the server at {self._client.address} cannot count a prompt's tokens: set "
-                "`engine.server.tokenizer` to a folder with the model's tokenizer."
+                "`engine.server.tokenizer` to a folder with the model's tokenizer.",
+                key="engine.server.tokenizer",
             )
         fields = (
             {"prompt": text, "add_special_tokens": False}
             if isinstance(text, str)
-            else {"messages": [{"role": m.role, "content": m.content} for m in text]}
+            else {"messages": turns_of(text)}
         )
         return self._thread.call(self._count({"model": self.model, **fields}))
 
@@ -122,10 +125,11 @@ class ServerEngine:
             if found.permanent or attempt == _COUNT_ATTEMPTS:
                 break
             await asyncio.sleep(self._delay(attempt, found))
-        raise UserError(
+        raise self._refuse(
             f"the server at {self._client.address} did not count a prompt's tokens "
             f"({self._say(found)}): set `engine.server.tokenizer` to a folder with the model's "
-            "tokenizer."
+            "tokenizer.",
+            key="engine.server.tokenizer",
         )
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
@@ -238,7 +242,7 @@ class ServerEngine:
         if self._encoder is None:
             return 0
         try:
-            return len(self._encoder.encode(text))
+            return self._encoder.count(text)
         except (PromptError, UserError):  # the server's template took what the local one does not
             return 0
 
@@ -268,11 +272,12 @@ class ServerEngine:
             if not isinstance(probe, Failure) or probe.permanent:
                 self._last_answer = self._clock()
                 return
-            raise UserError(
+            raise self._refuse(
                 f"the server at {self._client.address} has answered nothing for {silent:.0f} s "
                 f"(`engine.server.down_seconds`; last {self._say(failure)}): start it again or "
                 "mend `engine.server.url`, then run the same command again. What it had answered "
-                "is kept."
+                "is kept.",
+                key="engine.server.url",
             )
 
     async def _check_access(self, failure: Failure) -> None:
@@ -288,9 +293,10 @@ class ServerEngine:
                 if models.reason in ("http_401", "http_403"):
                     raise self._client.refusal(failure)
             elif models and self.model not in [model["id"] for model in models]:
-                raise UserError(
+                raise self._refuse(
                     f"the server at {self._client.address} no longer has the model '{self.model}' "
-                    f"({self._say(failure)}): load it again, then run the same command again."
+                    f"({self._say(failure)}): load it again, then run the same command again.",
+                    key="engine.model",
                 )
 
 
@@ -332,6 +338,8 @@ async def _describe(client: ServerClient, wait_seconds: float) -> ServerDescript
                     f"the server at {client.address} does not answer "
                     f"({said}; waited {wait_seconds:g} s): start it "
                     "(`python launch/serve.py` starts vLLM's), mend `engine.server.url`, or raise "
-                    "`engine.server.wait_seconds`."
+                    "`engine.server.wait_seconds`.",
+                    key="engine.server.url",
+                    path=client.address,
                 ) from None
         await asyncio.sleep(min(1.0, max(0.05, wait_seconds / 10)))

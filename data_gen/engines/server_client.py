@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,11 +52,13 @@ def api_address(url: str) -> str:
     if parts.username or parts.password:
         raise UserError(
             "`engine.server.url` holds a user name or password: leave them out, and give a key by "
-            "`engine.server.api_key_env`, the name of an environment variable."
+            "`engine.server.api_key_env`, the name of an environment variable.",
+            key="engine.server.url",
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise UserError(
-            f"`engine.server.url` is {url!r}: it must be an address like http://HOST:8000/v1."
+            f"`engine.server.url` is {url!r}: it must be an address like http://HOST:8000/v1.",
+            key="engine.server.url",
         )
     path = parts.path.rstrip("/") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
@@ -71,7 +73,8 @@ def read_key(config: ServerConfig) -> str:
         raise UserError(
             f"the environment variable {config.api_key_env} (`engine.server.api_key_env`) is not "
             "set or empty: set it to the server's API key. The config holds the variable's name, "
-            "never the key."
+            "never the key.",
+            key="engine.server.api_key_env",
         )
     return key
 
@@ -85,7 +88,8 @@ def allow_connections(connections: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(
             f"`engine.server.max_concurrency` is {connections}, and this process may open {hard} "
-            f"files: lower it, or allow {needed} (`ulimit -n`)."
+            f"files: lower it, or allow {needed} (`ulimit -n`).",
+            key="engine.server.max_concurrency",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
@@ -166,26 +170,18 @@ class ServerClient:
 
     async def models(self) -> list[dict[str, Any]] | Failure:
         """The server's list of models."""
-        answer = await self.get("models")
-        if isinstance(answer, Failure):
-            return answer
-        try:
-            found = parse_json(answer[0])["data"]
-            return [dict(model) for model in found if isinstance(model["id"], str)]
-        except (ValueError, KeyError, TypeError):
-            return Failure("malformed", f"a list of models of another form: {_start(answer[0])}")
+        return _taken(
+            await self.get("models"),
+            "list of models",
+            lambda found: [dict(one) for one in found["data"] if isinstance(one["id"], str)],
+        )
 
     async def count(self, fields: Mapping[str, Any]) -> int | Failure:
         """Tokens of a prompt, by vLLM's /tokenize."""
         base = self.address.removesuffix("/v1")
         body = json.dumps(fields).encode()
         answer = await self._ask("POST", f"{base}/tokenize", body, self._probe_limits)
-        if isinstance(answer, Failure):
-            return answer
-        try:
-            return int(parse_json(answer[0])["count"])
-        except (ValueError, KeyError, TypeError):
-            return Failure("malformed", f"a count of another form: {_start(answer[0])}")
+        return _taken(answer, "count", lambda found: int(found["count"]))
 
     async def describe(self) -> ServerDescription:
         """Ask who the server is.
@@ -201,13 +197,15 @@ class ServerClient:
                 raise ServerSilent(models)
             models = []  # a server without a list
         found = self._listed(models)
-        version = await self.get("version", root=True)
+        version = _taken(
+            await self.get("version", root=True), "version", lambda found: found["version"][:60]
+        )
         context = found.get("max_model_len")
         return ServerDescription(
             found["id"],
             str(found.get("owned_by") or ""),
             str(found.get("root") or "").rstrip("/").rsplit("/", 1)[-1],
-            _version(version),
+            version if isinstance(version, str) else "",
             context if isinstance(context, int) and context > 0 else None,
         )
 
@@ -218,7 +216,9 @@ class ServerClient:
                 return models[0]
             raise UserError(
                 f"`engine.model` is `auto`, and the server at {self.address} lists "
-                f"{', '.join(names[:20]) or 'no models'}: name one."
+                f"{', '.join(names[:20]) or 'no models'}: name one.",
+                key="engine.model",
+                path=self.address,
             )
         for model in models:
             if model["id"] == self.wanted_model:
@@ -226,7 +226,9 @@ class ServerClient:
         if models:
             raise UserError(
                 f"the server at {self.address} has no model '{self.wanted_model}' "
-                f"(`engine.model`); it lists {', '.join(names[:20])}."
+                f"(`engine.model`); it lists {', '.join(names[:20])}.",
+                key="engine.model",
+                path=self.address,
             )
         return {"id": self.wanted_model}
 
@@ -236,7 +238,9 @@ class ServerClient:
         mend = f"check the key in the variable {key}" if key else "set `engine.server.api_key_env`"
         return UserError(
             f"the server at {self.address} refuses access ({failure.reason}: "
-            f"{self.clean(failure.detail)}): {mend}, then run the same command again."
+            f"{self.clean(failure.detail)}): {mend}, then run the same command again.",
+            key="engine.server.api_key_env",
+            path=self.address,
         )
 
 
@@ -248,15 +252,14 @@ class ServerSilent(Exception):
         self.failure = failure
 
 
-def _version(answer: tuple[bytes, str] | Failure) -> str:
+def _taken[T](
+    answer: tuple[bytes, str] | Failure, what: str, take: Callable[[Any], T]
+) -> T | Failure:
+    """What `take` takes of an answer's JSON; a failure where it is of another form."""
     if isinstance(answer, Failure):
-        return ""
+        return answer
     try:
-        found = parse_json(answer[0])["version"]
+        return take(parse_json(answer[0]))
     except (ValueError, KeyError, TypeError):
-        return ""
-    return found[:60] if isinstance(found, str) else ""
-
-
-def _start(body: bytes) -> str:
-    return error_message(body)[:120]
+        said = error_message(answer[0])[:120]
+        return Failure("malformed", f"a {what} of another form: {said}")

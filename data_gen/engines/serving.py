@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Annotated, Any, Self
 
-from data_gen.engines import EngineConfig, VllmConfig, resolve_model
-from data_gen.engines.config import ServerConfig
+from data_gen.engines import VllmConfig, resolve_model
+from data_gen.engines.config import ModelConfig, ServerConfig
 from data_gen.engines.server_client import read_key
 from data_gen.engines.vllm import check_vllm, engine_arguments
 from data_gen.engines.waiting import WaitNotice
-from ipt_jax.core.bounds import Amount, AtLeast, AtMost, Config
+from ipt_jax.core.bounds import Amount, AtLeast, AtMost
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import parse_json
 
@@ -33,17 +33,9 @@ _TAIL_LINES, _TAIL_CHARACTERS = 20, 2000
 
 
 @dataclass(frozen=True)
-class ServeConfig(Config):
+class ServeConfig(ModelConfig):
     """A model behind vLLM's OpenAI-compatible server."""
 
-    model: str = "smollm2-135m-instruct"
-    """A local Hugging Face folder, a hub name, or `smollm2-135m-instruct`."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub name."""
-    adapter: str = ""
-    """A PEFT LoRA folder put on `model`, or the short name of one that this package carries."""
-    cache_folder: str = "~/.cache/ipt-jax/models"
-    """Where models that packages carry are unpacked, and adapters merged into a copy, once."""
     name: str = ""
     """What clients call the model (`engine.model`); empty for the folder's or hub's name, with an
     adapter `base+adapter`."""
@@ -111,12 +103,7 @@ class RunningServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def wait(self) -> None:
@@ -159,7 +146,9 @@ class RunningServer:
                 raise UserError(
                     f"the server does not answer at {self.url} after {start_seconds:g} s "
                     "(`start_seconds`); it was ended. Raise the limit, or see its log "
-                    f"{self.log_file}, which ends: {self._log_end()}"
+                    f"{self.log_file}, which ends: {self._log_end()}",
+                    key="start_seconds",
+                    path=self.log_file,
                 )
             time.sleep(_LOOK_SECONDS)
 
@@ -184,7 +173,8 @@ class RunningServer:
         return UserError(
             f"the server ended with exit code {code}. Its log {self.log_file} ends: "
             f"{self._log_end()} — mend what it names (short of memory: lower "
-            "`vllm.gpu_memory_fraction` or `context_tokens`) and start it again."
+            "`vllm.gpu_memory_fraction` or `context_tokens`) and start it again.",
+            path=self.log_file,
         )
 
     def _log_end(self) -> str:
@@ -198,16 +188,9 @@ def start_vllm(config: ServeConfig) -> RunningServer:
     """`vllm serve` for this config, ready to answer. Raises UserError as RunningServer does."""
     installed = check_vllm()
     key = read_key(ServerConfig(api_key_env=config.api_key_env))
-    found = resolve_model(
-        EngineConfig(
-            model=config.model,
-            revision=config.revision,
-            adapter=config.adapter,
-            cache_folder=config.cache_folder,
-        )
-    )
+    found = resolve_model(config)
     name = config.name or found.name
-    port = config.port or _free_port(config.host)
+    port = config.port or _bound(config.host)
     arguments = engine_arguments(
         found.folder, config.vllm, on_cpu=installed.on_cpu, context_tokens=config.context_tokens
     )
@@ -263,18 +246,19 @@ def serve_command(
 
 
 def _check_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"{host}:{port} cannot be listened on ({error.strerror}): another server may be "
-                "running there; end it, or choose another `port`."
-            ) from error
+    try:
+        _bound(host, port)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): another server may be "
+            "running there; end it, or choose another `port`.",
+            key="port",
+        ) from error
 
 
-def _free_port(host: str) -> int:
+def _bound(host: str, port: int = 0) -> int:
+    """The port, or any free one, which can be listened on. Raises OSError where it cannot."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
-        tried.bind((host, 0))
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port > 0))
+        tried.bind((host, port))
         return tried.getsockname()[1]

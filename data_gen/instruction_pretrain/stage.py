@@ -29,9 +29,9 @@ from data_gen.instruction_pretrain.rounds import (
     split_rounds,
 )
 from data_gen.instruction_pretrain.template_file import load_templates
-from data_gen.instruction_pretrain.templates import render_training_text
+from data_gen.instruction_pretrain.templates import training_record
 from data_gen.stages.blocks import BlockTotals, UnitOutput
-from data_gen.stages.card import Card, Prompt
+from data_gen.stages.card import Card, CardPrompt
 from data_gen.stages.stage import Stage, StageRun, Summary
 from data_gen.stages.units import RecordUnits
 from ipt_jax.core.errors import UserError
@@ -102,7 +102,8 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
         if most >= context_tokens:
             raise UserError(
                 f"`engine.max_tokens` ({most}) leaves no room for a prompt in the context of "
-                f"{context_tokens} tokens: lower it."
+                f"{context_tokens} tokens: lower it.",
+                key="engine.max_tokens",
             )
 
     def check(self, document: Document) -> tuple[str, str] | None:
@@ -166,15 +167,9 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
             Shot(d.text, turn.parsed.pairs) for d, turn in zip(documents, members, strict=True)
         ]
         name, seed = f"{METHOD}-{chain.id}-{number}", self.config.seed
-        draw = generator_of(seed, "template", name)
-        parts = render_training_text(shots, draw, self._templates)
         prompts, who = "".join(turn.prompt for turn in members), self._run.identity
-        record = Record(
-            id=name,
-            text="".join(parts),
-            source=METHOD,
-            parts=tuple(parts),
-            loss=(1.0,) * len(parts),  # loss on all tokens (2.2)
+        record = training_record(
+            *(name, shots, METHOD, seed, self._templates),
             provenance={
                 "method": METHOD,
                 "model": who.model,
@@ -255,7 +250,7 @@ class InstructionPretrain(Stage[SynthesisConfig, Chain]):
                 "A pair is whole, in the format, and repeats no instruction of its text.",
             ],
             sampling=self._drawn(),
-            prompts=[Prompt("The synthesizer reads", render_prompt(shots, "{text}"))],
+            prompts=[CardPrompt("The synthesizer reads", render_prompt(shots, "{text}"))],
         )
 
     @property

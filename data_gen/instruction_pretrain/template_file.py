@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import yaml
 
+from data_gen.errors.shared import load_yaml
 from ipt_jax.core.bounds import Amount, NotEmpty, OneOf, Share, check_value
 from ipt_jax.core.errors import UserError, did_you_mean, require
 
@@ -137,7 +138,7 @@ def _numbers(key: str, value: Any, names: tuple[str, ...], kind: Any) -> dict[st
     return {name: float(number) for name, number in value.items()}
 
 
-class _Loader(yaml.SafeLoader):
+class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice; YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -154,16 +155,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read(path: Path) -> dict[Any, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no template file {path}: correct `templates`.") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the template file {path} cannot be read ({error}): mend it.") from error
+    content = load_yaml(path, "template file", "templates", _UniqueKeys)
     if not isinstance(content, dict) or not content:
         raise UserError(
             f"the template file {path} must hold keys with their templates, such as "
-            f"`free_form:` and a list; see {OUR_FOLDER.name}/ for all of them."
+            f"`free_form:` and a list; see {OUR_FOLDER.name}/ for all of them.",
+            key="templates",
+            path=path,
         )
     return content
 

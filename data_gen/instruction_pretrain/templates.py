@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data_gen.instruction_pretrain.formats import Pair, Shot
 from data_gen.instruction_pretrain.template_file import SLOT, TemplateSet, our_templates
+from ipt_jax.core.records import Record
+from ipt_jax.core.seeds import generator_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,19 @@ def render_training_text(
             pieces[0] = layout.forms["shot_connections"] + pieces[0]
         parts += pieces
     return parts
+
+
+def training_record(
+    name: str,
+    shots: Sequence[Shot],
+    source: str,
+    seed: int,
+    templates: TemplateSet,
+    provenance: Mapping[str, Any],
+) -> Record:
+    """An M-shot text as a record, drawn by its name; loss on all tokens (2.2)."""
+    parts = tuple(render_training_text(shots, generator_of(seed, "template", name), templates))
+    return Record(name, "".join(parts), source, parts, (1.0,) * len(parts), provenance)
 
 
 def draw_layout(

@@ -25,7 +25,8 @@ from data_gen.instruction_pretrain.formats import (
     render_pairs,
 )
 from data_gen.instruction_pretrain.other_formats import in_pattern, other_patterns
-from data_gen.instruction_pretrain.templates import render_training_text
+from data_gen.instruction_pretrain.template_file import our_templates
+from data_gen.instruction_pretrain.templates import training_record
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.config import OutputConfig
 from data_gen.stages.stage import Stage, StageRun, Summary
@@ -88,7 +89,7 @@ class TuningConfig(OutputConfig):
     the synthesizer does not learn to repeat itself."""
     other_patterns: Share = 0.0
     """Share of the examples of each data set that are written in another format than its own, in
-    sequences of their own (`patterns.py`); 0 as in the paper."""
+    sequences of their own (`other_formats.py`); 0 as in the paper."""
     seed: int = 0
     """Draws of order, held-out examples and shots derive from it."""
 
@@ -110,7 +111,7 @@ class TuningConfig(OutputConfig):
 def example_parts(example: Example) -> tuple[list[str], list[float]]:
     """The parts of an example as it is tuned on, and their loss: the pairs and the end only.
 
-    They join to `format.render_example`; BOS and EOS are parts of their own, so that a tokenizer
+    They join to `formats.render_example`; BOS and EOS are parts of their own, so that a tokenizer
     that has them under these names makes each of them one token (`encode: parts`).
     """
     bos, space = BOS[:-1], BOS[-1:]
@@ -174,7 +175,9 @@ class Tuning(Stage[TuningConfig, TuningSource]):
         super().__init__(config)
         self._sources = [*config.sources, *config.unseen]
         if not self._sources:
-            raise UserError("`sources` is empty: name at least one data set and its folder.")
+            raise UserError(
+                "`sources` is empty: name at least one data set and its folder.", key="sources"
+            )
         missing = []
         for source in self._sources:
             try:
@@ -184,7 +187,7 @@ class Tuning(Stage[TuningConfig, TuningSource]):
             except UserError as error:
                 missing.append(f"`{source.dataset}`: {error}")
         if missing:
-            raise UserError(" ".join(missing))
+            raise UserError(" ".join(missing), key="sources")
         self._tokenizer = load_tokenizer(config.tokenizer)
 
     def identity(self) -> Mapping[str, Any]:
@@ -378,7 +381,9 @@ class _Source:
             f"{found.questions:,} questions in {self._source.folder} none can be used"
             + (f" (the first, {first.where}: {first.reason}, {first.detail})" if first else "")
             + f"; {path} lists them: {dict(found.reasons)}. Give the folder as its authors "
-            f"publish it ({dataset.source}), name the right `files`, or leave it out."
+            f"publish it ({dataset.source}), name the right `files`, or leave it out.",
+            key="sources",
+            path=path,
         )
 
     def counts(self) -> dict[str, Any]:
@@ -404,8 +409,8 @@ class _Source:
 def _templated(record: Record, examples: Sequence[Example], seed: int) -> Record:
     """The sequence in the form of an augmented text: what pre-training mixes in (section 2.2)."""
     shots = [Shot(example.text, example.pairs) for example in examples]
-    parts = render_training_text(shots, generator_of(seed, "template", record.id))
-    return replace(record, text="".join(parts), parts=tuple(parts), loss=(1.0,) * len(parts))
+    templates = our_templates()
+    return training_record(record.id, shots, record.source, seed, templates, record.provenance)
 
 
 def local_folder(folder: str, root: str) -> Path:
@@ -420,5 +425,6 @@ def local_folder(folder: str, root: str) -> Path:
         *(name, revision or None),
         f"{folder} cannot be fetched from the hub ({{}}): check the name (hf://OWNER/NAME) and the "
         "network, or give a local folder.",
+        "sources",
         repo_type="dataset",
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations
+from data_gen.quality.evaluations import EvaluationExample, EvaluationFile, load_evaluations
 from data_gen.quality.gate import Gate
 from data_gen.quality.overlaps import OverlapIndex
 from data_gen.quality.substrings import SubstringIndex, alphanumerics, draw_substrings
@@ -88,9 +88,13 @@ class _Found:
 class Decontamination(Gate):
     """Base of the three rules; keeps the counts over all records that it checked."""
 
-    def __init__(self, examples: Sequence[Example], contaminated_share: float = 0.02) -> None:
+    def __init__(
+        self, examples: Sequence[EvaluationExample], contaminated_share: float = 0.02
+    ) -> None:
         if not examples:
-            raise UserError("decontamination needs at least one evaluation example.")
+            raise UserError(
+                "decontamination needs at least one evaluation example.", key="evaluations"
+            )
         self.examples = tuple(examples)
         self._share = contaminated_share
         self._found: dict[int, _Found] = {}
@@ -174,7 +178,7 @@ class SubstringRule(Decontamination):
 
     name = "substring"
 
-    def __init__(self, examples: Sequence[Example], config: DecontaminateConfig) -> None:
+    def __init__(self, examples: Sequence[EvaluationExample], config: DecontaminateConfig) -> None:
         super().__init__(examples, config.contaminated_share)
         self._patterns: list[str] = []
         self._owners: list[int] = []
@@ -210,7 +214,7 @@ class CoverageRule(Decontamination):
 
     name = "coverage"
 
-    def __init__(self, examples: Sequence[Example], config: DecontaminateConfig) -> None:
+    def __init__(self, examples: Sequence[EvaluationExample], config: DecontaminateConfig) -> None:
         super().__init__(examples, config.contaminated_share)
         self._index = OverlapIndex([example.text for example in examples], config.coverage_ngram)
         self._least = config.coverage
@@ -228,7 +232,7 @@ class NgramRule(Decontamination):
 
     name = "ngram"
 
-    def __init__(self, examples: Sequence[Example], config: DecontaminateConfig) -> None:
+    def __init__(self, examples: Sequence[EvaluationExample], config: DecontaminateConfig) -> None:
         super().__init__(examples, config.contaminated_share)
         self._index = OverlapIndex([example.text for example in examples], config.ngram)
         self.unmatchable = _shorter(self._index)
@@ -251,7 +255,16 @@ def open_rule(name: str, config: DecontaminateConfig) -> Decontamination:
 def contamination_table(
     raw: Mapping[str, SetCounts], augmented: Mapping[str, SetCounts] | None = None
 ) -> str:
-    """IPT's table 9 in Markdown: a column for each evaluation set.
+    """IPT's table 9 in Markdown."""
+    header, *rows = contamination_rows(raw, augmented)
+    lines = [header, ("---", *("---:" for _ in raw)), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def contamination_rows(
+    raw: Mapping[str, SetCounts], augmented: Mapping[str, SetCounts] | None = None
+) -> list[tuple[str, ...]]:
+    """IPT's table 9, the names of its columns first: one for each evaluation set.
 
     Args:
       raw: counts of a rule over the raw corpora.
@@ -269,19 +282,19 @@ def contamination_table(
         if {n: c.examples for n, c in raw.items()} != {n: c.examples for n, c in augmented.items()}:
             raise UserError(
                 "the counts over raw and augmented corpora are of different evaluation sets: "
-                "run the same rule with the same `evaluations` over both."
+                "run the same rule with the same `evaluations` over both.",
+                key="evaluations",
             )
         both = [augmented[name].contaminated for name in raw]
         added = [more - few for more, few in zip(both, rows["Contam in Raw Corpora"], strict=True)]
         if min(added, default=0) < 0:
             raise UserError(
                 "fewer examples are in the augmented corpora than in the raw ones: the augmented "
-                "corpora must hold the raw texts too."
+                "corpora must hold the raw texts too.",
+                key="evaluations",
             )
         rows |= {"Contam in Ins-Aug Corpora": both, "Contam in Synthesized Pairs": added}
-    lines = [["", *raw], ["---", *("---:" for _ in raw)]]
-    lines += [[name, *map(str, values)] for name, values in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [("", *raw), *((name, *map(str, values)) for name, values in rows.items())]
 
 
 def _shorter(index: OverlapIndex) -> frozenset[int]:

@@ -14,10 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from data_gen.errors.shared import optional
 from data_gen.quality.gate import Gate
 from data_gen.quality.words import batches, hash_words, windows
 from data_gen.stages.units import Records
@@ -57,7 +58,9 @@ class ExactDuplicates:
 
     def __init__(self, key: ExactKey = "text") -> None:
         if key not in ("text", "first_two_sentences"):
-            raise UserError(f"`key` is {key!r}: it must be 'text' or 'first_two_sentences'.")
+            raise UserError(
+                f"`key` is {key!r}: it must be 'text' or 'first_two_sentences'.", key="key"
+            )
         self._cut: Callable[[str], str] = str if key == "text" else first_sentences
         self._first: dict[bytes, str] = {}
 
@@ -208,14 +211,9 @@ def _shingled(
 
 def _signatures(hashes: np.ndarray, offsets: np.ndarray, config: MinHashConfig) -> np.ndarray:
     """Uint32 [texts, permutations], by rensa."""
-    try:
-        import rensa
-    except ImportError as error:
-        raise UserError(
-            "near_duplicates needs the package rensa, which is not installed: install the extra "
-            "`synthesis`, or take near_duplicates out of `gates`."
-        ) from error
-    sketch: Any = rensa
+    said = "near_duplicates needs the package rensa, which is not installed: install the extra "
+    said += "`synthesis`, or take near_duplicates out of `gates`."
+    sketch = optional("rensa", UserError(said, key="gates"))
     matrix = sketch.RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, offsets.astype(np.uint64), config.permutations, config.seed
     )

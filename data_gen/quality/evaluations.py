@@ -6,12 +6,15 @@ import gzip
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError, did_you_mean
+
+evaluation_error = partial(UserError, key="evaluations")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class EvaluationFile(Config):
 
 
 @dataclass(frozen=True)
-class Example:
+class EvaluationExample:
     """One example of an evaluation set."""
 
     set_name: str
@@ -39,39 +42,42 @@ class Example:
     """What decontamination looks for."""
 
 
-def load_evaluations(files: Sequence[EvaluationFile]) -> list[Example]:
+def load_evaluations(files: Sequence[EvaluationFile]) -> list[EvaluationExample]:
     """Every example of the files, in order.
 
     Raises UserError where a file is missing, empty or not JSON, or an example lacks a field.
     """
     if not files:
-        raise UserError(
+        raise evaluation_error(
             "decontamination needs evaluation sets: name at least one in `evaluations`."
         )
     return [example for file in files for example in _load(file)]
 
 
-def _load(file: EvaluationFile) -> list[Example]:
+def _load(file: EvaluationFile) -> list[EvaluationExample]:
     path = Path(file.path).expanduser()
     if not file.name or not file.fields:
-        raise UserError(
-            f"the evaluation '{file.path}' needs a `name` and at least one of `fields`."
+        raise evaluation_error(
+            f"the evaluation '{file.path}' needs a `name` and at least one of `fields`.",
+            path=file.path,
         )
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as content:
             rows = _rows(content, path.name.removesuffix(".gz").endswith(".jsonl"))
     except FileNotFoundError as error:
-        raise UserError(f"there is no evaluation file {path}: correct `evaluations`.") from error
+        raise evaluation_error(
+            f"there is no evaluation file {path}: correct `evaluations`.", path=path
+        ) from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(
+        raise evaluation_error(
             f"the evaluation file {path} cannot be read ({error}): give .jsonl, or .json with a "
-            "list or a mapping of examples."
+            "list or a mapping of examples.",
+            path=path,
         ) from error
     if not rows:
-        raise UserError(f"the evaluation file {path} holds no example.")
+        raise evaluation_error(f"the evaluation file {path} holds no example.", path=path)
     return [
-        Example(file.name, key, _text(row, file.fields, f"example {key} of {path}"))
-        for key, row in rows
+        EvaluationExample(file.name, key, _text(row, file.fields, key, path)) for key, row in rows
     ]
 
 
@@ -97,14 +103,19 @@ def _id(row: Any, number: int) -> str:
     return str(given) if isinstance(given, str | int) and given != "" else str(number)
 
 
-def _text(row: Any, fields: Sequence[str], where: str) -> str:
+def _text(row: Any, fields: Sequence[str], key: str, path: Path) -> str:
     found = []
     for name in fields:
         value = row
         for part in name.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 known = list(value) if isinstance(value, Mapping) else []
-                raise UserError(f"{where} has no field '{name}'. {did_you_mean(part, known)}")
+                raise UserError(
+                    f"example {key} of {path} has no field '{name}'. {did_you_mean(part, known)}",
+                    key=name,
+                    path=path,
+                    record=key,
+                )
             value = value[part]
         found += _strings(value)
     return "\n".join(found)

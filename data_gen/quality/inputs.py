@@ -15,7 +15,9 @@ class InputShards:
 
     def __init__(self, folders: Sequence[str]) -> None:
         if not folders:
-            raise UserError("no input is given: name folders of record shards in `input`.")
+            raise UserError(
+                "no input is given: name folders of record shards in `input`.", key="input"
+            )
         self._sources = [RecordSource(folder, False, skip_damaged=True) for folder in folders]
         self._starts = np.cumsum([0, *map(len, self._sources)])
 
@@ -61,7 +63,7 @@ class InputShards:
                 yield number, error
 
 
-class Survivors:
+class FilteredRecords:
     """The records that reached a gate."""
 
     def __init__(self, corpus: InputShards, numbers: np.ndarray) -> None:

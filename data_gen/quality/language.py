@@ -8,8 +8,8 @@ of programs in 20 other languages 0.977 (0.957, 0.976).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from data_gen.errors.shared import optional
 from ipt_jax.core.errors import UserError
 
 
@@ -18,14 +18,10 @@ def load_language_identifier() -> tuple[Callable[[str], tuple[str, float]], froz
 
     Raises UserError where py3langid is not installed.
     """
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise UserError(
-            "the rule `languages` needs the package py3langid, which is not installed: install "
-            "the extra `synthesis`, or take `languages` out of `rules`."
-        ) from error
-    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    said = "the rule `languages` needs the package py3langid, which is not installed: install the "
+    said += "extra `synthesis`, or take `languages` out of `rules`."
+    langid = optional("py3langid.langid", UserError(said, key="rules.languages"))
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
     def identify(text: str) -> tuple[str, float]:
         language, sure = identifier.classify(text)

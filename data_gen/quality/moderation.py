@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
+from data_gen.errors.shared import load_yaml
 from data_gen.quality.gate import Gate
 from ipt_jax.core.bounds import Config
 from ipt_jax.core.errors import UserError
@@ -49,31 +49,25 @@ class ModerationConfig(Config):
 def load_rules(path: str | Path) -> list[tuple[str, re.Pattern[str]]]:
     """Name and pattern of each rule, in order. Raises UserError naming file and rule."""
     path = Path(path).expanduser()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no rule file {path}: correct `moderation.rules`.") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the rule file {path} cannot be read ({error}): mend it.") from error
+    refuse = partial(UserError, key="moderation.rules", path=path)
+    content = load_yaml(path, "rule file", "moderation.rules")
     listed = content.get("rules") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed:
-        raise UserError(f"the rule file {path} holds no list `rules`: see {DEFAULT_RULES.name}.")
+        raise refuse(f"the rule file {path} holds no list `rules`: see {DEFAULT_RULES.name}.")
     rules: list[tuple[str, re.Pattern[str]]] = []
     for number, rule in enumerate(listed, 1):
         if not isinstance(rule, dict) or set(rule) != {"name", "pattern"}:
-            raise UserError(f"rule {number} of {path} must have a `name` and a `pattern` alone.")
+            said = f"rule {number} of {path} must have a `name` and a `pattern` alone."
+            raise refuse(said, record=str(number))
         name = str(rule["name"])
+        said = f"the pattern of rule {name!r} of {path}"
         try:
             pattern = re.compile(str(rule["pattern"]), re.IGNORECASE | re.VERBOSE)
         except re.error as error:
-            raise UserError(
-                f"the pattern of rule {name!r} of {path} is no regular expression ({error})."
-            ) from error
+            raise refuse(f"{said} is no regular expression ({error}).", record=name) from error
         if pattern.search("") is not None:
-            raise UserError(
-                f"the pattern of rule {name!r} of {path} matches an empty text, so that it would "
-                "reject every record: correct it."
-            )
+            said += " matches an empty text, so that it would reject every record: correct it."
+            raise refuse(said, record=name)
         rules.append((name, pattern))
     return rules
 
@@ -90,7 +84,8 @@ class ModerationGate(Gate):
         self._rules = load_rules(config.rules) if config.rules is not None else []
         if not self._rules and classifier is None:
             raise UserError(
-                "moderation has neither `rules` nor `model`: give one, or take it out of `gates`."
+                "moderation has neither `rules` nor `model`: give one, or take it out of `gates`.",
+                key="moderation",
             )
         self._classifier, self._threshold = classifier, config.threshold
 
@@ -103,13 +98,16 @@ class ModerationGate(Gate):
         if len(scores) != len(left):
             raise UserError(
                 f"the moderation classifier gave {len(scores)} scores for {len(left)} texts: it "
-                "must give one for each, in order."
+                "must give one for each, in order.",
+                key="moderation.model",
             )
         for number, score in zip(left, scores, strict=True):
             if not math.isfinite(score):
                 raise UserError(
                     f"the moderation classifier gave {score} for the record "
-                    f"{records[number].id!r}: it must give finite numbers."
+                    f"{records[number].id!r}: it must give finite numbers.",
+                    key="moderation.model",
+                    record=records[number].id,
                 )
             if score >= self._threshold:
                 verdicts[number] = Reason("classifier", f"score {score:.4f}")
@@ -129,45 +127,40 @@ def load_classifier(config: ModerationConfig) -> Classifier:
     Raises UserError where there is no such folder, it cannot be loaded, or lacks a label.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import pipeline
 
     folder = Path(config.model or "").expanduser()
+    refuse = partial(UserError, key="moderation.model", path=folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"there is no model folder {folder}: correct `moderation.model`.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+        raise refuse(f"there is no model folder {folder}: correct `moderation.model`.")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True
+        model: Any = pipeline(
+            "text-classification",
+            str(folder),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            model_kwargs={"use_safetensors": True},
+            trust_remote_code=False,
+            top_k=None,
+            function_to_apply="softmax",
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
+        raise refuse(
             f"the classifier in {folder} cannot be loaded ({error}): give a folder with a "
             "tokenizer and safetensors weights."
         ) from error
-    model = model.to(device).eval()
-    names = {label: number for number, label in model.config.id2label.items()}
-    wanted = config.labels if config.labels is not None else list(names)[1:]
+    names = list(model.model.config.id2label.values())
+    wanted = config.labels if config.labels is not None else names[1:]
     missing = [label for label in wanted if label not in names]
     if missing or not wanted:
         raise UserError(
             f"the classifier in {folder} has the labels {', '.join(names)}, not "
-            f"{', '.join(missing) or 'none'}: correct `moderation.labels`."
+            f"{', '.join(missing) or 'none'}: correct `moderation.labels`.",
+            key="moderation.labels",
+            path=folder,
         )
-    columns = [names[label] for label in wanted]
 
     def classify(texts: Sequence[str]) -> list[float]:
-        scores: list[float] = []
-        for first in range(0, len(texts), config.batch_size):
-            batch = tokenizer(
-                list(texts[first : first + config.batch_size]),
-                padding=True,
-                truncation=True,
-                return_tensors="pt",
-            ).to(device)
-            with torch.inference_mode():
-                chances = model(**batch).logits.float().softmax(dim=-1)
-            scores += chances[:, columns].sum(dim=-1).tolist()
-        return scores
+        found = model(list(texts), batch_size=config.batch_size, truncation=True)
+        return [sum(one["score"] for one in of if one["label"] in wanted) for of in found]
 
     return classify

@@ -73,7 +73,8 @@ class RulesGate(Gate):
             for code in config.languages:
                 if code not in known:
                     raise UserError(
-                        f"rules: no language {code!r} is known. {did_you_mean(code, known)}"
+                        f"rules: no language {code!r} is known. {did_you_mean(code, known)}",
+                        key="rules.languages",
                     )
 
     def check(self, records: Sequence[Record]) -> list[Reason | None]:

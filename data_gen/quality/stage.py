@@ -17,7 +17,7 @@ from data_gen.engines import Completion, EngineConfig, Request
 from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
 from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
 from data_gen.quality.gate import Gate, RecordList
-from data_gen.quality.inputs import InputShards, Survivors
+from data_gen.quality.inputs import FilteredRecords, InputShards
 from data_gen.quality.judge import JudgeConfig, JudgeGate
 from data_gen.quality.moderation import Classifier, ModerationConfig, ModerationGate
 from data_gen.quality.rules import RulesConfig, RulesGate
@@ -176,7 +176,7 @@ class Filter(Stage[FilterConfig, Record]):
             for block in ledger.blocks():
                 ledger.forget_block(block)
             ledger.set_note("kept", kept)
-        return RecordUnits(Survivors(self._corpus, numbers))
+        return RecordUnits(FilteredRecords(self._corpus, numbers))
 
     def _decide(self, reject: Reject) -> np.ndarray:
         """Numbers of the records that pass."""
@@ -206,7 +206,7 @@ class Filter(Stage[FilterConfig, Record]):
             names = ", ".join(gate.name for gate in gates) or READ
             self._tell(names, 0, len(numbers))
             if gates and gates[0].needs_corpus:
-                gates[0].prepare(Survivors(corpus, numbers))
+                gates[0].prepare(FilteredRecords(corpus, numbers))
             kept: list[int] = []
             for first in range(0, len(numbers), _BATCH):
                 batch = numbers[first : first + _BATCH].tolist()

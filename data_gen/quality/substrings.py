@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.quality.evaluations import Example
+from data_gen.quality.evaluations import EvaluationExample
 from data_gen.quality.words import HashLookup, batches, normalised
 
 _DELETED = bytes(byte for byte in range(128) if not chr(byte).isalnum())
@@ -26,7 +26,9 @@ def alphanumerics(text: str) -> str:
     return _NOT_ALPHANUMERIC.sub("", text)
 
 
-def draw_substrings(example: Example, count: int, characters: int, seed: int) -> list[str]:
+def draw_substrings(
+    example: EvaluationExample, count: int, characters: int, seed: int
+) -> list[str]:
     """`count` substrings of the example's letters and digits, the whole where it is shorter.
 
     They depend on seed, set, id and text of the example alone, not on the examples around it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +70,8 @@ class CachedEngine:
         if config.constrain:
             raise UserError(
                 f"{name}: `constrain` is true: what a model writes is measured as it writes it. "
-                "Set false."
+                "Set false.",
+                key=f"{name}.constrain",
             )
         self.name, self.config = name, config
         self.failed = FailedRequests()
@@ -145,7 +146,6 @@ def as_user(text: str) -> Prompt:
     return (Message("user", text),)
 
 
-def count_errors(completions: Iterable[Completion] | Mapping[str, Completion]) -> int:
+def count_errors(completions: Mapping[str, Completion]) -> int:
     """Requests that the engine could not answer."""
-    values = completions.values() if isinstance(completions, Mapping) else completions
-    return sum(completion.finish_reason == "error" for completion in values)
+    return sum(completion.finish_reason == "error" for completion in completions.values())

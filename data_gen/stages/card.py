@@ -18,7 +18,7 @@ CARD_NAME = "card.md"
 
 
 @dataclass(frozen=True)
-class Prompt:
+class CardPrompt:
     """A prompt that the method uses, as a person can read it."""
 
     title: str
@@ -39,7 +39,7 @@ class Card:
     """What texts had to pass, one sentence each."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """How it was drawn."""
-    prompts: Sequence[Prompt] = ()
+    prompts: Sequence[CardPrompt] = ()
     """What a model read, or the wordings of rules."""
     model: Mapping[str, str] = field(default_factory=dict)
     """Beside the model that was asked: what else the texts depend on."""

@@ -53,11 +53,8 @@ class FailedRequests:
     def add(self, errors: Iterable[Completion]) -> None:
         """Count these; `requests` counts them already."""
         for error in errors:
-            transient = error.error_kind == "transient"
-            self.transient, self.permanent = (
-                self.transient + transient,
-                self.permanent + (not transient),
-            )
+            self.transient += error.error_kind == "transient"
+            self.permanent += error.error_kind != "transient"
             self.reasons[_kind_of(error.text)] += 1
 
     def summary(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_gen.corpus import Document
@@ -35,9 +34,8 @@ def ingest_corpus(
     documents: Iterable[Document | Rejection],
     output: OutputFolder,
     ledger: Ledger,
-    *,
-    check: Check = lambda document: None,
-    records_per_shard: int = 4096,
+    check: Check,
+    records_per_shard: int,
 ) -> Ingested:
     """Write every accepted document to shards/raw, the others to rejected/ with their reasons.
 
@@ -50,32 +48,10 @@ def ingest_corpus(
     before = ledger.note(_NOTE)
     if before is not None and output.is_whole(RAW):
         if Manifest.load(output.shards(RAW)).fingerprint == before["fingerprint"]:
-            sources = {(source, licence): n for source, licence, n in before["sources"]}
-            return Ingested(Counter(before["rejected"]), Counter(sources))
-    found = write_documents(
-        documents, output, output.shards(RAW), check=check, records_per_shard=records_per_shard
-    )
-    note = {
-        "rejected": found.rejected,
-        "sources": [[*key, count] for key, count in found.sources.items()],
-        "fingerprint": Manifest.load(output.shards(RAW)).fingerprint,
-    }
-    ledger.set_note(_NOTE, note)
-    return found
-
-
-def write_documents(
-    documents: Iterable[Document | Rejection],
-    output: OutputFolder,
-    folder: Path,
-    *,
-    check: Check = lambda document: None,
-    records_per_shard: int = 4096,
-) -> Ingested:
-    """Write accepted documents to shards in `folder`, the others to rejected/; as ingest_corpus."""
+            return ingested_before(ledger)
     reasons, sources = Counter[str](), Counter[tuple[str, str]]()
     with (
-        ShardWriter(folder, records_per_shard) as shards,
+        ShardWriter(output.shards(RAW), records_per_shard) as shards,
         output.rejected("documents") as reject,
     ):
         for found in documents:
@@ -89,7 +65,20 @@ def write_documents(
                 shards.write(_record(found))
                 licence = found.metadata.get("licence") or found.metadata.get("license")
                 sources[found.source, str(licence or UNKNOWN)] += 1
+    note = {
+        "rejected": reasons,
+        "sources": [[*key, count] for key, count in sources.items()],
+        "fingerprint": Manifest.load(output.shards(RAW)).fingerprint,
+    }
+    ledger.set_note(_NOTE, note)
     return Ingested(reasons, sources)
+
+
+def ingested_before(ledger: Ledger) -> Ingested:
+    """What became of the corpus of this run, which has been read."""
+    found = ledger.note(_NOTE)
+    sources = {(source, licence): count for source, licence, count in found["sources"]}
+    return Ingested(Counter(found["rejected"]), Counter(sources))
 
 
 def _record(document: Document) -> Record:

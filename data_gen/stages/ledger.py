@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from data_gen.engines.base import Completion, TokenLogprob
@@ -48,12 +47,14 @@ def _broken(path: Path, error: Exception) -> UserError:
     if code is not None and code & 0xFF in _NOT_DAMAGE:
         return UserError(
             f"{path} cannot be written ({error}): free disk space or give yourself the right to "
-            "write there, then run the same command again; nothing that was stored is lost."
+            "write there, then run the same command again; nothing that was stored is lost.",
+            path=path,
         )
     return UserError(
         f"{path} cannot be used ({error}): it is damaged, or another program made it. Put a copy "
         f"of it back, or save what can be read (`sqlite3 {path.name} .recover`), or start over "
-        "with --fresh, which asks for everything anew."
+        "with --fresh, which asks for everything anew.",
+        path=path,
     )
 
 
@@ -96,12 +97,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Also after Ctrl-C: what was received is kept.
         try:
             self.commit()

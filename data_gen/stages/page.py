@@ -149,7 +149,7 @@ def samples_section(path: Path) -> Section:
             title = " · ".join([*filter(None, [sample.get("source")]), sample["id"]]) + counted
             samples.append(Sample(title, documents, opened=number == 0))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a list of samples ({error!r}); {AGAIN}") from error
+        raise UserError(f"{path}: not a list of samples ({error!r}); {AGAIN}", path=path) from error
     lead = Paragraph("The first records, as they were made; pairs stand below their document.")
     return Section("Samples", [lead, *samples])
 

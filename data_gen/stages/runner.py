@@ -16,6 +16,7 @@ from typing import Protocol
 
 from data_gen.engines.base import Completion, Engine, Request
 from data_gen.engines.isolation import with_isolation
+from data_gen.errors.shared import one_line
 from data_gen.stages.ledger import Ledger
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.rejection import Reason
@@ -238,7 +239,7 @@ class _Run[U: Unit, R]:
             self._count(flight, completion, fresh=False)
 
     def _fail(self, flight: _Flight[U, R], error: Exception) -> None:
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        detail = one_line(error)
         flight.done, flight.outcome = True, Reason("unit_failed", detail)
         self._failed_in_a_row += 1
         self.status = replace(self.status, units_failed=self.status.units_failed + 1)
@@ -246,7 +247,8 @@ class _Run[U: Unit, R]:
             raise UserError(
                 f"{self._failed_in_a_row} units failed one after another, the last "
                 f"({flight.unit.id}) with {detail}: this is no matter of single records. What was "
-                "answered is kept; mend the cause and run the same command again."
+                "answered is kept; mend the cause and run the same command again.",
+                record=flight.unit.id,
             ) from error
 
     def _receive(self, completion: Completion) -> None:

@@ -254,7 +254,7 @@ def estimate_stage(
     config = stage.config
     documents, count = sample_corpus(config.documents(), config.dry_run_documents, config.seed)
     if not documents:
-        raise UserError("the corpus holds no document that can be read: see `input`.")
+        raise UserError("the corpus holds no document that can be read: see `input`.", key="input")
     with tempfile.TemporaryDirectory(prefix="estimate-") as name:
         sample, folder = Path(name) / "sample.jsonl", Path(name) / "run"
         write_sample(documents, sample)
@@ -281,13 +281,8 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
     stage.begin(run)
     ingested, raw = Ingested(Counter(), Counter()), None
     if _reads(config):
-        ingested = ingest_corpus(
-            config.documents(),
-            output,
-            run.ledger,
-            check=stage.check,
-            records_per_shard=config.records_per_shard,
-        )
+        documents, size = config.documents(), config.records_per_shard
+        ingested = ingest_corpus(documents, output, run.ledger, stage.check, size)
         raw = RecordSource(output.shards(RAW), verify=False)
     units = stage.units(raw)
     totals = run_blocks(
@@ -320,7 +315,7 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
             summary |= asdict(totals.usage) | totals.failed.summary()
             summary |= _cost(config, run.ledger.seconds, totals.usage.completion_tokens)
         summary["seconds"] = round(run.ledger.seconds, 3)
-    if raw is not None:
+    if raw is not None and stage.parts:
         written = {"documents_plain": _written(output, stage.plain)} if stage.plain else {}
         parts = ("documents_augmented", "documents_plain", "documents_rejected")
         _add_up(summary, "documents_in", parts, written)
@@ -381,7 +376,8 @@ class _NoEngine:
             if request is not None:
                 raise UserError(
                     f"{request.id} asked a model, but the method's settings name none: a config of "
-                    "methods that ask is an AskingConfig."
+                    "methods that ask is an AskingConfig.",
+                    record=request.id,
                 )
             yield from ()
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal
 
 from ipt_jax.attention.backends import attention
 from ipt_jax.attention.spec import AttentionSpec, key_ranges
@@ -75,9 +75,8 @@ def _project_parts_backward(
     x, weight = saved
     of_x, of_weight = [], []
     for gradient, part in zip(gradients, _cut(weight, sizes), strict=True):
-        y = gradient
-        if isinstance(gradient, SymbolicZero):
-            y = jnp.zeros(gradient.aval.shape, gradient.aval.dtype)
+        here = isinstance(gradient, jax.Array)
+        y = gradient if here else jnp.zeros(gradient.shape, gradient.dtype)
         y = y.reshape(-1, *y.shape[2:])
         outputs = tuple(range(1, y.ndim))
         of_x.append(jnp.tensordot(y, part, (outputs, outputs)))

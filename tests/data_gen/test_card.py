@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from data_gen.engines import EngineIdentity
-from data_gen.stages.card import Card, Prompt, write_card
+from data_gen.stages.card import Card, CardPrompt, write_card
 
 
 def card(tmp_path: Path, sources: Counter[tuple[str, str]]) -> str:
@@ -19,7 +19,7 @@ def card(tmp_path: Path, sources: Counter[tuple[str, str]]) -> str:
             about="What was done.",
             gates=["Texts are not repeated."],
             sampling={"temperature": 0.5},
-            prompts=[Prompt("The prompt", "a ``` b")],
+            prompts=[CardPrompt("The prompt", "a ``` b")],
         ),
         {
             "documents_in": 12345,

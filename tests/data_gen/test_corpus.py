@@ -421,7 +421,7 @@ def test_what_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="does not exist"):
         find_files(["memory:///corpus-gone/a.jsonl"])
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(UserError, match=r"memory:///a.jsonl is opened with fsspec.*\[sources\]"):
+    with pytest.raises(UserError, match=r"memory:///a.jsonl is read with fsspec.*\[sources\]"):
         find_files(["memory:///a.jsonl"])
 
 

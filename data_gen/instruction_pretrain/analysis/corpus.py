@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,6 @@ JUDGE = "judge"
 _SHOWN = 8  # texts with pairs in the report
 
 
-@dataclass
-class Asked:
-    """What the judge was asked and said, for generations.jsonl."""
-
-    questions: list[Query] = field(default_factory=list)
-    completions: dict[str, Completion] = field(default_factory=dict)
-
-
 def analyse_corpus(
     config: CorpusAnalysis,
     *,
@@ -72,13 +64,12 @@ def analyse_corpus(
     on_start(folder)
     counted = corpus.draw(config.counted_texts, config.seed)
     chosen = [text for text in counted if text.parsed.pairs][: config.judged_texts]
-    asked = Asked()
+    asked: list[tuple[Query, Completion]] = []
 
     def ask(questions: Sequence[Query], title: str = "domains") -> dict[str, Completion]:
         assert judge is not None
         found = judge.ask(questions, title, bars)
-        asked.questions += questions
-        asked.completions |= found
+        asked.extend((question, found[question.name]) for question in questions)
         return found
 
     try:
@@ -166,7 +157,9 @@ def _statistics(texts: Sequence[SynthesizedText]) -> dict[str, Any]:
     return found
 
 
-def _lines(texts: Sequence[SynthesizedText], asked: Asked) -> Iterator[dict[str, Any]]:
+def _lines(
+    texts: Sequence[SynthesizedText], asked: Sequence[tuple[Query, Completion]]
+) -> Iterator[dict[str, Any]]:
     """What the synthesizer wrote, then what the judge said."""
     for text in texts:
         yield {
@@ -175,8 +168,7 @@ def _lines(texts: Sequence[SynthesizedText], asked: Asked) -> Iterator[dict[str,
             "completion": text.generated,
             "text": text.text,
         }
-    for question in asked.questions:
-        completion = asked.completions[question.name]
+    for question, completion in asked:
         prompt = question.prompt if isinstance(question.prompt, str) else question.prompt[0].content
         yield {
             "model": JUDGE,

@@ -9,12 +9,18 @@ from data_gen.instruction_pretrain.analysis import paper
 from data_gen.instruction_pretrain.analysis.categories import SCENARIOS
 from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis
 from data_gen.instruction_pretrain.analysis.contamination import Contamination
-from data_gen.instruction_pretrain.analysis.generations import FORMATS
+from data_gen.instruction_pretrain.analysis.generations import PAIR_FORMATS
 from data_gen.instruction_pretrain.analysis.histograms import histogram
-from data_gen.instruction_pretrain.analysis.report import Absent, Measurement, cell, per_cent
+from data_gen.instruction_pretrain.analysis.report import (
+    Absent,
+    Measurement,
+    cell,
+    per_cent,
+    share_bars,
+)
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText
 from data_gen.instruction_pretrain.collection import DOMAINS
-from data_gen.quality.decontaminate import contamination_table
+from data_gen.quality.decontaminate import contamination_rows
 from ipt_jax.core.report.figures import Bars, Histogram, Sunburst
 from ipt_jax.core.report.numbers import format_cell, format_counts
 from ipt_jax.core.report.values import Table
@@ -73,7 +79,7 @@ def _statistics(values: Mapping[str, Any]) -> Table:
         ),
         ("Repeated questions, % of pairs written", per_cent(found["repeated_share"]), ""),
         ("Answers that stand in the text, %", per_cent(found["literal_share"]), ""),
-        *((f"{name}, %", per_cent(found["format_shares"][name]), "") for name in FORMATS),
+        *((f"{name}, %", per_cent(found["format_shares"][name]), "") for name in PAIR_FORMATS),
         ("Rejected pieces", format_counts(found["rejected"]), ""),
     ]
     return Table(
@@ -120,15 +126,10 @@ def _categories(found: Mapping[str, Any]) -> Table:
 
 
 def _scenarios(found: Mapping[str, Any]) -> Bars:
-    rows = tuple(
-        (name, (None if share is None else 100 * share,))
-        for name, share in found["scenarios"].items()
-    )
-    return Bars(
+    return share_bars(
         "Figure 6: task scenarios, per cent of pairs (grouping and names ours)",
         ("corpus",),
-        rows,
-        number=cell,
+        [(name, [share]) for name, share in found["scenarios"].items()],
     )
 
 
@@ -142,13 +143,12 @@ def _categories_figure(found: Mapping[str, Any]) -> Sunburst:
 
 
 def _contamination(found: Contamination) -> Table:
-    lines = contamination_table(found.raw, found.augmented).split("\n")
-    cells = [tuple(one.strip() for one in line.strip("|").split("|")) for line in lines]
+    header, *rows = contamination_rows(found.raw, found.augmented)
     short = sum(counts.unmatchable for counts in found.raw.values())
     return Table(
         "Table 9: contamination",
-        cells[0],
-        tuple(cells[2:]),
+        header,
+        rows,
         "Evaluation examples of which a drawn substring stands in the corpus. Too short to be "
         f"looked for: {short:,}; records that could not be read: {found.damaged:,}.",
     )
@@ -200,19 +200,9 @@ def _distribution(found: Mapping[str, Any]) -> Table:
 
 
 def _distribution_bars(found: Mapping[str, Any]) -> Bars:
-    def share(key: str, domain: str) -> float | None:
-        value = found["distribution"][key][domain]
-        return None if value is None else 100 * value
-
-    return Bars(
-        "Table 12: domains, per cent",
-        ("raw texts", "pairs"),
-        tuple(
-            (domain.replace("_", " "), (share("raw", domain), share("pairs", domain)))
-            for domain in DOMAINS
-        ),
-        number=cell,
-    )
+    raw, pairs = found["distribution"]["raw"], found["distribution"]["pairs"]
+    rows = [(name.replace("_", " "), [raw[name], pairs[name]]) for name in DOMAINS]
+    return share_bars("Table 12: domains, per cent", ("raw texts", "pairs"), rows)
 
 
 def _histograms(texts: Sequence[SynthesizedText]) -> list[Histogram]:

@@ -6,12 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
-
-import yaml
+from typing import Annotated, Protocol
 
 from data_gen.engines import Completion, SamplingParams
-from data_gen.engines.replies import parse_json_object
+from data_gen.engines.replies import object_of
+from data_gen.errors.shared import load_yaml
 from data_gen.instruction_pretrain.collection import DOMAINS
 from data_gen.stages.cached import Query, as_user
 from ipt_jax.core.bounds import NotEmpty, OneOf, check_value
@@ -83,7 +82,7 @@ class DomainJudge:
     name = "judge"
 
     def __init__(self, ask: Ask, max_tokens: int) -> None:
-        """`ask` answers questions by name, as Model.ask does."""
+        """`ask` answers questions by name, as CachedEngine.ask does."""
         self.failed: Counter[str] = Counter()
         self._ask, self._max_tokens = ask, max_tokens
 
@@ -112,11 +111,9 @@ def domain_prompt(text: str) -> str:
 def parse_domains(completion: Completion) -> set[str] | str:
     """The domains, or why there are none: `engine_error`, `cut`, `no_json`, `several`,
     `no_domains`, `unknown_domain`."""
-    if completion.finish_reason == "error":
-        return "engine_error"
-    found = parse_json_object(completion.text)
+    found = object_of(completion)
     if isinstance(found, str):
-        return "cut" if found == "no_json" and completion.finish_reason == "length" else found
+        return found
     named = found.get("domains")
     if not isinstance(named, list) or not named:
         return "no_domains"
@@ -125,10 +122,7 @@ def parse_domains(completion: Completion) -> set[str] | str:
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"the keywords in {path} cannot be read ({error}).") from error
+    values = load_yaml(path, "list of words", "keywords")
     try:
         check_value(_WORDS, values, "words")
     except UserError as error:

@@ -11,7 +11,7 @@ from data_gen.instruction_pretrain.formats import Pair, ParsedPairs, Shot, parse
 
 FREE_FORM, MULTIPLE_CHOICE = "free-form", "multiple choice"
 FREE_FORM_COT, MULTIPLE_CHOICE_COT = "free-form with CoT", "multiple choice with CoT"
-FORMATS = (FREE_FORM, MULTIPLE_CHOICE, FREE_FORM_COT, MULTIPLE_CHOICE_COT)
+PAIR_FORMATS = (FREE_FORM, MULTIPLE_CHOICE, FREE_FORM_COT, MULTIPLE_CHOICE_COT)
 
 
 def format_of(pair: Pair) -> str:
@@ -111,7 +111,7 @@ def generation_statistics(
         tokens_per_pair=_share(tokens, pairs),
         repeated_share=_share(repeated, pairs),
         literal_share=_share(literal, pairs),
-        format_shares={name: _share(formats[name], pairs) for name in FORMATS},
+        format_shares={name: _share(formats[name], pairs) for name in PAIR_FORMATS},
         same_formats_share=_share(same, len(led)),
     )
 

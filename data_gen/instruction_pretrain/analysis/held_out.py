@@ -5,30 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.formats import Pair, Shot
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.bounds import NotEmpty, check_value
+from ipt_jax.core.errors import UserError, require
 from ipt_jax.core.json_lines import parse_json
 from ipt_jax.core.seeds import generator_of
 
+_TEXT = Annotated[str, NotEmpty("a text")]
+_SHOT = {"text": _TEXT, "pairs": Annotated[list[Any], NotEmpty("at least one")]}
+_PAIR = {"instruction": _TEXT, "response": _TEXT, "options": list[str], "rationale": str | None}
+_EXAMPLE = {"id": _TEXT, "dataset": _TEXT, "unseen": bool, "shots": list[Any]}
+
 
 @dataclass(frozen=True)
-class HeldOut:
-    """A text that the synthesizer was not tuned on, with its gold pairs."""
+class HeldOut(Example):
+    """An example that the synthesizer was not tuned on; its pairs are the gold ones."""
 
-    id: str
-    """Unique in the file."""
-    dataset: str
-    """Data set of the example and of its shots."""
-    text: str
-    """The raw text."""
-    pairs: tuple[Pair, ...]
-    """Gold pairs, at least one."""
     shots: tuple[Shot, ...]
     """Other examples of the data set, put before the text in the few-shot setting."""
     unseen: bool
@@ -60,36 +59,37 @@ def read_held_out(*paths: str | Path) -> list[HeldOut]:
     unseen: dict[str, bool] = {}
     for path in paths:
         before = len(found)
-        for where, line in _lines(Path(path).expanduser()):
-            example = _example(line, where)
+        for number, line in _lines(Path(path).expanduser()):
+            where, wrong = f"{path}:{number}", partial(UserError, path=path, record=str(number))
+            try:
+                example = _example(parse_json(line))
+            except ValueError as error:
+                raise wrong(f"{where}: not JSON ({error}): one example a line.") from error
+            except UserError as error:
+                raise wrong(f"{where}: {error}", key=error.key) from error
             if example.id in places:
-                raise UserError(
-                    f"{where}: the id {example.id!r} stands at {places[example.id]} too: give each "
-                    "example its own."
-                )
+                said = f"{where}: the id {example.id!r} stands at {places[example.id]} too: give "
+                raise wrong(f"{said}each example its own.", key="id")
             if unseen.setdefault(example.dataset, example.unseen) != example.unseen:
-                raise UserError(
-                    f"{where}: `unseen` of {example.dataset} is {example.unseen} here and "
-                    "otherwise before: a data set is seen or unseen as a whole."
-                )
+                said = f"{where}: `unseen` of {example.dataset} is {example.unseen} here and "
+                said += "otherwise before: a data set is seen or unseen as a whole."
+                raise wrong(said, key="unseen")
             places[example.id] = where
             found.append(example)
         if len(found) == before:
-            raise UserError(f"{path} holds no example: write it anew with `held_out_line`.")
+            said = f"{path} holds no example: write it anew with `held_out_line`."
+            raise UserError(said, key="held_out", path=path)
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         # Not splitlines: a JSON string may hold other line separators as they are.
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the held-out examples in {path} cannot be read ({error}): correct `held_out`."
-        ) from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield f"{path}:{number}", line
+        said = f"the held-out examples in {path} cannot be read ({error}): correct `held_out`."
+        raise UserError(said, key="held_out", path=path) from error
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def draw_examples(examples: Sequence[HeldOut], per_dataset: int | None, seed: int) -> list[HeldOut]:
@@ -115,62 +115,27 @@ def _pair_value(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _example(line: str, where: str) -> HeldOut:
-    try:
-        value = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}): one example a line.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: holds a {type(value).__name__}, where an object should be.")
-    shots = [
-        Shot(_text(shot, "text", f"{where}: shot {n}"), _pairs(shot, f"{where}: shot {n}"))
-        for n, shot in enumerate(_list(value, "shots", where), 1)
-    ]
-    return HeldOut(
-        id=_text(value, "id", where),
-        dataset=_text(value, "dataset", where),
-        text=_text(value, "text", where),
-        pairs=_pairs(value, where),
-        shots=tuple(shots),
-        unseen=_of_type(value, "unseen", bool, where),
-    )
+def _example(value: Any) -> HeldOut:
+    own = _fields(value, _EXAMPLE, "")
+    of_own = _shot(value, "")
+    shots = tuple(_shot(shot, f"shots.{number}.") for number, shot in enumerate(own["shots"]))
+    return HeldOut(own["id"], own["dataset"], of_own.text, of_own.pairs, shots, own["unseen"])
 
 
-def _pairs(value: Any, where: str) -> tuple[Pair, ...]:
-    pairs = tuple(
-        _pair(pair, f"{where}: pair {number}")
-        for number, pair in enumerate(_list(value, "pairs", where), 1)
-    )
-    if not pairs:
-        raise UserError(f"{where}: `pairs` is empty: an example has at least one.")
-    return pairs
+def _shot(value: Any, prefix: str) -> Shot:
+    own = _fields(value, _SHOT, prefix)
+    pairs = enumerate(own["pairs"])
+    return Shot(own["text"], tuple(_pair(one, f"{prefix}pairs.{number}.") for number, one in pairs))
 
 
-def _pair(value: Any, where: str) -> Pair:
-    instruction, response = _text(value, "instruction", where), _text(value, "response", where)
-    options = _list(value, "options", where)
-    if not all(isinstance(option, str) for option in options):
-        raise UserError(f"{where}: `options` holds something that is no text.")
-    rationale = value.get("rationale")
-    if rationale is not None and not isinstance(rationale, str):
-        raise UserError(f"{where}: `rationale` must be text or null, not {rationale!r}.")
-    return Pair(instruction, response, tuple(options), rationale)
+def _pair(value: Any, prefix: str) -> Pair:
+    own = _fields(value, _PAIR, prefix)
+    return Pair(own["instruction"], own["response"], tuple(own["options"]), own["rationale"])
 
 
-def _text(value: Any, key: str, where: str) -> str:
-    found = _of_type(value, key, str, where)
-    if not found.strip():
-        raise UserError(f"{where}: `{key}` is empty.")
-    return found
-
-
-def _list(value: Any, key: str, where: str) -> list[Any]:
-    return _of_type(value, key, list, where)
-
-
-def _of_type[T](value: Any, key: str, kind: type[T], where: str) -> T:
-    if not isinstance(value, Mapping) or key not in value:
-        raise UserError(f"{where}: has no `{key}`.")
-    if not isinstance(value[key], kind):
-        raise UserError(f"{where}: `{key}` is {value[key]!r}: it must be a {kind.__name__}.")
-    return value[key]
+def _fields(value: Any, kinds: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What an object holds under these keys, null where it lacks one. Raises UserError."""
+    require(prefix[:-1] or "the line", value, isinstance(value, Mapping), "an object")
+    for name, kind in kinds.items():
+        check_value(kind, value.get(name), prefix + name)
+    return {name: value.get(name) for name in kinds}

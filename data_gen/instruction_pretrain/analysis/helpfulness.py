@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_gen.engines import Completion, SamplingParams
-from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 from data_gen.instruction_pretrain.analysis.response_accuracy import final_answer
-from data_gen.instruction_pretrain.analysis.scores import Score
+from data_gen.instruction_pretrain.analysis.scores import Score, ScoredTask, score
 from data_gen.instruction_pretrain.formats import Pair
 from data_gen.instruction_pretrain.rounds import Budget
 from data_gen.stages.cached import Query
@@ -21,19 +20,19 @@ _QUESTION, _ANSWER = "Question:", "Answer:"
 
 
 @dataclass(frozen=True)
-class ReadingTask:
+class ReadingTask(ScoredTask):
     """An example whose test pair is asked under one condition."""
 
-    name: str
-    """Of the question."""
-    example: HeldOut
-    """Where text and test pair come from."""
     condition: str
     """One of CONDITIONS."""
     test: Pair
     """The gold pair that is asked."""
     pairs: tuple[Pair, ...]
     """What stands between the text and the test's instruction."""
+
+    @property
+    def gold(self) -> str:
+        return self.test.answer
 
 
 @dataclass
@@ -115,11 +114,12 @@ def score_reading(
 ) -> dict[str, list[Score]]:
     """F1 by condition; an example with an error under one condition is in none of the bars."""
     failed = {t.example.id for t in tasks if completions[t.name].finish_reason == "error"}
-    scores: dict[str, list[Score]] = {condition: [] for condition in CONDITIONS}
-    for task in tasks:
-        if task.example.id in failed:
-            continue
-        f1 = token_f1(final_answer(task.test, completions[task.name].text), task.test.response)
-        score = Score(task.name, task.example.dataset, task.example.unseen, f1)
-        scores[task.condition].append(score)
-    return scores
+    kept = [task for task in tasks if task.example.id not in failed]
+    return {
+        condition: score(
+            [task for task in kept if task.condition == condition],
+            completions,
+            lambda task, said: (final_answer(task.test, said), task.test.response),
+        )
+        for condition in CONDITIONS
+    }

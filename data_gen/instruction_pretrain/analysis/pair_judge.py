@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_gen.engines import Completion, SamplingParams
-from data_gen.engines.replies import parse_json_object
+from data_gen.engines.replies import object_of
 from data_gen.instruction_pretrain.analysis.categories import CATEGORIES, SCENARIOS, scenario_of
+from data_gen.instruction_pretrain.analysis.f1 import mean
 from data_gen.instruction_pretrain.formats import Pair
 from data_gen.stages.cached import Query, as_user
 
@@ -71,11 +72,9 @@ def judge_question(name: str, text: str, pair: Pair, max_tokens: int) -> Query:
 def parse_pair_verdict(completion: Completion) -> PairVerdict | str:
     """The verdict, or why there is none: `engine_error`, `cut`, `no_json`, `several`,
     `no_relevant`, `no_accurate`, `no_category`, `unknown_category`."""
-    if completion.finish_reason == "error":
-        return "engine_error"
-    found = parse_json_object(completion.text)
+    found = object_of(completion)
     if isinstance(found, str):
-        return "cut" if found == "no_json" and completion.finish_reason == "length" else found
+        return found
     relevant, accurate = _binary(found.get("relevant")), _binary(found.get("accurate"))
     if relevant is None:
         return "no_relevant"
@@ -97,8 +96,8 @@ def judged_pairs(verdicts: Sequence[PairVerdict | str]) -> JudgedPairs:
     return JudgedPairs(
         judged=count,
         without_verdict=dict(Counter(one for one in verdicts if isinstance(one, str))),
-        accuracy=sum(one.accurate for one in read) / count if count else None,
-        relevance=sum(one.relevant for one in read) / count if count else None,
+        accuracy=mean(one.accurate for one in read),
+        relevance=mean(one.relevant for one in read),
         categories=dict(categories.most_common()),
         scenarios={name: scenarios[name] / count if count else None for name in SCENARIOS},
     )

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_gen.engines import Completion, EngineConfig
-from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
-from data_gen.instruction_pretrain.analysis.scores import Score
+from data_gen.instruction_pretrain.analysis.scores import Score, ScoredTask, score
 from data_gen.instruction_pretrain.formats import (
     ANSWER,
     CONTEXT_CLOSE,
@@ -30,15 +29,15 @@ _TAGS = re.compile("|".join((CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END,
 
 
 @dataclass(frozen=True)
-class PairsTask:
+class PairsTask(ScoredTask):
     """A text that is to get pairs."""
 
-    name: str
-    """Of the question."""
-    example: HeldOut
-    """With the gold pairs."""
     shots: tuple[Shot, ...]
     """What stands before the text."""
+
+    @property
+    def gold(self) -> str:
+        return gold_text(self.example.pairs)
 
 
 @dataclass
@@ -89,15 +88,5 @@ def gold_text(pairs: Sequence[Pair]) -> str:
 
 
 def score_pairs(tasks: Sequence[PairsTask], completions: Mapping[str, Completion]) -> list[Score]:
-    """F1 between all that was generated and all gold pairs of the text.
-
-    A text that the engine could not answer has no score.
-    """
-    scores = []
-    for task in tasks:
-        completion = completions[task.name]
-        if completion.finish_reason == "error":
-            continue
-        f1 = token_f1(without_tags(completion.text), gold_text(task.example.pairs))
-        scores.append(Score(task.name, task.example.dataset, task.example.unseen, f1))
-    return scores
+    """F1 between all that was generated and all gold pairs of the text."""
+    return score(tasks, completions, lambda task, said: (without_tags(said), task.gold))

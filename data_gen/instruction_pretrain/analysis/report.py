@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,15 @@ RESULTS_NAME, TABLES_NAME, GENERATIONS_NAME = "results.json", "tables.md", "gene
 # As the paper's tables write numbers: one decimal, shares in per cent without the sign.
 cell = partial(format_cell, decimals=1)
 per_cent = partial(format_percent, sign="")
+
+
+def share_bars(
+    title: str, names: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None]]]
+) -> Bars:
+    """Shares between 0 and 1, drawn in per cent; None is no bar."""
+    drawn = [(row, tuple(None if s is None else 100 * s for s in shares)) for row, shares in rows]
+    return Bars(title, tuple(names), tuple(drawn), number=cell)
+
 
 _OWNS = (
     *(*RUN_FILES, RESULTS_NAME, TABLES_NAME, GENERATIONS_NAME, PAGE_NAME),

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_gen.engines import Completion, SamplingParams
-from data_gen.instruction_pretrain.analysis.f1 import token_f1
 from data_gen.instruction_pretrain.analysis.held_out import HeldOut
-from data_gen.instruction_pretrain.analysis.scores import Score
+from data_gen.instruction_pretrain.analysis.scores import Score, ScoredTask, score
 from data_gen.instruction_pretrain.formats import (
     ANSWER,
     CONCLUSION,
@@ -25,15 +24,15 @@ from ipt_jax.core.seeds import generator_of
 
 
 @dataclass(frozen=True)
-class AnswerTask:
+class AnswerTask(ScoredTask):
     """One gold pair whose instruction is asked."""
 
-    name: str
-    """Of the question."""
-    example: HeldOut
-    """Where the pair comes from."""
     pair: Pair
     """The pair."""
+
+    @property
+    def gold(self) -> str:
+        return self.pair.answer
 
 
 def answer_tasks(
@@ -79,12 +78,5 @@ def final_answer(pair: Pair, generated: str) -> str:
 def score_answers(
     tasks: Sequence[AnswerTask], completions: Mapping[str, Completion]
 ) -> list[Score]:
-    """F1 with the gold answers; a question that the engine could not answer has no score."""
-    scores = []
-    for task in tasks:
-        completion = completions[task.name]
-        if completion.finish_reason == "error":
-            continue
-        f1 = token_f1(final_answer(task.pair, completion.text), task.pair.response)
-        scores.append(Score(task.name, task.example.dataset, task.example.unseen, f1))
-    return scores
+    """F1 with the gold answers."""
+    return score(tasks, completions, lambda t, s: (final_answer(t.pair, s), t.pair.response))

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_gen.instruction_pretrain.analysis.f1 import mean
+from data_gen.engines import Completion
+from data_gen.instruction_pretrain.analysis.f1 import mean, token_f1
+from data_gen.instruction_pretrain.analysis.held_out import HeldOut
 
 SEEN, UNSEEN = "seen", "unseen"
+
+
+@dataclass(frozen=True)
+class ScoredTask:
+    """Something that a model is asked about an example."""
+
+    name: str
+    """Of the question."""
+    example: HeldOut
+    """With the gold pairs."""
+
+    @property
+    def gold(self) -> str:
+        """What it should write, as a person is shown it."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,25 @@ class Score:
     """Whether the synthesizer was tuned on nothing of the data set."""
     f1: float
     """Between 0 and 1."""
+
+
+def score[T: ScoredTask](
+    tasks: Sequence[T],
+    completions: Mapping[str, Completion],
+    compared: Callable[[T, str], tuple[str, str]],
+) -> list[Score]:
+    """F1 of what `compared` takes of each text and of its gold; what the engine could not answer
+    has no score."""
+    return [
+        Score(
+            task.name,
+            task.example.dataset,
+            task.example.unseen,
+            token_f1(*compared(task, completions[task.name].text)),
+        )
+        for task in tasks
+        if completions[task.name].finish_reason != "error"
+    ]
 
 
 def group_of(unseen: bool) -> str:

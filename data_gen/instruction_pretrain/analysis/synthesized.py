@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ipt_jax.core.json_lines import load_json
 from ipt_jax.core.records import RecordSource
 from ipt_jax.core.seeds import generator_of
 
+synthesis_error = partial(UserError, key="synthesis")
 _CHAIN = re.compile(r"chain-(\d+)")  # in the id of a record
 
 
@@ -55,17 +57,19 @@ class SynthesizedTexts:
         self.summary = self._json("summary.json")
         settings = self.summary.get("fingerprint", {})
         if not str(settings.get("method", "")).startswith(f"{METHOD}/"):
-            raise UserError(
+            raise synthesis_error(
                 f"{self.folder / 'summary.json'} is not of {METHOD} but of "
-                f"{settings.get('method')!r}: name a folder that launch/synthesize.py wrote."
+                f"{settings.get('method')!r}: name a folder that launch/synthesize.py wrote.",
+                path=self.folder / "summary.json",
             )
         raw = RecordSource(self.folder / "shards" / RAW, verify=False)
         self._chains = Chains(raw, settings["seed"], settings["fraction"], settings["rounds"])
         self._most_pairs: int = settings["max_pairs"]
         ledger = self.folder / LEDGER_NAME
         if not ledger.is_file():
-            raise UserError(
-                f"{ledger} is gone: pairs are read back from the model's answers in it."
+            raise synthesis_error(
+                f"{ledger} is gone: pairs are read back from the model's answers in it.",
+                path=ledger,
             )
         self._compare_samples()
 
@@ -91,7 +95,7 @@ class SynthesizedTexts:
 
     def _of_chain(self, ledger: ClosedLedger, chain: Chain) -> Iterator[SynthesizedText]:
         for turn, completion in ledger.of_unit(chain.id):
-            # Intake refuses documents that do not fit alone, so each document has a turn.
+            # Ingesting refuses documents that do not fit alone, so each document has a turn.
             if turn >= len(chain.documents):
                 raise self._changed(f"turn {turn} of {chain.id} is")
             document = chain.documents[turn]
@@ -118,9 +122,10 @@ class SynthesizedTexts:
                     raise self._changed(f"the pairs of {document['id']!r} in samples.json are")
 
     def _changed(self, what: str) -> UserError:
-        return UserError(
+        return synthesis_error(
             f"{self.folder}: {what} not what ledger.sqlite and summary.json lead to: the folder "
-            "was changed, or another version of this code wrote it. Run synthesis again."
+            "was changed, or another version of this code wrote it. Run synthesis again.",
+            path=self.folder,
         )
 
     def _json(self, name: str) -> Any:
@@ -128,6 +133,7 @@ class SynthesizedTexts:
         try:
             return load_json(path)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}): name the folder of a finished synthesis run."
+            raise synthesis_error(
+                f"{path} cannot be read ({error}): name the folder of a finished synthesis run.",
+                path=path,
             ) from error

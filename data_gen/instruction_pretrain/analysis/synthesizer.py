@@ -26,61 +26,77 @@ from data_gen.instruction_pretrain.analysis.helpfulness import (
 from data_gen.instruction_pretrain.analysis.pair_quality import (
     FEW,
     ZERO,
-    PairsTask,
-    PairsTasks,
-    gold_text,
     pairs_question,
     pairs_tasks,
     score_pairs,
 )
 from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Measurement
 from data_gen.instruction_pretrain.analysis.response_accuracy import (
-    AnswerTask,
     answer_prompt,
     answer_question,
     answer_tasks,
     score_answers,
 )
-from data_gen.instruction_pretrain.analysis.scores import SEEN, UNSEEN, Score, group_of, macro
+from data_gen.instruction_pretrain.analysis.scores import (
+    SEEN,
+    UNSEEN,
+    Score,
+    ScoredTask,
+    group_of,
+    macro,
+)
 from data_gen.instruction_pretrain.analysis.synthesizer_tables import synthesizer_report
-from data_gen.instruction_pretrain.formats import Pair, parse_pairs, render_prompt
+from data_gen.instruction_pretrain.formats import Pair, parse_pairs
 from data_gen.instruction_pretrain.rounds import Budget
-from data_gen.stages.cached import CachedEngine, ProgressFactory, count_errors, silent
+from data_gen.stages.cached import CachedEngine, ProgressFactory, Query, count_errors, silent
 
 READER = "reader"
 
 
 @dataclass
-class Setting:
-    """Pairs written in one setting, zero- or few-shot."""
+class Asked:
+    """What a model was asked in one way, and what it gave."""
 
-    asked: PairsTasks
+    tasks: Sequence[ScoredTask]
+    questions: Sequence[Query]
+    """Of the tasks."""
     completions: dict[str, Completion]
     scores: list[Score]
-    statistics: dict[str, GenerationStatistics]
-    """Of seen, unseen and all texts."""
+    counts: Mapping[str, int]
+    """What was left out of the tasks."""
+    statistics: dict[str, GenerationStatistics] = field(default_factory=dict)
+    """Of pairs written about seen, unseen and all texts."""
+
+    def values(self) -> dict[str, Any]:
+        """As results.json keeps it."""
+        found = {**macro(self.scores), "asked": len(self.tasks), **self.counts}
+        found["errors"] = count_errors(self.completions)
+        if self.statistics:
+            found["generations"] = {g: asdict(s) for g, s in self.statistics.items()}
+        return found
+
+    def lines(self, model: str) -> Iterator[dict[str, Any]]:
+        """One line a completion, for a person."""
+        f1 = {score.name: score.f1 for score in self.scores}
+        for task, question in zip(self.tasks, self.questions, strict=True):
+            completion = self.completions[task.name]
+            yield {
+                "model": model,
+                "id": task.name,
+                "completion": completion.text,
+                "finish_reason": completion.finish_reason,
+                "gold": task.gold,
+                "f1": f1.get(task.name),
+                "prompt": question.prompt,
+            }
 
 
 @dataclass
-class Measured:
-    """What one model gave."""
-
-    identity: Mapping[str, str]
-    answer_tasks: list[AnswerTask] = field(default_factory=list)
-    answers_too_long: int = 0
-    answers: dict[str, Completion] = field(default_factory=dict)
-    answer_scores: list[Score] = field(default_factory=list)
-    settings: dict[str, Setting] = field(default_factory=dict)
-
-
-@dataclass
-class Read:
+class Read(Asked):
     """What the reader answered under the four conditions."""
 
-    identity: Mapping[str, str]
-    asked: ReadingTasks
-    completions: dict[str, Completion]
-    scores: dict[str, list[Score]]
+    found: ReadingTasks = field(default_factory=ReadingTasks)
+    conditions: dict[str, list[Score]] = field(default_factory=dict)
 
 
 def analyse_synthesizer(
@@ -112,7 +128,7 @@ def analyse_synthesizer(
     if config.reader is not None:
         reader = CachedEngine(READER, config.reader, folder, given.get(READER))
     on_start(folder)
-    measured: dict[str, Measured] = {}
+    measured: dict[str, dict[str, Asked]] = {}
     try:
         # The base comes last: it is then open when it reads.
         for name in (TUNED, BASE):
@@ -125,7 +141,8 @@ def analyse_synthesizer(
     finally:
         for model in (*models.values(), reader):
             model.close()
-    report = synthesizer_report(config, _values(config, examples, measured, read))
+    identities = {name: model.identity for name, model in (*models.items(), (READER, reader))}
+    report = synthesizer_report(config, _values(config, examples, identities, measured, read))
     report.write(folder, _generations(measured, read))
     for model in dict.fromkeys((*models.values(), reader)):
         model.failed.tell(model.config.max_failed_share, folder / GENERATIONS_NAME)
@@ -137,166 +154,126 @@ def _measure(
     examples: Sequence[HeldOut],
     config: SynthesizerAnalysis,
     bars: ProgressFactory,
-) -> Measured:
-    found = Measured(model.identity)
+) -> dict[str, Asked]:
+    """By measure."""
+    found: dict[str, Asked] = {}
     if "accuracy" in config.measures:
-        budget = Budget(model.engine.count_tokens, model.context_tokens, config.answer_tokens)
+        budget = _budget(model, config.answer_tokens)
         tasks = list(answer_tasks(examples, config.questions_per_example, config.seed))
         fitting = [task for task in tasks if budget.fits(answer_prompt(task))]
-        found.answer_tasks, found.answers_too_long = fitting, len(tasks) - len(fitting)
         questions = [answer_question(task, config.answer_tokens) for task in fitting]
-        found.answers = model.ask(questions, "answers", bars)
-        found.answer_scores = score_answers(fitting, found.answers)
+        given = model.ask(questions, "answers", bars)
+        left_out = {"too_long": len(tasks) - len(fitting)}
+        found["accuracy"] = Asked(
+            fitting, questions, given, score_answers(fitting, given), left_out
+        )
     for setting in (ZERO, FEW):
         if setting in config.measures:
-            found.settings[setting] = _write_pairs(model, examples, setting, bars)
+            found[setting] = _write_pairs(model, examples, setting, bars)
     return found
+
+
+def _budget(model: CachedEngine, most_tokens: int) -> Budget:
+    return Budget(model.engine.count_tokens, model.context_tokens, most_tokens)
 
 
 def _write_pairs(
     model: CachedEngine, examples: Sequence[HeldOut], setting: str, bars: ProgressFactory
-) -> Setting:
-    most = model.config.max_tokens
-    asked = pairs_tasks(
-        examples, setting, Budget(model.engine.count_tokens, model.context_tokens, most)
-    )
-    questions = [pairs_question(task, model.config) for task in asked.tasks]
-    completions = model.ask(questions, f"{setting}-shot pairs", bars)
+) -> Asked:
+    found = pairs_tasks(examples, setting, _budget(model, model.config.max_tokens))
+    questions = [pairs_question(task, model.config) for task in found.tasks]
+    given = model.ask(questions, f"{setting}-shot pairs", bars)
     generations: dict[str, list[Generation]] = {SEEN: [], UNSEEN: []}
-    for task in asked.tasks:
-        if completions[task.name].finish_reason != "error":
-            group = group_of(task.example.unseen)
-            generations[group].append(_generation(task, completions[task.name]))
+    for task in found.tasks:
+        one = given[task.name]
+        if one.finish_reason != "error":
+            cut = one.finish_reason == "length"
+            generation = Generation(task.example.text, one.text, cut, task.shots)
+            generations[group_of(task.example.unseen)].append(generation)
     generations["all"] = [one for of_group in generations.values() for one in of_group]
-    statistics = {
-        group: generation_statistics(of_group, model.engine.count_tokens)
-        for group, of_group in generations.items()
-    }
-    return Setting(asked, completions, score_pairs(asked.tasks, completions), statistics)
-
-
-def _generation(task: PairsTask, completion: Completion) -> Generation:
-    cut = completion.finish_reason == "length"
-    return Generation(task.example.text, completion.text, cut, task.shots)
+    return Asked(
+        found.tasks,
+        questions,
+        given,
+        score_pairs(found.tasks, given),
+        {
+            "too_long": len(found.too_long),
+            "without_shots": len(found.without_shots),
+            "shots_dropped": found.shots_dropped,
+        },
+        {
+            group: generation_statistics(of_group, model.engine.count_tokens)
+            for group, of_group in generations.items()
+        },
+    )
 
 
 def _read(
     reader: CachedEngine,
     examples: Sequence[HeldOut],
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, Mapping[str, Asked]],
     config: SynthesizerAnalysis,
     bars: ProgressFactory,
 ) -> Read:
     written: dict[str, dict[str, Sequence[Pair]]] = {}
     for name, of_model in measured.items():
-        few = of_model.settings[FEW]
+        few = of_model[FEW]
         written[name] = {
             task.example.id: parse_pairs(few.completions[task.name].text).pairs
-            for task in few.asked.tasks
+            for task in few.tasks
             if few.completions[task.name].finish_reason != "error"
         }
-    asked = reading_tasks(
+    found = reading_tasks(
         examples,
         written,
-        Budget(reader.engine.count_tokens, reader.context_tokens, config.answer_tokens),
+        _budget(reader, config.answer_tokens),
         most_pairs=config.reading_pairs,
         seed=config.seed,
     )
-    questions = [reading_question(task, config.answer_tokens) for task in asked.tasks]
-    completions = reader.ask(questions, "reads", bars)
-    return Read(reader.identity, asked, completions, score_reading(asked.tasks, completions))
+    questions = [reading_question(task, config.answer_tokens) for task in found.tasks]
+    given = reader.ask(questions, "reads", bars)
+    conditions = score_reading(found.tasks, given)
+    scores = [score for of_condition in conditions.values() for score in of_condition]
+    return Read(found.tasks, questions, given, scores, {}, {}, found, conditions)
 
 
 def _values(
     config: SynthesizerAnalysis,
     examples: Sequence[HeldOut],
-    measured: Mapping[str, Measured],
+    identities: Mapping[str, Mapping[str, str]],
+    measured: Mapping[str, Mapping[str, Asked]],
     read: Read | None,
 ) -> dict[str, Any]:
     """Every number, as results.json keeps it."""
-    sets = sorted({example.dataset for example in examples})
-    values: dict[str, Any] = {
-        "examples": len(examples),
-        "datasets": {
-            name: {
-                "group": group_of(next(e.unseen for e in examples if e.dataset == name)),
-                "examples": sum(e.dataset == name for e in examples),
-                "pairs": sum(len(e.pairs) for e in examples if e.dataset == name),
-            }
-            for name in sets
-        },
-        "seed": config.seed,
-        "models": {},
-    }
+    datasets: dict[str, Any] = {}
+    for example in sorted(examples, key=lambda example: example.dataset):
+        none = {"group": group_of(example.unseen), "examples": 0, "pairs": 0}
+        of_set = datasets.setdefault(example.dataset, none)
+        of_set["examples"] += 1
+        of_set["pairs"] += len(example.pairs)
+    models: dict[str, Any] = {}
     for name in (BASE, TUNED):
-        found = measured[name]
-        model: dict[str, Any] = {"identity": dict(found.identity)}
-        if "accuracy" in config.measures:
-            model["accuracy"] = {
-                **macro(found.answer_scores),
-                "asked": len(found.answer_tasks),
-                "too_long": found.answers_too_long,
-                "errors": count_errors(found.answers),
-            }
-        for setting, of_setting in found.settings.items():
-            asked = of_setting.asked
-            model[setting] = {
-                **macro(of_setting.scores),
-                "asked": len(asked.tasks),
-                "too_long": len(asked.too_long),
-                "without_shots": len(asked.without_shots),
-                "shots_dropped": asked.shots_dropped,
-                "errors": count_errors(of_setting.completions),
-                "generations": {g: asdict(s) for g, s in of_setting.statistics.items()},
-            }
-        values["models"][name] = model
+        of_measures = {measure: asked.values() for measure, asked in measured[name].items()}
+        models[name] = {"identity": dict(identities[name]), **of_measures}
+    values = {"examples": len(examples), "datasets": datasets, "seed": config.seed}
+    values["models"] = models
     if read is not None:
         values["helpfulness"] = {
-            "reader": dict(read.identity),
-            "left_out": dict(read.asked.left_out),
-            "without_pairs": read.asked.without_pairs,
-            "pairs_dropped": read.asked.pairs_dropped,
+            "reader": dict(identities[READER]),
+            "left_out": dict(read.found.left_out),
+            "without_pairs": read.found.without_pairs,
+            "pairs_dropped": read.found.pairs_dropped,
             "errors": count_errors(read.completions),
-            "conditions": {name: macro(scores) for name, scores in read.scores.items()},
+            "conditions": {name: macro(scores) for name, scores in read.conditions.items()},
         }
     return values
 
 
-def _generations(measured: Mapping[str, Measured], read: Read | None) -> Iterator[dict[str, Any]]:
-    """One line a completion, for a person."""
+def _generations(
+    measured: Mapping[str, Mapping[str, Asked]], read: Read | None
+) -> Iterator[dict[str, Any]]:
     for name in (BASE, TUNED):
-        found = measured[name]
-        f1 = {score.name: score.f1 for score in found.answer_scores}
-        for task in found.answer_tasks:
-            yield _line(
-                name, task.name, found.answers[task.name], answer_prompt(task),
-                task.pair.answer, f1,
-            )  # fmt: skip
-        for of_setting in found.settings.values():
-            f1 = {score.name: score.f1 for score in of_setting.scores}
-            for task in of_setting.asked.tasks:
-                yield _line(
-                    name, task.name, of_setting.completions[task.name],
-                    render_prompt(task.shots, task.example.text),
-                    gold_text(task.example.pairs), f1,
-                )  # fmt: skip
+        for asked in measured[name].values():
+            yield from asked.lines(name)
     if read is not None:
-        f1 = {score.name: score.f1 for scores in read.scores.values() for score in scores}
-        for task in read.asked.tasks:
-            prompt = reading_question(task, 1).prompt
-            completion = read.completions[task.name]
-            yield _line(READER, task.name, completion, str(prompt), task.test.answer, f1)
-
-
-def _line(
-    model: str, name: str, completion: Completion, prompt: str, gold: str, f1: Mapping[str, float]
-) -> dict[str, Any]:
-    return {
-        "model": model,
-        "id": name,
-        "completion": completion.text,
-        "finish_reason": completion.finish_reason,
-        "gold": gold,
-        "f1": f1.get(name),
-        "prompt": prompt,
-    }
+        yield from read.lines(READER)

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_gen.instruction_pretrain.analysis import paper
 from data_gen.instruction_pretrain.analysis.config import SynthesizerAnalysis
-from data_gen.instruction_pretrain.analysis.generations import FORMATS
+from data_gen.instruction_pretrain.analysis.generations import PAIR_FORMATS
 from data_gen.instruction_pretrain.analysis.helpfulness import (
     BASE,
     CONDITIONS,
@@ -16,7 +16,13 @@ from data_gen.instruction_pretrain.analysis.helpfulness import (
     WITHOUT,
 )
 from data_gen.instruction_pretrain.analysis.pair_quality import FEW, ZERO
-from data_gen.instruction_pretrain.analysis.report import Absent, Measurement, cell, per_cent
+from data_gen.instruction_pretrain.analysis.report import (
+    Absent,
+    Measurement,
+    cell,
+    per_cent,
+    share_bars,
+)
 from data_gen.instruction_pretrain.analysis.scores import SEEN, UNSEEN
 from ipt_jax.core.report.figures import Bars
 from ipt_jax.core.report.numbers import format_counts
@@ -161,7 +167,9 @@ def _generations(models: Mapping[str, Any], setting: str) -> Table:
         ("Repeated questions, % of pairs", _share("repeated_share")),
         ("Answers that stand in the text, % of pairs", _share("literal_share")),
     ]
-    lines += [(f"{name[0].upper()}{name[1:]}, % of pairs", _format_share(name)) for name in FORMATS]
+    lines += [
+        (f"{name[0].upper()}{name[1:]}, % of pairs", _format_share(name)) for name in PAIR_FORMATS
+    ]
     if setting == FEW:
         lines.append(("Same formats as the shots, % of generations", _share("same_formats_share")))
     lines.append(("Rejected pieces", lambda s: format_counts(s["rejected"])))
@@ -182,19 +190,14 @@ def _format_share(name: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def _formats(models: Mapping[str, Any], settings: Sequence[str]) -> Bars:
-    def share(model: str, setting: str, name: str) -> float | None:
-        found = models[model][setting]["generations"]["all"]["format_shares"][name]
-        return None if found is None else 100 * found
+    def shares(setting: str, name: str) -> list[float | None]:
+        of_models = (models[model][setting]["generations"]["all"] for model in (BASE, TUNED))
+        return [found["format_shares"][name] for found in of_models]
 
-    return Bars(
+    return share_bars(
         "Formats of the pairs, per cent of a model's pairs",
         (BASE, TUNED),
-        tuple(
-            (f"{name}, {setting}", tuple(share(model, setting, name) for model in (BASE, TUNED)))
-            for setting in settings
-            for name in FORMATS
-        ),
-        number=cell,
+        [(f"{name}, {of}", shares(of, name)) for of in settings for name in PAIR_FORMATS],
     )
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import yaml
+
 from data_gen.instruction_pretrain.collection import (
     academic,
     encyclopedia,
@@ -35,18 +39,17 @@ __all__ = [
     "gather",
 ]
 
-DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset
-    for module in (
-        encyclopedia,
-        fiction,
-        academic,
-        short_texts,
-        expert,
-        facts,
-        multi_domain,
-        unseen,
-    )
-    for dataset in module.DATASETS
-}
+_MODULES = (encyclopedia, fiction, academic, short_texts, expert, facts, multi_domain, unseen)
+
+
+def _datasets() -> dict[str, Dataset]:
+    table = Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8")
+    adapters = {name: pair for module in _MODULES for name, pair in module.ADAPTERS.items()}
+    return {
+        name: Dataset.of_table(name, fields, *adapters[name])
+        for name, fields in yaml.safe_load(table).items()
+    }
+
+
+DATASETS: dict[str, Dataset] = _datasets()
 """By name."""

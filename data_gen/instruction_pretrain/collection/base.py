@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data_gen.instruction_pretrain.collection.files import Files, Located
 from data_gen.instruction_pretrain.collection.windows import window
@@ -29,6 +29,10 @@ DOMAINS = (
     *("social_media", "code"),
 )
 MULTI_DOMAIN = "multi_domain"
+Records = Callable[[Files], Iterator[Located]]
+Questions = Callable[[Any], Iterator["Question | Reason"]]
+Adapter = tuple[Records, Questions]
+"""How a set's files are read, and how a record becomes questions."""
 _TAGS = (CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "</s>")
 _NO_LABEL = (None, "", -1)  # in files whose answers are withheld
 # What a record that is not as its layout promises makes an adapter raise.
@@ -81,9 +85,9 @@ class Dataset:
 
     `table.csv#train` is the part of a file whose rows name their splits.
     """
-    records: Callable[[Files], Iterator[Located]]
+    records: Records
     """Reads the chosen files; one record at a time."""
-    questions: Callable[[Any], Iterator[Question | Reason]]
+    questions: Questions
     """Turns a record into questions, or reasons for which there is none; may raise what a malformed
     record makes it raise."""
     held_out: tuple[str, ...] = ()
@@ -96,6 +100,16 @@ class Dataset:
     """Key of a record's answer, where the set has records without it."""
     copy_of: str = ""
     """The set that this is another layout of; it is no set of its own where sets are counted."""
+
+    @classmethod
+    def of_table(
+        cls, name: str, fields: Mapping[str, Any], records: Records, questions: Questions
+    ) -> Self:
+        """The set of an entry in datasets.yaml and its adapter."""
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(name=name, records=records, questions=questions, **given)
 
 
 @dataclass
@@ -145,7 +159,7 @@ def gather(
         for record in _records(dataset, opened, folder):
             found.records += 1
             for piece in _pieces(dataset, record):
-                problem = piece if isinstance(piece, Reason) else check(piece)
+                problem = piece if isinstance(piece, Reason) else check_question(piece)
                 found.questions += isinstance(piece, Question)
                 if problem is None and isinstance(piece, Question):
                     text = window(piece.text, *piece.at) if piece.at else piece.text
@@ -215,7 +229,7 @@ def example_id(dataset: str, text: str) -> str:
     return f"{dataset}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def check(question: Question) -> Reason | None:
+def check_question(question: Question) -> Reason | None:
     """Why a question cannot be used, if it cannot."""
     pair = question.pair
     words = [question.text, pair.instruction, pair.response, *pair.options, pair.rationale or ""]
@@ -243,7 +257,9 @@ def _records(dataset: Dataset, files: Files, folder: str | Path) -> Iterator[Loc
         raise UserError(
             f"the files of {dataset.name} in {folder} are not as their layout promises "
             f"({type(error).__name__}: {error}): give the folder as its authors publish it "
-            f"({dataset.source}), or name the right files in `files`."
+            f"({dataset.source}), or name the right files in `files`.",
+            key="files",
+            path=folder,
         ) from error
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
 from data_gen.instruction_pretrain.collection.files import rows
-from data_gen.instruction_pretrain.collection.squad import (
-    conversation,
-    squad_questions,
-    squad_records,
-)
+from data_gen.instruction_pretrain.collection.questions import conversation
+from data_gen.instruction_pretrain.collection.squad import squad_questions, squad_records
 from data_gen.instruction_pretrain.collection.tables import table_questions, table_records
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
@@ -66,68 +63,11 @@ def _hotpot_questions(record: Any) -> Iterator[Question | Reason]:
     yield Question(text, Pair(record["question"], record["answer"]))
 
 
-DATASETS = (
-    Dataset(
-        name="squad",
-        domain="encyclopedia",
-        source="Rajpurkar et al. (2016); rajpurkar.github.io/SQuAD-explorer",
-        licence="CC BY-SA 4.0",
-        train=("train-v1.1.json", "plain_text/train*.parquet"),
-        held_out=("dev-v1.1.json", "plain_text/validation*.parquet"),
-        records=squad_records,
-        questions=squad_questions,
-        hub="rajpurkar/squad",
-    ),
-    Dataset(
-        name="topiocqa",
-        domain="encyclopedia",
-        source="Adlakha et al. (2022); mcgill-nlp.github.io/topiocqa",
-        licence="CC BY-NC-SA 4.0",
-        train=("topiocqa_train.json", "topiocqa_train.jsonl"),
-        held_out=("topiocqa_dev.json", "topiocqa_valid.jsonl"),
-        records=rows,
-        questions=_topiocqa_questions,
-        hub="McGill-NLP/TopiOCQA",
-    ),
-    Dataset(
-        name="quac",
-        domain="encyclopedia",
-        source="Choi et al. (2018); quac.ai",
-        licence="CC BY-SA 4.0",
-        train=("train_v0.2.json",),
-        held_out=("val_v0.2.json",),
-        records=squad_records,
-        questions=lambda record: conversation(squad_questions(record)),
-    ),
-    Dataset(
-        name="wikitablequestions",
-        domain="encyclopedia",
-        source="Pasupat and Liang (2015); github.com/ppasupat/WikiTableQuestions, data/, csv/",
-        licence="CC BY-SA 4.0",
-        train=("random-split-1-train.tsv",),
-        held_out=("random-split-1-dev.tsv",),
-        records=table_records,
-        questions=table_questions,
-    ),
-    Dataset(
-        name="qed",
-        domain="encyclopedia",
-        source="Lamm et al. (2021); github.com/google-research-datasets/QED",
-        licence="CC BY-SA 3.0",
-        train=("qed-train.jsonlines",),
-        held_out=("qed-dev.jsonlines",),
-        records=rows,
-        questions=_qed_questions,
-    ),
-    Dataset(
-        name="hotpotqa",
-        domain="encyclopedia",
-        source="Yang et al. (2018); hotpotqa.github.io",
-        licence="CC BY-SA 4.0",
-        train=("hotpot_train_v1.1.json", "distractor/train*.parquet"),
-        held_out=("hotpot_dev_distractor_v1.json", "distractor/validation*.parquet"),
-        records=rows,
-        questions=_hotpot_questions,
-        hub="hotpotqa/hotpot_qa",
-    ),
-)
+ADAPTERS: dict[str, Adapter] = {
+    "squad": (squad_records, squad_questions),
+    "topiocqa": (rows, _topiocqa_questions),
+    "quac": (squad_records, lambda record: conversation(squad_questions(record))),
+    "wikitablequestions": (table_records, table_questions),
+    "qed": (rows, _qed_questions),
+    "hotpotqa": (rows, _hotpot_questions),
+}

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question
-from data_gen.instruction_pretrain.collection.nested import each, each_or_row, entries
-from data_gen.instruction_pretrain.collection.squad import (
-    conversation,
-    one_by_one,
-    squad_questions,
-    squad_records,
-)
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
+from data_gen.instruction_pretrain.collection.nested import entries, nested
+from data_gen.instruction_pretrain.collection.questions import conversation, one_by_one
+from data_gen.instruction_pretrain.collection.squad import squad_questions, squad_records
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 
@@ -55,12 +51,12 @@ def _place(text: str, answer: Any) -> tuple[int, int] | None:
     return None
 
 
-def _conversations(document: Any) -> Iterator[tuple[object, Any]]:
+def _conversations(document: Any) -> Iterator[tuple[str, Any]]:
     """Of the official list, or of an object that holds such lists."""
     parts = document.items() if isinstance(document, dict) else [("", document)]
     for name, records in parts:
         for place, record in enumerate(records):
-            yield f"{name}[{place}]", record
+            yield f":{name}[{place}]", record
 
 
 def _convfinqa_questions(record: Any) -> Iterator[Question | Reason]:
@@ -114,45 +110,9 @@ def _pubmed_questions(record: Any) -> Iterator[Question | Reason]:
     yield Question("\n".join(contexts), Pair(asked, decision or "", rationale=conclusion))
 
 
-DATASETS = (
-    Dataset(
-        name="qasper",
-        domain="expert_materials",
-        source="Dasigi et al. (2021); allenai.org/data/qasper",
-        licence="CC BY 4.0",
-        train=("qasper-train-v0.*.json",),
-        held_out=("qasper-dev-v0.*.json",),
-        records=lambda files: each(files, entries),
-        questions=_qasper_questions,
-    ),
-    Dataset(
-        name="covid_qa",
-        domain="expert_materials",
-        source="Möller et al. (2020); github.com/deepset-ai/COVID-QA, data/question-answering/",
-        licence="Apache-2.0",
-        train=("COVID-QA.json", "covid_qa_deepset/train-*.parquet"),
-        records=squad_records,
-        questions=squad_questions,
-        hub="deepset/covid_qa_deepset",
-    ),
-    Dataset(
-        name="convfinqa",
-        domain="expert_materials",
-        source="Chen et al. (2022); github.com/czyssrs/ConvFinQA, data.zip",
-        licence="MIT",
-        train=("train.json",),
-        held_out=("dev.json",),
-        records=lambda files: each(files, _conversations),
-        questions=_convfinqa_questions,
-    ),
-    Dataset(
-        name="pubmedqa",
-        domain="expert_materials",
-        source="Jin et al. (2019); github.com/pubmedqa/pubmedqa, data/",
-        licence="MIT",
-        train=("ori_pqal.json", "pqa_labeled/train-*.parquet"),
-        records=lambda files: each_or_row(files, entries),
-        questions=_pubmed_questions,
-        hub="qiaojin/PubMedQA",
-    ),
-)
+ADAPTERS: dict[str, Adapter] = {
+    "qasper": (nested(entries), _qasper_questions),
+    "covid_qa": (squad_records, squad_questions),
+    "convfinqa": (nested(_conversations), _convfinqa_questions),
+    "pubmedqa": (nested(entries), _pubmed_questions),
+}

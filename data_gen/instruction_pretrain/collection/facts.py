@@ -6,11 +6,19 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question
-from data_gen.instruction_pretrain.collection.files import Files, Located, rows, unquoted_rows
-from data_gen.instruction_pretrain.collection.flan import FLAN, flan_records
-from data_gen.instruction_pretrain.collection.nested import each
-from data_gen.instruction_pretrain.collection.squad import one_by_one
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
+from data_gen.instruction_pretrain.collection.files import (
+    DataFile,
+    Files,
+    Located,
+    by_file,
+    converted,
+    rows,
+    unquoted_rows,
+)
+from data_gen.instruction_pretrain.collection.flan import flan_records
+from data_gen.instruction_pretrain.collection.nested import listed, nested
+from data_gen.instruction_pretrain.collection.questions import choice, labelled, one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 
@@ -19,34 +27,28 @@ _MARKED = re.compile(r"(\([A-H]\)) (.*)", re.DOTALL)
 _YES_NO = ["Yes", "No", "DK"]
 
 
-def _babi_records(files: Files) -> Iterator[Located]:
+@by_file
+def _babi_records(files: Files, file: DataFile) -> Iterator[Located]:
     """Each question with what its story has told so far; line number 1 begins a story."""
-    for file in files.chosen():
-        story: list[str] = []
-        for line in unquoted_rows(file):
-            if line.error:
-                yield line
-                continue
-            said, *answer = line.value
-            match = _LINE.fullmatch(said)
-            if match is None:
-                yield Located(line.where, error=f"begins with no line number: {said[:60]!r}")
-                continue
-            if match[1] == "1":
-                story = []
-            if not answer:
-                story.append(match[2].strip())
-                continue
-            record = {"text": " ".join(story), "question": match[2].strip(), "answer": answer[0]}
-            yield Located(line.where, record)
+    story: list[str] = []
+
+    def record(cells: Any) -> dict[str, str] | None:
+        said, *answer = cells
+        match = _LINE.fullmatch(said)
+        if match is None:
+            raise ValueError(f"begins with no line number: {said[:60]!r}")
+        if match[1] == "1":
+            story.clear()
+        if answer:
+            return {"text": " ".join(story), "question": match[2].strip(), "answer": answer[0]}
+        story.append(match[2].strip())
+        return None
+
+    return converted(unquoted_rows(file), record)
 
 
 def _babi_questions(record: Any) -> Iterator[Question | Reason]:
     yield Question(record["text"], Pair(record["question"], record["answer"].replace(",", ", ")))
-
-
-def _stories(document: Any) -> Iterator[tuple[object, Any]]:
-    yield from enumerate(document["data"])
 
 
 def _spartqa_questions(record: Any) -> Iterator[Question | Reason]:
@@ -73,15 +75,12 @@ def _spelt(answer: str) -> str:
 
 def _qasc_questions(record: Any) -> Iterator[Question | Reason]:
     """Two facts are the text; what follows from both is the chain of thought."""
-    if isinstance(record["question"], dict):
-        asked, choices = record["question"]["stem"], record["question"]["choices"]
-        options = {choice["label"]: choice["text"] for choice in choices}
-    else:  # a row of the hub's tables
-        asked, choices = record["question"], record["choices"]
-        options = dict(zip(choices["label"], choices["text"], strict=True))
-    answer = options.get(record["answerKey"], record["answerKey"])
+    asked, choices = record["question"], record.get("choices")  # a row of the hub's tables
+    if isinstance(asked, dict):
+        asked, choices = asked["stem"], asked["choices"]
+    options, label = labelled(choices), record["answerKey"]
     text = f"{record['fact1']}\n{record['fact2']}"
-    yield Question(text, Pair(asked, answer, tuple(options.values()), record["combinedfact"]))
+    yield choice(text, asked, options, label, record["combinedfact"])
 
 
 def _ecqa_questions(record: Any) -> Iterator[Question | Reason]:
@@ -98,73 +97,14 @@ def _flan_questions(record: Any) -> Iterator[Question | Reason]:
         match[1] if match else option: match[2] if match else option
         for match, option in zip(marked, record["options"], strict=True)
     }
-    answer = options.get(record["answer"], record["answer"])
-    yield Question(record["explanation"], Pair(record["question"], answer, tuple(options.values())))
+    yield choice(record["explanation"], record["question"], options, record["answer"])
 
 
-_QASC, _ECQA = "Khot et al. (2020); ", "Aggarwal et al. (2021); "
-
-DATASETS = (
-    Dataset(
-        name="spartqa",
-        domain="expert_materials",
-        source="Mirzaee et al. (2021); github.com/HLR/SpartQA_generation, SpartQA_Human.zip",
-        licence="MIT",
-        train=("human_train.json", "train_24k.json", "train.json"),
-        held_out=("human_dev.json", "dev.json"),
-        records=lambda files: each(files, _stories),
-        questions=_spartqa_questions,
-    ),
-    Dataset(
-        name="babi",
-        domain="expert_materials",
-        source="Weston et al. (2015); tasks_1-20_v1-2/en",
-        licence="CC BY 3.0",
-        train=("qa*_train.txt",),
-        held_out=("qa*_test.txt",),
-        records=_babi_records,
-        questions=_babi_questions,
-    ),
-    Dataset(
-        name="qasc",
-        domain="expert_materials",
-        source=f"{_QASC}allenai.org/data/qasc",
-        licence="CC BY 4.0",
-        train=("train.jsonl", "train-*.parquet"),
-        held_out=("dev.jsonl", "validation-*.parquet"),
-        records=rows,
-        questions=_qasc_questions,
-        hub="allenai/qasc",
-        label="answerKey",
-    ),
-    Dataset(
-        name="qasc_flan",
-        domain="expert_materials",
-        source=f"{_QASC}{FLAN}",
-        licence="Apache-2.0",
-        train=("qasc_train.tsv",),
-        records=flan_records,
-        questions=_flan_questions,
-        copy_of="qasc",
-    ),
-    Dataset(
-        name="ecqa",
-        domain="expert_materials",
-        source=f"{_ECQA}github.com/dair-iitd/ECQA-Dataset, files of generate_data.py",
-        licence="CDLA-Sharing-1.0",
-        train=("cqa_data_train.csv",),
-        held_out=("cqa_data_val.csv",),
-        records=rows,
-        questions=_ecqa_questions,
-    ),
-    Dataset(
-        name="ecqa_flan",
-        domain="expert_materials",
-        source=f"{_ECQA}{FLAN}",
-        licence="Apache-2.0",
-        train=("ecqa_train.tsv",),
-        records=flan_records,
-        questions=_flan_questions,
-        copy_of="ecqa",
-    ),
-)
+ADAPTERS: dict[str, Adapter] = {
+    "spartqa": (nested(listed), _spartqa_questions),
+    "babi": (_babi_records, _babi_questions),
+    "qasc": (rows, _qasc_questions),
+    "qasc_flan": (flan_records, _flan_questions),
+    "ecqa": (rows, _ecqa_questions),
+    "ecqa_flan": (flan_records, _flan_questions),
+}

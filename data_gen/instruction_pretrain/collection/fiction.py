@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question
-from data_gen.instruction_pretrain.collection.files import Files, Located, unquoted_rows
-from data_gen.instruction_pretrain.collection.squad import one_by_one
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
+from data_gen.instruction_pretrain.collection.files import (
+    DataFile,
+    Files,
+    Located,
+    by_file,
+    unquoted_rows,
+)
+from data_gen.instruction_pretrain.collection.questions import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 
 
-def _fairytale_records(files: Files) -> Iterator[Located]:
+@by_file
+def _fairytale_records(files: Files, file: DataFile) -> Iterator[Located]:
     """Questions with the texts of their sections, which lie in a file of the same book."""
-    for file in files.chosen():
-        stories = file.name.replace("questions/", "section-stories/")
-        stories = stories.removesuffix("-questions.csv") + "-story.csv"
-        found = [story for story in files.find(stories) if story.name == stories]
-        if not found:
-            yield Located(file.name, error=f"has no sections: {stories} is missing")
-            continue
-        sections: dict[str, str] = {}
-        for row in found[0].rows():
-            if row.error:
-                yield row
-            else:
-                sections[str(row.value["section"]).strip()] = row.value["text"]
-        for row in file.rows():
-            where = f"{file.name}:{(row.value or {}).get('question_id')}"
-            value = row.value and {**row.value, "sections": sections}
-            yield Located(where if value else row.where, value, row.error)
+    beside = file.name.replace("questions/", "section-stories/")
+    beside = beside.removesuffix("-questions.csv") + "-story.csv"
+    if (stories := files.at(beside)) is None:
+        yield Located(file.name, error=f"has no sections: {beside} is missing")
+        return
+    sections: dict[str, str] = {}
+    yield from _told(stories, sections, "section", "text")
+    for row in file.rows():
+        where = f"{file.name}:{(row.value or {}).get('question_id')}"
+        value = row.value and {**row.value, "sections": sections}
+        yield Located(where if value else row.where, value, row.error)
 
 
 def _fairytale_questions(record: Any) -> Iterator[Question | Reason]:
@@ -43,25 +45,29 @@ def _fairytale_questions(record: Any) -> Iterator[Question | Reason]:
     yield Question(text, Pair(record["question"], record["answer1"] or ""))
 
 
-def _narrative_records(files: Files) -> Iterator[Located]:
+@by_file
+def _narrative_records(files: Files, file: DataFile) -> Iterator[Located]:
     """Questions with the summaries of their books and films, which lie in a file beside."""
-    for file in files.chosen():
-        beside = file.name.removesuffix("qaps.csv") + "third_party/wikipedia/summaries.csv"
-        found = [summaries for summaries in files.find(beside) if summaries.name == beside]
-        if not found:
-            yield Located(file.name, error=f"has no summaries: {beside} is missing")
-            continue
-        texts: dict[str | None, str | None] = {}
-        for row in found[0].rows():
-            if row.error:
-                yield row
-            else:
-                texts[row.value.get("document_id")] = row.value.get("summary")
-        for number, row in enumerate(file.rows()):
-            if row.error:
-                yield row
-            elif not file.part or row.value.get("set") == file.part:
-                yield Located(f"{file.name}[{number}]", {**row.value, "summaries": texts})
+    beside = file.name.removesuffix("qaps.csv") + "third_party/wikipedia/summaries.csv"
+    if (summaries := files.at(beside)) is None:
+        yield Located(file.name, error=f"has no summaries: {beside} is missing")
+        return
+    texts: dict[str, str] = {}
+    yield from _told(summaries, texts, "document_id", "summary")
+    for number, row in enumerate(file.rows()):
+        if row.error:
+            yield row
+        elif not file.part or row.value.get("set") == file.part:
+            yield Located(f"{file.name}[{number}]", {**row.value, "summaries": texts})
+
+
+def _told(file: DataFile, texts: dict[str, str], key: str, text: str) -> Iterator[Located]:
+    """Enter the texts of a table by their keys; the lines that could not be read are given."""
+    for row in file.rows():
+        if row.error:
+            yield row
+        else:
+            texts[str(row.value[key]).strip()] = row.value[text]
 
 
 def _narrative_questions(record: Any) -> Iterator[Question | Reason]:
@@ -69,21 +75,18 @@ def _narrative_questions(record: Any) -> Iterator[Question | Reason]:
     yield Question(text, Pair(record["question"], record["answer1"]))
 
 
-def _mctest_records(files: Files) -> Iterator[Located]:
+@by_file
+def _mctest_records(files: Files, file: DataFile) -> Iterator[Located]:
     """Stories with the letters of the right answers, which are the lines of a file beside."""
-    for file in files.chosen():
-        beside = file.name.removesuffix(".tsv") + ".ans"
-        found = [answers for answers in files.find(beside) if answers.name == beside]
-        if not found:
-            yield Located(file.name, error=f"has no answers: {beside} is missing")
-            continue
-        letters = [line.value or [] for line in unquoted_rows(found[0])]
-        for number, story in enumerate(unquoted_rows(file)):
-            if story.error:
-                yield story
-                continue
-            of_story = letters[number] if number < len(letters) else []
-            yield Located(story.where, {"cells": story.value, "letters": of_story})
+    beside = file.name.removesuffix(".tsv") + ".ans"
+    if (answers := files.at(beside)) is None:
+        yield Located(file.name, error=f"has no answers: {beside} is missing")
+        return
+    letters = [line.value or [] for line in unquoted_rows(answers)]
+    for story, of_story in zip_longest(unquoted_rows(file), letters):
+        if story is not None:
+            value = {"cells": story.value, "letters": of_story or []}
+            yield Located(story.where, None if story.error else value, story.error)
 
 
 def _mctest_questions(record: Any) -> Iterator[Question | Reason]:
@@ -102,35 +105,8 @@ def _mctest_questions(record: Any) -> Iterator[Question | Reason]:
     return one_by_one(asked, question)
 
 
-DATASETS = (
-    Dataset(
-        name="fairytaleqa",
-        domain="fiction",
-        source="Xu et al. (2022); github.com/uci-soe/FairytaleQAData, data-by-train-split/",
-        licence="Apache-2.0",
-        train=("questions/train/*.csv",),
-        held_out=("questions/val/*.csv",),
-        records=_fairytale_records,
-        questions=_fairytale_questions,
-    ),
-    Dataset(
-        name="narrativeqa",
-        domain="fiction",
-        source="Kočiský et al. (2018); github.com/google-deepmind/narrativeqa",
-        licence="Apache-2.0",
-        train=("qaps.csv#train",),
-        held_out=("qaps.csv#valid",),
-        records=_narrative_records,
-        questions=_narrative_questions,
-    ),
-    Dataset(
-        name="mctest",
-        domain="fiction",
-        source="Richardson et al. (2013); github.com/mcobzarenco/mctest, data/MCTest/",
-        licence="Microsoft Research licence, non-commercial",
-        train=("mc160.train.tsv", "mc500.train.tsv"),
-        held_out=("mc160.dev.tsv", "mc500.dev.tsv"),
-        records=_mctest_records,
-        questions=_mctest_questions,
-    ),
-)
+ADAPTERS: dict[str, Adapter] = {
+    "fairytaleqa": (_fairytale_records, _fairytale_questions),
+    "narrativeqa": (_narrative_records, _narrative_questions),
+    "mctest": (_mctest_records, _mctest_questions),
+}

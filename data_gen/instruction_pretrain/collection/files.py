@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import gzip
 import io
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self, cast
+from xml.etree import ElementTree
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.arrow_rows import rows_of
@@ -24,6 +25,8 @@ from ipt_jax.core.errors import UserError
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 # Fields of these sets are whole articles; the csv module's own limit is 131,072 characters.
 csv.field_size_limit(1 << 27)
+# What a file that is damaged, or is none of its kind, makes its readers raise.
+UNREADABLE = (OSError, EOFError, ValueError, csv.Error, zlib.error, ElementTree.ParseError)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class DataFile:
         )
 
     def text(self) -> str:
-        """Its content; a byte order mark is dropped. Raises ValueError where it is not UTF-8, or
-        damaged."""
+        """Its content; a byte order mark is dropped. Raises OSError or EOFError, and ValueError
+        where it is not UTF-8, or damaged."""
         try:
             with self.open() as file:
                 return file.read().decode("utf-8-sig")
@@ -67,7 +70,7 @@ class DataFile:
             raise ValueError(str(error)) from error
 
     def json(self) -> Any:
-        """Its content as JSON. Raises ValueError where it is none."""
+        """Its content as JSON. Raises one of UNREADABLE."""
         return json_lines.parse_json(self.text())
 
     def rows(self, header: Sequence[str] | None = None) -> Iterator[Located]:
@@ -83,8 +86,8 @@ class DataFile:
                 yield from self._table("\t" if kind == ".tsv" else ",", header)
             else:
                 yield from self._json_rows()
-        except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
-            yield Located(self.name, error=f"cannot be read: {error}")
+        except UNREADABLE as error:
+            yield unreadable(self, error)
 
     def _parquet(self) -> Iterator[Located]:
         import pyarrow.parquet
@@ -143,12 +146,7 @@ class Files:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._unpacked.cleanup()
 
     def chosen(self) -> list[DataFile]:
@@ -160,7 +158,9 @@ class Files:
         if not found:
             raise UserError(
                 f"{self._root} holds no file {' or '.join(self._patterns)}: give the data set's "
-                "folder as its authors publish it, or name its files in `files`."
+                "folder as its authors publish it, or name its files in `files`.",
+                key="files",
+                path=self._root,
             )
         return found
 
@@ -177,9 +177,15 @@ class Files:
         """
         return _matching(self._files(), patterns)
 
+    def at(self, name: str) -> DataFile | None:
+        """The file of this very path in the set."""
+        return next((file for file in self._files() if file.name == name), None)
+
     def _folder(self) -> Path:
         if not self._root.is_dir():
-            raise UserError(f"there is no folder {self._root}: give that of the data set.")
+            raise UserError(
+                f"there is no folder {self._root}: give that of the data set.", path=self._root
+            )
         return self._root
 
     def _files(self) -> list[DataFile]:
@@ -211,7 +217,8 @@ class Files:
         except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"the archive {archive} cannot be unpacked ({error}): unpack it yourself and take "
-                "the archive away, or download it again."
+                "the archive away, or download it again.",
+                path=archive,
             ) from error
         return target
 
@@ -227,28 +234,53 @@ def _matching(files: Iterable[DataFile], patterns: Sequence[str]) -> list[DataFi
     return list(dict.fromkeys(found))
 
 
+def unreadable(file: DataFile, error: Exception) -> Located:
+    """A file that cannot be read is one record that could not be."""
+    return Located(file.name, error=f"cannot be read: {error}")
+
+
 def unquoted_rows(file: DataFile) -> Iterator[Located]:
     """The cells of each line of a table of tabs in which a quote is a character like others."""
     try:
         text = file.text()
-    except (OSError, EOFError, ValueError) as error:
-        yield Located(file.name, error=f"cannot be read: {error}")
+    except UNREADABLE as error:
+        yield unreadable(file, error)
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield Located(f"{file.name}:{number}", line.removesuffix("\r").split("\t"))
 
 
-def rows(files: Files) -> Iterator[Located]:
+def by_file(
+    read: Callable[[Files, DataFile], Iterable[Located]],
+) -> Callable[[Files], Iterator[Located]]:
+    """Reads each of the chosen files by `read`."""
+
+    @functools.wraps(read)
+    def records(files: Files) -> Iterator[Located]:
+        for file in files.chosen():
+            try:
+                yield from read(files, file)
+            except UNREADABLE as error:
+                yield unreadable(file, error)
+
+    return records
+
+
+@by_file
+def rows(files: Files, file: DataFile) -> Iterable[Located]:
     """Every record of the chosen files, by their endings."""
-    for file in files.chosen():
-        yield from file.rows()
+    return file.rows()
 
 
-def documents(files: Files) -> Iterator[Located]:
-    """The chosen files as one JSON document each."""
-    for file in files.chosen():
+def converted(lines: Iterable[Located], make: Callable[[Any], Any]) -> Iterator[Located]:
+    """The record that `make` makes of each line's value; where it makes none, there is none, and
+    what it raises a ValueError for could not be read."""
+    for line in lines:
         try:
-            yield Located(file.name, file.json())
-        except (OSError, EOFError, ValueError) as error:
-            yield Located(file.name, error=f"cannot be read: {error}")
+            record = None if line.error else make(line.value)
+        except ValueError as error:
+            yield Located(line.where, error=str(error))
+            continue
+        if line.error or record is not None:
+            yield Located(line.where, record, line.error)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from data_gen.instruction_pretrain.collection.files import Files, Located, unquoted_rows
+from data_gen.instruction_pretrain.collection.files import (
+    DataFile,
+    Files,
+    Located,
+    by_file,
+    converted,
+    unquoted_rows,
+)
 
-FLAN = "github.com/google-research/FLAN, flan/v2/cot_data/"
 
-
-def flan_records(files: Files) -> Iterator[Located]:
+@by_file
+def flan_records(files: Files, file: DataFile) -> Iterator[Located]:
     """Question, options, answer and explanation; options may begin with a letter in brackets."""
-    for file in files.chosen():
-        for line in unquoted_rows(file):
-            if line.error:
-                yield line
-                continue
-            try:
-                asked, answer, explanation = (cell.replace("\\n", "\n") for cell in line.value)
-                question, options = asked.split("\nOptions:\n")
-            except ValueError:
-                problem = "is not: question with options, answer, explanation"
-                yield Located(line.where, error=problem)
-                continue
-            record = {
-                "question": question,
-                "options": [option.removeprefix("- ") for option in options.split("\n")],
-                "answer": answer,
-                "explanation": explanation,
-            }
-            yield Located(line.where, record)
+    return converted(unquoted_rows(file), _record)
+
+
+def _record(cells: Any) -> dict[str, Any]:
+    try:
+        asked, answer, explanation = (cell.replace("\\n", "\n") for cell in cells)
+        question, options = asked.split("\nOptions:\n")
+    except ValueError as error:
+        raise ValueError("is not: question with options, answer, explanation") from error
+    listed = [option.removeprefix("- ") for option in options.split("\n")]
+    return {
+        "question": question,
+        "options": listed,
+        "answer": answer,
+        "explanation": explanation,
+    }

@@ -7,26 +7,28 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from data_gen.instruction_pretrain.collection.base import MULTI_DOMAIN, Dataset, Question
-from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, rows
-from data_gen.instruction_pretrain.collection.nested import each
-from data_gen.instruction_pretrain.collection.squad import (
-    answered,
-    asked_in,
-    conversation,
-    one_by_one,
-    squad_records,
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
+from data_gen.instruction_pretrain.collection.files import (
+    UNREADABLE,
+    DataFile,
+    Files,
+    Located,
+    rows,
+    unreadable,
 )
+from data_gen.instruction_pretrain.collection.nested import listed, nested
+from data_gen.instruction_pretrain.collection.questions import (
+    choice,
+    conversation,
+    labelled,
+    one_by_one,
+)
+from data_gen.instruction_pretrain.collection.squad import answered, asked_in, squad_records
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 
 # Marks of sentences in MultiRC's own files.
 _SENTENCE = re.compile(r"<b>Sent \d+: </b>|<br>")
-
-
-def _dialogues(document: Any) -> Iterator[tuple[object, Any]]:
-    """Of the official document, or of a bare list of them."""
-    yield from enumerate(document["data"] if isinstance(document, dict) else document)
 
 
 def _coqa_questions(record: Any) -> Iterator[Question | Reason]:
@@ -56,19 +58,8 @@ def _ropes_questions(record: Any) -> Iterator[Question | Reason]:
 
 
 def _quartz_questions(record: Any) -> Iterator[Question | Reason]:
-    options = {choice["label"]: choice["text"] for choice in record["question"]["choices"]}
-    answer = options.get(record["answerKey"], record["answerKey"])
-    yield Question(
-        record["para"], Pair(record["question"]["stem"], answer, tuple(options.values()))
-    )
-
-
-def _multirc_records(files: Files) -> Iterator[Located]:
-    """Passages of SuperGLUE's lines, or of the official document."""
-    if any(file.name.endswith(".jsonl") for file in files.chosen()):
-        yield from rows(files)
-    else:
-        yield from each(files, lambda document: enumerate(document["data"]))
+    asked = record["question"]
+    yield choice(record["para"], asked["stem"], labelled(asked["choices"]), record["answerKey"])
 
 
 def _multirc_questions(record: Any) -> Iterator[Question | Reason]:
@@ -101,16 +92,14 @@ def _quail_records(files: Files) -> Iterator[Located]:
     tables = [file for file in chosen if not file.name.endswith(".xml")]
     shuffled = [file for file in chosen if "randomized" in file.name]
     for file in tables or shuffled or chosen:
-        yield from _quail_xml(file) if file.name.endswith(".xml") else file.rows()
+        try:
+            yield from _quail_xml(file) if file.name.endswith(".xml") else file.rows()
+        except UNREADABLE as error:
+            yield unreadable(file, error)
 
 
 def _quail_xml(file: DataFile) -> Iterator[Located]:
-    try:
-        texts = ElementTree.fromstring(file.text()).findall("text")
-    except (OSError, EOFError, ValueError, ElementTree.ParseError) as error:
-        yield Located(file.name, error=f"cannot be read: {error}")
-        return
-    for text in texts:
+    for text in ElementTree.fromstring(file.text()).findall("text"):
         context = (text.findtext("text_body") or "").strip()
         for asked in text.iterfind("questions/q"):
             answers = asked.findall("a")
@@ -126,92 +115,21 @@ def _quail_xml(file: DataFile) -> Iterator[Located]:
 
 def _quail_questions(record: Any) -> Iterator[Question | Reason]:
     """The option `not enough information` is what answers an unanswerable question."""
-    options = tuple(record["answers"])
-    label = int(record["correct_answer_id"])
+    options, label = tuple(record["answers"]), int(record["correct_answer_id"])
     yield Question(record["context"], Pair(record["question"], options[label], options))
 
 
 def _cosmos_questions(record: Any) -> Iterator[Question | Reason]:
-    options = tuple(record[f"answer{number}"] for number in range(4))
-    label = int(record["label"])
+    options, label = tuple(record[f"answer{n}"] for n in range(4)), int(record["label"])
     yield Question(record["context"], Pair(record["question"], options[label], options))
 
 
-DATASETS = (
-    Dataset(
-        name="coqa",
-        domain=MULTI_DOMAIN,
-        source="Reddy et al. (2019); stanfordnlp.github.io/coqa",
-        licence="by source of the text; of RACE's texts research only, of MCTest's the MSR licence",
-        train=("coqa-train-v1.0.json",),
-        held_out=("coqa-dev-v1.0.json",),
-        records=lambda files: each(files, _dialogues),
-        questions=_coqa_questions,
-    ),
-    Dataset(
-        name="doqa",
-        domain=MULTI_DOMAIN,
-        source="Campos et al. (2020); ixa.eus/node/12931, doqa-v2.1/doqa_dataset/",
-        licence="none stated",
-        train=("doqa-*-train-v2.1.json",),
-        held_out=("doqa-*-dev-v2.1.json",),
-        records=squad_records,
-        questions=_doqa_questions,
-    ),
-    Dataset(
-        name="ropes",
-        domain=MULTI_DOMAIN,
-        source="Lin et al. (2019); allenai.org/data/ropes",
-        licence="CC BY 4.0",
-        train=("train-v1.0.json", "plain_text/train*.parquet"),
-        held_out=("dev-v1.0.json", "plain_text/validation*.parquet"),
-        records=squad_records,
-        questions=_ropes_questions,
-        hub="allenai/ropes",
-    ),
-    Dataset(
-        name="quartz",
-        domain=MULTI_DOMAIN,
-        source="Tafjord et al. (2019); allenai.org/data/quartz, quartz-dataset-v1-aug2019/",
-        licence="CC BY 4.0",
-        train=("train.jsonl",),
-        held_out=("dev.jsonl",),
-        records=rows,
-        questions=_quartz_questions,
-        label="answerKey",
-    ),
-    Dataset(
-        name="multirc",
-        domain=MULTI_DOMAIN,
-        source="Khashabi et al. (2018); cogcomp.seas.upenn.edu/multirc, or its copy in SuperGLUE",
-        licence="none stated",
-        train=("train_456-fixedIds.json", "MultiRC/train.jsonl"),
-        held_out=("dev_83-fixedIds.json", "MultiRC/val.jsonl"),
-        records=_multirc_records,
-        questions=_multirc_questions,
-    ),
-    Dataset(
-        name="quail",
-        domain=MULTI_DOMAIN,
-        source="Rogers et al. (2020); github.com/text-machine-lab/quail, quail_v1.3/json/",
-        licence="CC BY-NC-SA 4.0",
-        train=("quail_v1.3/json/train.jsonl", "quail/train-*.parquet", "quail_1.?_train*.xml"),
-        held_out=("quail/validation-*.parquet", "quail_1.?_dev*.xml"),
-        records=_quail_records,
-        questions=_quail_questions,
-        hub="textmachinelab/quail",
-        label="correct_answer_id",
-    ),
-    Dataset(
-        name="cosmosqa",
-        domain=MULTI_DOMAIN,
-        source="Huang et al. (2019); github.com/wilburOne/cosmosqa, data/",
-        licence="CC BY 4.0",
-        train=("train.csv",),
-        held_out=("valid.csv",),
-        records=rows,
-        questions=_cosmos_questions,
-        hub="allenai/cosmos_qa",
-        label="label",
-    ),
-)
+ADAPTERS: dict[str, Adapter] = {
+    "coqa": (nested(listed), _coqa_questions),
+    "doqa": (squad_records, _doqa_questions),
+    "ropes": (squad_records, _ropes_questions),
+    "quartz": (rows, _quartz_questions),
+    "multirc": (nested(listed), _multirc_questions),
+    "quail": (_quail_records, _quail_questions),
+    "cosmosqa": (rows, _cosmos_questions),
+}

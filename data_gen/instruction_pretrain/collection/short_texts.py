@@ -8,13 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Dataset, Question
-from data_gen.instruction_pretrain.collection.files import Files, Located, documents, rows
-from data_gen.instruction_pretrain.collection.squad import (
-    one_by_one,
-    squad_questions,
-    squad_records,
-)
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
+from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, by_file, rows
+from data_gen.instruction_pretrain.collection.nested import laid_out, pieces
+from data_gen.instruction_pretrain.collection.questions import one_by_one
+from data_gen.instruction_pretrain.collection.squad import squad_questions, squad_records
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.json_lines import parse_json
 from ipt_jax.core.rejection import Reason
@@ -23,21 +21,16 @@ from ipt_jax.core.rejection import Reason
 TRIVIA_WORDS = 800
 
 
-def _newsqa_records(files: Files) -> Iterator[Located]:
+@by_file
+def _newsqa_records(files: Files, file: DataFile) -> Iterator[Located]:
     """The stories of the JSON file, or the questions of the table, which names no splits."""
-    for file in files.chosen():
-        if file.name.endswith(".csv"):
-            yield from file.rows()
-            continue
-        try:
-            stories = file.json()["data"]
-            splits = [story["type"] for story in stories]
-        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
-            yield Located(file.name, error=f"is not laid out as this set: {error!r}")
-            continue
-        for place, (story, split) in enumerate(zip(stories, splits, strict=True)):
-            if not file.part or split == file.part:
-                yield Located(f"{file.name}[{place}]", story)
+
+    def stories(document: Any) -> Iterator[tuple[str, Any]]:
+        for place, story in enumerate(document["data"]):
+            if story["type"] == file.part or not file.part:
+                yield f"[{place}]", story
+
+    return file.rows() if file.name.endswith(".csv") else laid_out(file, stories)
 
 
 def _newsqa_questions(record: Any) -> Iterator[Question | Reason]:
@@ -70,23 +63,17 @@ def _newsqa_row(row: dict[str, str]) -> Question | Reason:
     return Question(row["story_text"], Pair(row["question"], answer))
 
 
-def _trivia_records(files: Files) -> Iterator[Located]:
+@by_file
+def _trivia_records(files: Files, file: DataFile) -> Iterator[Located]:
     """Questions with the files of their evidence."""
-    folder = {
-        file.name.rpartition("evidence/")[2]: file
-        for file in files.find("evidence/web/*.txt", "evidence/wikipedia/*.txt")
-    }
-    for document in documents(files):
-        if document.error:
-            yield document
-            continue
-        try:
-            asked = list(enumerate(document.value["Data"]))
-        except (TypeError, KeyError) as error:
-            yield Located(document.where, error=f"is not laid out as this set: {error!r}")
-            continue
-        for place, record in asked:
-            yield Located(f"{document.where}[{place}]", {"asked": record, "folder": folder})
+    found = files.find("evidence/web/*.txt", "evidence/wikipedia/*.txt")
+    folder = {one.name.rpartition("evidence/")[2]: one for one in found}
+
+    def questions(document: Any) -> Iterator[tuple[str, Any]]:
+        for place, record in enumerate(document["Data"]):
+            yield f"[{place}]", {"asked": record, "folder": folder}
+
+    return pieces(file, questions)
 
 
 def _trivia_questions(record: Any) -> Iterator[Question | Reason]:
@@ -118,46 +105,9 @@ def _tweet_questions(record: Any) -> Iterator[Question | Reason]:
     yield Question(record["Tweet"], Pair(record["Question"], answers[0] if answers else ""))
 
 
-DATASETS = (
-    Dataset(
-        name="nlquad",
-        domain="news",
-        source="Soleimani et al. (2021); github.com/ASoleimaniB/NLQuAD",
-        licence="CC BY-NC 3.0",
-        train=("NLQuAD_train.json",),
-        held_out=("NLQuAD_valid.json",),
-        records=squad_records,
-        questions=squad_questions,
-    ),
-    Dataset(
-        name="newsqa",
-        domain="news",
-        source="Trischler et al. (2017); github.com/Maluuba/newsqa, built with CNN's stories",
-        licence="the authors' own terms, the stories CNN's",
-        train=("combined-newsqa-data-v1.json#train",),
-        held_out=("combined-newsqa-data-v1.json#dev",),
-        records=_newsqa_records,
-        questions=_newsqa_questions,
-    ),
-    Dataset(
-        name="triviaqa",
-        domain="trivia",
-        source="Joshi et al. (2017); nlp.cs.washington.edu/triviaqa, triviaqa-rc.tar.gz",
-        licence="none stated",
-        train=("qa/web-train.json", "qa/wikipedia-train.json"),
-        held_out=("qa/web-dev.json", "qa/wikipedia-dev.json"),
-        records=_trivia_records,
-        questions=_trivia_questions,
-    ),
-    Dataset(
-        name="tweetqa",
-        domain="social_media",
-        source="Xiong et al. (2019); tweetqa.github.io, TweetQA_data/",
-        licence="CC BY-SA 4.0",
-        train=("TweetQA_data/train.json", "data/train-*.parquet"),
-        held_out=("TweetQA_data/dev.json", "data/validation-*.parquet"),
-        records=rows,
-        questions=_tweet_questions,
-        hub="ucinlp/tweet_qa",
-    ),
-)
+ADAPTERS: dict[str, Adapter] = {
+    "nlquad": (squad_records, squad_questions),
+    "newsqa": (_newsqa_records, _newsqa_questions),
+    "triviaqa": (_trivia_records, _trivia_questions),
+    "tweetqa": (rows, _tweet_questions),
+}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import MALFORMED, Question
-from data_gen.instruction_pretrain.collection.files import Files, Located, rows
-from data_gen.instruction_pretrain.collection.nested import each
+from data_gen.instruction_pretrain.collection.base import Question
+from data_gen.instruction_pretrain.collection.nested import nested
+from data_gen.instruction_pretrain.collection.questions import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 
@@ -16,21 +15,17 @@ from ipt_jax.core.rejection import Reason
 CANNOT_ANSWER = "CANNOTANSWER"
 
 
-def squad_records(files: Files) -> Iterator[Located]:
-    """The paragraphs of the official documents, or the rows of the hub's tables."""
-    if any(file.name.endswith(".parquet") for file in files.chosen()):
-        yield from rows(files)
-    else:
-        yield from each(files, _paragraphs)
-
-
-def _paragraphs(document: Any) -> Iterator[tuple[object, Any]]:
+def paragraphs(document: Any) -> Iterator[tuple[str, Any]]:
+    """The paragraphs of an official document."""
     for number, article in enumerate(document["data"]):
         found = article.get("paragraphs") if isinstance(article, dict) else None
         if isinstance(found, list):
-            yield from ((f"{number}.{place}", paragraph) for place, paragraph in enumerate(found))
+            yield from ((f":{number}.{place}", one) for place, one in enumerate(found))
         else:
-            yield number, article  # which is no paragraph, and is counted as such
+            yield f":{number}", article  # which is no paragraph, and is counted as such
+
+
+squad_records = nested(paragraphs)
 
 
 def squad_questions(record: Any) -> Iterator[Question | Reason]:
@@ -69,26 +64,3 @@ def _place(text: str, answer: Any) -> tuple[int, int] | None:
     if not isinstance(start, int) or text[start : start + len(said)] != said:
         start = text.find(said)
     return (start, start + len(said)) if start >= 0 else None
-
-
-def conversation(pieces: Iterable[Question | Reason]) -> Iterator[Question | Reason]:
-    """The turns of a conversation, each after those before it."""
-    before: tuple[str, ...] = ()
-    for piece in pieces:
-        if isinstance(piece, Question):
-            yield replace(piece, before=before)
-            before += (piece.pair.instruction,)
-        else:
-            yield piece
-
-
-def one_by_one(
-    items: Iterable[Any], convert: Callable[[Any], Question | Reason]
-) -> Iterator[Question | Reason]:
-    """What `convert` makes of each; a malformed one does not take its record's others along."""
-    for place, item in enumerate(items):
-        try:
-            yield convert(item)
-        except MALFORMED as error:
-            problem = f"question {place}: {type(error).__name__}: {error}"
-            yield Reason("malformed_record", problem)

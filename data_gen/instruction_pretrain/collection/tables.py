@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_gen.instruction_pretrain.collection.base import Question
-from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, unquoted_rows
+from data_gen.instruction_pretrain.collection.files import (
+    UNREADABLE,
+    DataFile,
+    Files,
+    Located,
+    by_file,
+    converted,
+    unquoted_rows,
+)
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 
@@ -18,26 +26,25 @@ _ESCAPED = re.compile(r"\\([np\\])")
 _MEANT = {"n": "\n", "p": "|", "\\": "\\"}
 
 
-def table_records(files: Files) -> Iterator[Located]:
+@by_file
+def table_records(files: Files, file: DataFile) -> Iterator[Located]:
     """Questions with their tables, which lie in files of their own, told as text."""
-    tables = {"/".join(file.name.split("/")[-3:]): file for file in files.find("csv/*/*.csv")}
+    tables = {"/".join(one.name.split("/")[-3:]): one for one in files.find("csv/*/*.csv")}
     told: dict[str, tuple[str, str]] = {}
-    for file in files.chosen():
-        for line in unquoted_rows(file):
-            if line.error:
-                yield line
-                continue
-            if line.value == _COLUMNS:
-                continue
-            if len(line.value) != len(_COLUMNS):
-                yield Located(line.where, error=f"has not the columns {', '.join(_COLUMNS)}")
-                continue
-            record = dict(zip(_COLUMNS, line.value, strict=True))
-            context = record["context"]
-            if context not in told:
-                told[context] = _told(tables.get(context))
-            text, problem = told[context]
-            yield Located(line.where, {**record, "table": text, "problem": problem})
+
+    def record(cells: Any) -> dict[str, str] | None:
+        if cells == _COLUMNS:
+            return None
+        if len(cells) != len(_COLUMNS):
+            raise ValueError(f"has not the columns {', '.join(_COLUMNS)}")
+        found = dict(zip(_COLUMNS, cells, strict=True))
+        context = found["context"]
+        if context not in told:
+            told[context] = _told(tables.get(context))
+        text, problem = told[context]
+        return {**found, "table": text, "problem": problem}
+
+    return converted(unquoted_rows(file), record)
 
 
 def _told(file: DataFile | None) -> tuple[str, str]:
@@ -46,7 +53,7 @@ def _told(file: DataFile | None) -> tuple[str, str]:
         return "", "is missing"
     try:
         return _text(file.text()), ""
-    except (OSError, EOFError, ValueError, csv.Error) as error:
+    except UNREADABLE as error:
         return "", f"cannot be read: {error}"
 
 

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import (
-    Dataset,
-    Question,
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
+from data_gen.instruction_pretrain.collection.files import (
+    DataFile,
+    Files,
+    Located,
+    by_file,
+    rows,
+    unquoted_rows,
 )
-from data_gen.instruction_pretrain.collection.files import Files, Located, rows, unquoted_rows
-from data_gen.instruction_pretrain.collection.squad import one_by_one
+from data_gen.instruction_pretrain.collection.nested import laid_out
+from data_gen.instruction_pretrain.collection.questions import choice, one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 
@@ -28,24 +34,21 @@ _VERDICTS = {
 _BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-COLON-": ":"}
 
 
-def _social_records(files: Files) -> Iterator[Located]:
+@by_file
+def _social_records(files: Files, file: DataFile) -> Iterator[Located]:
     """The lines with the numbers of their right answers, which are the lines of a file beside;
     or lines, and rows of the hub's tables, that hold them."""
-    for file in files.chosen():
-        first = next((row.value for row in file.rows() if not row.error), None)
-        if isinstance(first, dict) and "label" in first:
-            yield from file.rows()
-            continue
-        beside = file.name.removesuffix(".jsonl") + "-labels.lst"
-        found = [labels for labels in files.find(beside) if labels.name == beside]
-        lines = unquoted_rows(found[0]) if found else ()
-        labels = [line.value[0].strip() for line in lines if not line.error]
-        for number, row in enumerate(file.rows()):
-            if row.error:
-                yield row
-            else:
-                label = labels[number] if number < len(labels) else ""
-                yield Located(row.where, {"line": row.value, "label": label})
+    first = next((row.value for row in file.rows() if not row.error), None)
+    if isinstance(first, dict) and "label" in first:
+        yield from file.rows()
+        return
+    answers = files.at(file.name.removesuffix(".jsonl") + "-labels.lst")
+    lines = unquoted_rows(answers) if answers else ()
+    labels = [line.value[0].strip() for line in lines if not line.error]
+    for row, label in zip_longest(file.rows(), labels):
+        if row is not None:
+            value = {"line": row.value, "label": label or ""}
+            yield Located(row.where, None if row.error else value, row.error)
 
 
 def _social_questions(record: Any) -> Iterator[Question | Reason]:
@@ -65,38 +68,27 @@ def _textbook_questions(record: Any) -> Iterator[Question | Reason]:
         words, answer = asked["beingAsked"]["processedText"], asked["correctAnswer"]
         choices = sorted(asked.get("answerChoices", {}).items())
         options = {letter: choice["processedText"] for letter, choice in choices}
-        said = answer["processedText"]
-        return Question(text, Pair(words, options.get(said, said), tuple(options.values())))
+        return choice(text, words, options, answer["processedText"])
 
     return one_by_one(record["questions"]["nonDiagramQuestions"].values(), question)
 
 
-def _why_records(files: Files) -> Iterator[Located]:
+@by_file
+def _why_records(files: Files, file: DataFile) -> Iterator[Located]:
     """The official columns, which are files beside each other, or tables with all of them."""
-    for file in files.chosen():
-        if not file.name.endswith("context.json"):
-            yield from file.rows()
-            continue
-        try:
-            texts = file.json()["ctx"]
-            columns = {"ctx": texts, **_columns(files, file.name.removesuffix("context.json"))}
-            keys = list(texts)
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            yield Located(file.name, error=f"is not laid out as this set: {error!r}")
-            continue
-        for key in keys:
-            record = {name: column[key] for name, column in columns.items() if key in column}
-            yield Located(f"{file.name}:{key}", record)
+    if not file.name.endswith("context.json"):
+        return file.rows()
+    folder = file.name.removesuffix("context.json")
 
+    def records(document: Any) -> Iterator[tuple[str, Any]]:
+        columns = {"ctx": document["ctx"]}
+        for name in ("question", "cause", "explanation"):
+            if (beside := files.at(f"{folder}{name}.json")) is not None:
+                columns[name] = beside.json()[name]
+        for key in columns["ctx"]:
+            yield f":{key}", {name: of[key] for name, of in columns.items() if key in of}
 
-def _columns(files: Files, folder: str) -> dict[str, dict[str, str]]:
-    names = ("question", "cause", "explanation")
-    return {
-        name: file.json()[name]
-        for name in names
-        for file in files.find(f"{folder}{name}.json")
-        if file.name == f"{folder}{name}.json"
-    }
+    return laid_out(file, records)
 
 
 def _why_questions(record: Any) -> Iterator[Question | Reason]:
@@ -165,50 +157,9 @@ def _title(written: str) -> str:
     return unicodedata.normalize("NFC", written)
 
 
-DATASETS = (
-    Dataset(
-        name="socialiqa",
-        domain="social_media",
-        source="Sap et al. (2019); leaderboard.allenai.org/socialiqa, socialiqa-train-dev.zip",
-        licence="none stated",
-        train=("train.jsonl", "train/*.parquet", "train-*.parquet"),
-        held_out=("dev.jsonl", "validation/*.parquet", "validation-*.parquet"),
-        records=_social_records,
-        questions=_social_questions,
-        hub="allenai/social_i_qa",
-        label="label",
-        unseen=True,
-    ),
-    Dataset(
-        name="textbookqa",
-        domain="academic_tests",
-        source="Kembhavi et al. (2017); prior.allenai.org/projects/tqa, tqa_train_val_test.zip",
-        licence="CC BY-NC 3.0",
-        train=("tqa_v1_train.json",),
-        held_out=("tqa_v1_val.json",),
-        records=rows,
-        questions=_textbook_questions,
-        unseen=True,
-    ),
-    Dataset(
-        name="wikiwhy",
-        domain="encyclopedia",
-        source="Ho et al. (2022); github.com/matt-seb-ho/WikiWhy, dataset/v1.2/",
-        licence="MIT",
-        train=("v1.2/context.json",),
-        records=_why_records,
-        questions=_why_questions,
-        unseen=True,
-    ),
-    Dataset(
-        name="fever",
-        domain="encyclopedia",
-        source="Thorne et al. (2018); fever.ai/dataset/fever.html, train.jsonl, wiki-pages.zip",
-        licence="CC BY-SA 3.0, as the encyclopedia",
-        train=("train.jsonl",),
-        held_out=("shared_task_dev.jsonl",),
-        records=_fever_records,
-        questions=_fever_questions,
-        unseen=True,
-    ),
-)
+ADAPTERS: dict[str, Adapter] = {
+    "socialiqa": (_social_records, _social_questions),
+    "textbookqa": (rows, _textbook_questions),
+    "wikiwhy": (_why_records, _why_questions),
+    "fever": (_fever_records, _fever_questions),
+}

@@ -6,7 +6,7 @@ import pytest
 
 from data_gen.engines import Completion, EngineConfig
 from data_gen.instruction_pretrain.analysis.generations import (
-    FORMATS,
+    PAIR_FORMATS,
     Generation,
     format_of,
     generation_statistics,
@@ -85,7 +85,7 @@ def test_a_model_without_tags_is_not_judged_by_form() -> None:
 
 
 def test_the_four_formats() -> None:
-    assert tuple(map(format_of, (FREE, CHOICE, FREE_COT, CHOICE_COT))) == FORMATS
+    assert tuple(map(format_of, (FREE, CHOICE, FREE_COT, CHOICE_COT))) == PAIR_FORMATS
 
 
 def test_what_generations_hold() -> None:
@@ -106,7 +106,7 @@ def test_what_generations_hold() -> None:
     assert found.tokens_per_pair == pytest.approx((4 + 4 + 8 + 15) / 4)
     assert found.repeated_share == 0.25
     assert found.literal_share == 0.25  # "The cat" alone
-    assert [found.format_shares[name] for name in FORMATS] == [0.5, 0.25, 0.25, 0.0]
+    assert [found.format_shares[name] for name in PAIR_FORMATS] == [0.5, 0.25, 0.25, 0.0]
     assert found.same_formats_share == 0.5  # the shots are free-form
 
 

@@ -176,7 +176,7 @@ def test_titles_come_from_a_field_or_not_at_all(
     [
         ({"domain_vocabulary": "nowhere.model"}, "`domain_vocabulary`.*cannot be read"),
         ({"general_vocabulary": "gpt5"}, "no tokenizer 'gpt5'"),
-        ({"instructions": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
+        ({"instructions": "nowhere.yaml"}, "there is no file of wordings nowhere.yaml"),
     ],
 )
 def test_bad_settings_stop_the_run_before_it_writes(

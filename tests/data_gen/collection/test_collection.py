@@ -18,7 +18,8 @@ from data_gen.instruction_pretrain.collection.base import (
     Question,
     example_id,
 )
-from data_gen.instruction_pretrain.collection.files import Files, documents, rows, unquoted_rows
+from data_gen.instruction_pretrain.collection.files import Files, rows, unquoted_rows
+from data_gen.instruction_pretrain.collection.nested import pieces, whole
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.rejection import Reason
@@ -140,7 +141,7 @@ def test_files_that_are_no_text_are_one_record(tmp_path: Path) -> None:
     assert found.reasons == {"malformed_file": 1}
     assert found.rejected[0].where == "train.jsonl:1"
     with Files(tmp_path, ["*.jsonl"]) as files:
-        assert "cannot be read" in next(documents(files)).error
+        assert "cannot be read" in next(pieces(files.chosen()[0], whole)).error
         assert "cannot be read" in next(unquoted_rows(files.find("bad.tsv")[0])).error
         cells = [(line.where, line.value) for line in unquoted_rows(files.find("t.tsv")[0])]
     assert cells == [("t.tsv:1", ["id", "x"]), ("t.tsv:2", ["1", "y"])]

@@ -20,7 +20,7 @@ from data_gen.quality.decontaminate import (
     SubstringRule,
     contamination_table,
 )
-from data_gen.quality.evaluations import EvaluationFile, Example, load_evaluations
+from data_gen.quality.evaluations import EvaluationExample, EvaluationFile, load_evaluations
 from data_gen.quality.substrings import SubstringIndex, alphanumerics, draw_substrings
 from data_gen.quality.words import words
 from ipt_jax.core.errors import UserError
@@ -40,7 +40,7 @@ def documents(shared: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def boolq(shared: Path) -> list[Example]:
+def boolq(shared: Path) -> list[EvaluationExample]:
     path = str(shared / "data" / "boolq" / "val.jsonl.gz")
     return load_evaluations([EvaluationFile("BoolQ", path, ["passage", "question"])])[:600]
 
@@ -49,8 +49,8 @@ def records(texts: list[str], source: str = "made") -> list[Record]:
     return [Record(f"r{number}", text, source) for number, text in enumerate(texts)]
 
 
-def example(text: str, name: str = "0", of: str = "set") -> Example:
-    return Example(of, name, text)
+def example(text: str, name: str = "0", of: str = "set") -> EvaluationExample:
+    return EvaluationExample(of, name, text)
 
 
 # Every planted copy.
@@ -58,7 +58,7 @@ def example(text: str, name: str = "0", of: str = "set") -> Example:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_planted_copy_is_found_and_nothing_else(
-    rule: str, documents: list[str], boolq: list[Example]
+    rule: str, documents: list[str], boolq: list[EvaluationExample]
 ) -> None:
     draw = random.Random(3)
     texts = [text[:3000] for text in documents[:1200]]
@@ -209,7 +209,7 @@ def test_more_than_half_of_the_words_by_one_record(
 
 
 def test_coverage_is_that_of_the_plain_definition(
-    documents: list[str], boolq: list[Example]
+    documents: list[str], boolq: list[EvaluationExample]
 ) -> None:
     """Against sets of tuples, on texts patched together out of examples and documents."""
     draw = random.Random(5)
@@ -278,7 +278,7 @@ def mixeval(shared: Path) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def evaluations(shared: Path) -> list[Example]:
+def evaluations(shared: Path) -> list[EvaluationExample]:
     def file(name: str, path: str, field: str) -> EvaluationFile:
         return EvaluationFile(name, str(shared / "data" / path), [field])
 
@@ -310,7 +310,7 @@ REAL = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_known_overlaps_of_mixeval_with_its_sources(
-    rule: str, mixeval: list[Record], evaluations: list[Example]
+    rule: str, mixeval: list[Record], evaluations: list[EvaluationExample]
 ) -> None:
     gate = RULES[rule](evaluations, CONFIG)
     gate.check(mixeval)
@@ -351,7 +351,7 @@ def test_the_table_has_the_rows_of_the_paper() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_order_of_records_changes_no_verdict(
-    rule: str, mixeval: list[Record], evaluations: list[Example]
+    rule: str, mixeval: list[Record], evaluations: list[EvaluationExample]
 ) -> None:
     some = [one for one in evaluations if one.set_name in ("CommonsenseQA", "HellaSwag")]
     there: Decontamination = RULES[rule](some, CONFIG)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,7 @@ def test_english_passes_and_other_languages_do_not(shared: Path) -> None:
 
 
 def test_a_missing_language_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith("py3langid"):
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(UserError, match="needs the package py3langid, which is not installed"):
         RulesGate(RulesConfig(languages=["en"]))
     assert reasons(RulesGate(RulesConfig()), ["a"]) == [None]  # asked for only where it is needed

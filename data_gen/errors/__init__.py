@@ -1,0 +1,1 @@
+"""Refusals: what several rooms say alike."""
