@@ -20,6 +20,7 @@ from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.methods import synthesize
 from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
+from tests.data_gen.tiny_model import write_base
 
 ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
 ONE = RayConfig(actors=1, cpus_per_actor=0, resources={"engine": 1})
@@ -44,17 +45,13 @@ class Slow(FakeEngine):
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # Each node is several processes that import Ray: the head has room for engines too.
+    head = {"num_cpus": 0, "resources": {"engine": 2, "mortal": 1}, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
     made.shutdown()
-
-
-@pytest.fixture(scope="module")
-def node(cluster: Any) -> Any:
-    """One that lives as long as the cluster, with room for two engines."""
-    return cluster.add_node(num_cpus=0, resources={"engine": 2})
 
 
 def engine_on(open_one: Callable[[], Any], config: RayConfig) -> RayEngine:
@@ -70,7 +67,7 @@ def files(output: Path) -> dict[str, bytes]:
 
 
 def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
-    nodes = [cluster.add_node(num_cpus=0, resources={"mortal": 1}) for _ in range(2)]
+    node = cluster.add_node(num_cpus=0, resources={"mortal": 1})
     corpus, log = tmp_path / "corpus.jsonl", tmp_path / "log"
     lines = [json.dumps({"id": f"d{n}", "text": f"Text number {n}."}) for n in range(240)]
     corpus.write_text("\n".join(lines))
@@ -84,7 +81,7 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
     def kill() -> None:
         while not log.exists() or len(log.read_text().splitlines()) < 60:
             time.sleep(0.01)
-        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.remove_node(node, allow_graceful=False)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -92,7 +89,6 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
     killer.join()
     assert engine.lost_actors == 1
     engine.close()
-    cluster.remove_node(nodes[1])
     whole = tmp_path / "whole"
     config = SynthesisConfig(**{**vars(config), "output": str(whole)})
     assert synthesize(config, engine=FakeEngine())["pairs"] == summary["pairs"]
@@ -103,9 +99,11 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
     assert len(asked) <= 216 + 20 + 2
 
 
-def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(node: Any, tmp_path: Path) -> None:
-    two = RayConfig(actors=2, cpus_per_actor=0, resources={"engine": 1}, in_flight=20)
-    engine = engine_on(lambda: Slow(tmp_path / "log", 0.0, "r7"), two)
+def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(
+    cluster: Any, tmp_path: Path
+) -> None:
+    one = replace(ONE, in_flight=20)
+    engine = engine_on(lambda: Slow(tmp_path / "log", 0.0, "r7"), one)
     asked = [Request(f"r{n}", f"prompt {n}", SamplingParams()) for n in range(50)]
     first = engine.generate(asked)
     next(first)
@@ -139,7 +137,7 @@ class Killed(FakeEngine):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_actor_killed_while_it_loads_is_replaced(node: Any, tmp_path: Path) -> None:
+def test_an_actor_killed_while_it_loads_is_replaced(cluster: Any, tmp_path: Path) -> None:
     engine = engine_on(lambda: Killed(tmp_path), ONE)
     (answer,) = engine.generate([Request("a", "b", SamplingParams())])
     assert answer.request_id == "a" and engine.lost_actors == 1
@@ -152,8 +150,8 @@ def broken() -> Any:
     raise ValueError("no model")
 
 
-def test_a_real_model_answers_in_actors_as_it_does_here(node: Any, smollm2: Path) -> None:
-    config = EngineConfig(model=str(smollm2), batch_size=2)
+def test_a_real_model_answers_in_actors_as_it_does_here(cluster: Any, tmp_path: Path) -> None:
+    config = EngineConfig(model=str(write_base(tmp_path / "model")), batch_size=2)
     asked = [
         Request(
             f"r{n}", f"The number {n} is", SamplingParams(max_tokens=4, temperature=0.8), seed=n
