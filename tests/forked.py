@@ -14,16 +14,23 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["ipt_jax.training.loop", "ipt_jax.training.dry_run", "ipt_jax.training.startup"]
+    [
+        "data_gen.methods",
+        "ipt_jax.training.loop",
+        "ipt_jax.training.dry_run",
+        "ipt_jax.training.startup",
+    ]
 )
 
 
 class Forked:
     """A process that calls `target`, with what the tests use of `subprocess.Popen`."""
 
-    def __init__(self, target: Callable[..., Any], *arguments: Any, env: Mapping[str, str]):
+    def __init__(self, target: Callable[..., Any], *arguments: Any, env: Mapping[str, str] = {}):
         self._said = [tempfile.TemporaryFile("w+", errors="replace") for _ in range(2)]  # noqa: SIM115
         paths = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self._said]
         self._process: Any = _CONTEXT.Process(target=_call, args=(paths, env, target, arguments))
@@ -67,10 +74,8 @@ def _call(
     for number, path in enumerate(paths, 1):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.environ.update(env)
-    import jax
-
-    # JAX read this when it was imported; XLA reads its flags when devices start.
-    jax.config.update("jax_platforms", env["JAX_PLATFORMS"])
+    if "JAX_PLATFORMS" in env:  # which JAX read when it was imported
+        jax.config.update("jax_platforms", env["JAX_PLATFORMS"])
     try:
         target(*arguments)
     finally:

@@ -21,6 +21,7 @@ from data_gen.methods import synthesize
 from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 from tests.data_gen.tiny_model import write_base
+from tests.data_gen.written import written
 
 ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
 ONE = RayConfig(actors=1, cpus_per_actor=0, resources={"engine": 1})
@@ -61,11 +62,6 @@ def engine_on(open_one: Callable[[], Any], config: RayConfig) -> RayEngine:
     )  # fmt: skip
 
 
-def files(output: Path) -> dict[str, bytes]:
-    found = [*output.glob("shards/*/*"), *output.glob("rejected/*"), output / "samples.json"]
-    return {str(path.relative_to(output)): path.read_bytes() for path in found}
-
-
 def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=0, resources={"mortal": 1})
     corpus, log = tmp_path / "corpus.jsonl", tmp_path / "log"
@@ -92,7 +88,7 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
     whole = tmp_path / "whole"
     config = SynthesisConfig(**{**vars(config), "output": str(whole)})
     assert synthesize(config, engine=FakeEngine())["pairs"] == summary["pairs"]
-    assert files(tmp_path / "out") == files(whole)
+    assert written(tmp_path / "out") == written(whole)
     assert summary["completions"] == 216
     asked = [line.split(":")[1] for line in log.read_text().splitlines()]
     assert len(set(asked)) == 216 < len(asked)  # what the dead node had not answered came again
