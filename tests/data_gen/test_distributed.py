@@ -22,7 +22,6 @@ from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
 from tests.data_gen.tiny_model import write_base
 from tests.data_gen.written import written
-from tests.training_runs import free_port
 
 ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
 ONE = RayConfig(actors=1, cpus_per_actor=0, resources={"engine": 1})
@@ -43,19 +42,13 @@ class Slow(FakeEngine):
         return super().answer(request)
 
 
-def agents() -> dict[str, int]:
-    """Ports for a node's agents: Ray ends a node that has to wait for them to choose some."""
-    kinds = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
-    return {f"{kind}_port": free_port() for kind in kinds}
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     # Each node is several processes that import Ray: the head has room for engines too.
     head = {"num_cpus": 0, "resources": {"engine": 1, "mortal": 1}, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args={**head, **agents()})
+    made = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
@@ -70,7 +63,7 @@ def engine_on(open_one: Callable[[], Any], config: RayConfig) -> RayEngine:
 
 
 def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=0, resources={"mortal": 1}, **agents())
+    node = cluster.add_node(num_cpus=0, resources={"mortal": 1})
     corpus, log = tmp_path / "corpus.jsonl", tmp_path / "log"
     lines = [json.dumps({"id": f"d{n}", "text": f"Text number {n}."}) for n in range(240)]
     corpus.write_text("\n".join(lines))
