@@ -1,15 +1,14 @@
 """What the repository promises: locks with hashes, no addresses, launch scripts that answer."""
 
-import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.launching import ROOT, launch
+
 LOCKS = sorted((ROOT / "locks").glob("*.txt"))
 PINNED = re.compile(r"[A-Za-z0-9._-]+(\[[a-z0-9,-]+\])?==\S+( ; .+)? \\")
 HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?")
@@ -107,19 +106,6 @@ def test_make_targets_answer_without_running() -> None:
 
 def test_every_launch_script_answers_help() -> None:
     assert {"quickstart", "synthesize", "train", "convert", "evaluate"} <= {p.stem for p in LAUNCH}
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    started = {
-        path.name: subprocess.Popen(
-            [sys.executable, path, "--help"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for path in LAUNCH
-    }
-    for name, process in started.items():
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, f"{name}: {said}"
-        assert "usage" in said.lower(), name
+    for path in LAUNCH:
+        ended = launch(f"launch/{path.name}", "--help")
+        assert ended.code == 0 and "usage" in ended.out.lower(), f"{path}: {ended.err}"

@@ -1,5 +1,6 @@
 """The walls between the rooms, read from the source and tried in a fresh interpreter."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def within(module: str, names: set[str]) -> bool:
     return any(module == name or module.startswith(name + ".") for name in names)
 
 
+@functools.cache
 def imported(folder: str) -> list[tuple[str, str]]:
     """Place and name of each import in a folder."""
     assert files(folder), f"{folder} is gone; mend this test"
@@ -88,16 +90,21 @@ def test_every_room_has_its_walls() -> None:
     assert rooms == {folder for folder in MAY_IMPORT if folder.startswith("ipt_jax/")}
 
 
-def test_nothing_imports_in_a_circle() -> None:
-    assert circle(module_graph()) == []
-    assert circle(room_graph(module_graph())) == []
+@pytest.fixture(scope="module")
+def modules() -> dict[str, set[str]]:
+    return module_graph()
+
+
+def test_nothing_imports_in_a_circle(modules: dict[str, set[str]]) -> None:
+    assert circle(modules) == []
+    assert circle(room_graph(modules)) == []
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
-def test_the_page_draws_these_floors() -> None:
+def test_the_page_draws_these_floors(modules: dict[str, set[str]]) -> None:
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     drawn = page.partition(BEGIN)[2].partition(END)[0]
-    assert drawn == table(room_graph(module_graph())), (
+    assert drawn == table(room_graph(modules)), (
         "draw them anew: python tools/floors.py --write docs/architecture.md"
     )
 
@@ -114,16 +121,16 @@ def test_imports_are_read_as_python_reads_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("modules", "absent"),
+    ("brought", "absent"),
     [
         (
-            "ipt_jax.core.errors, ipt_jax.core.records, ipt_jax.core.tokenizers",
-            {"jax", "torch", "tensorflow"},
+            "ipt_jax.core.records, ipt_jax.core.tokenizers, ipt_jax.data.token_run, "
+            "ipt_jax.evaluation.harness, ipt_jax.evaluation.page",
+            {"jax", "torch", "tensorflow", "datasets", "pyarrow"},
         ),
-        ("ipt_jax.core.files, ipt_jax.core.run_folder", {"jax", "torch", "numpy"}),
         ("data_gen", {"jax", "tensorflow"}),
-        ("ipt_jax.evaluation.harness, ipt_jax.evaluation.page", {"jax", "torch", "tensorflow"}),
         (
+            "ipt_jax.core.errors, ipt_jax.core.run_folder, "
             "ipt_jax.core.report.page, ipt_jax.core.report.markdown",
             {"jax", "torch", "numpy", "jinja2", "plotly"},
         ),
@@ -131,11 +138,10 @@ def test_imports_are_read_as_python_reads_them() -> None:
             "ipt_jax.training.loop, ipt_jax.hf.export",
             {"torch", "transformers", "tensorflow", "seqio", "datasets", "pyarrow"},
         ),
-        ("ipt_jax.data.token_run", {"jax", "torch", "tensorflow", "datasets", "pyarrow"}),
     ],
 )
-def test_what_an_import_brings_along(modules: str, absent: set[str]) -> None:
-    code = f"import sys, {modules}; print(*sys.modules)"
+def test_what_an_import_brings_along(brought: str, absent: set[str]) -> None:
+    code = f"import sys, {brought}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

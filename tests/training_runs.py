@@ -1,13 +1,16 @@
 """Small real training runs on real text, in this process or in several."""
 
 import dataclasses
+import functools
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from tokenizers.implementations import ByteLevelBPETokenizer
 
 from ipt_jax.core.configuration import as_yaml
 from ipt_jax.core.records import Record, ShardWriter
@@ -15,12 +18,34 @@ from ipt_jax.data.mixture import DataConfig
 from ipt_jax.models.config import ModelConfig
 from ipt_jax.training.checkpoints import CheckpointConfig
 from ipt_jax.training.config import TrainConfig
+from ipt_jax.training.hooks import Profiler
 from ipt_jax.training.metrics import MetricsConfig
 from ipt_jax.training.optimizer import OptimizerConfig
+from tests.forked import Forked, run_script
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"
 STEPS, BATCH_TOKENS = 24, 512
+# Of a tokenizer trained on the corpus: Mistral's 32,000 would be most of so small a model's work.
+VOCABULARY = 1024
+
+
+@functools.cache
+def _tokenizer_json() -> str:
+    trained = ByteLevelBPETokenizer()
+    trained.train(
+        str(CORPUS), VOCABULARY, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"]
+    )
+    return trained.to_str()
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A small tokenizer as Hugging Face saves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer.json").write_text(_tokenizer_json())
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
 
 
 def write_shards(folder: Path) -> Path:
@@ -42,8 +67,10 @@ def make_config(shards: Path, folder: Path, **changes) -> TrainConfig:
     }
     config = TrainConfig(
         run_folder=folder,
-        model=ModelConfig("tiny", {"vocabulary_size": 32000}),
-        data=DataConfig(mixture=mixture, row_tokens=64),
+        model=ModelConfig("tiny", {"vocabulary_size": VOCABULARY}),
+        data=DataConfig(
+            mixture=mixture, tokenizer=str(write_tokenizer(shards / "tokenizer")), row_tokens=64
+        ),
         optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
         checkpoints=CheckpointConfig(every_steps=5),
         metrics=MetricsConfig(every_steps=1, tensorboard=False),
@@ -59,16 +86,6 @@ def write_config(config: TrainConfig, path: Path) -> Path:
     return path
 
 
-def script(name: str, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "launch" / name, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
 def with_devices(count: int) -> dict[str, str]:
     """The environment of a process with so many virtual devices, which compiles as quickly."""
     flags = os.environ.get("XLA_FLAGS", "")
@@ -76,16 +93,25 @@ def with_devices(count: int) -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-def start(config: Path, *options: str, devices: int = 1) -> subprocess.Popen:
-    """launch/train.py in a process of its own with so many virtual devices."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(config), *options],
-        cwd=ROOT,
-        env=with_devices(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(
+    config: Path, *options: str, devices: int = 1, signal: tuple[int, int] | None = None
+) -> Forked:
+    """launch/train.py in a process of its own with so many virtual devices.
+
+    `signal` is what it sends to itself, and before which step: from outside it could be late.
+    """
+    arguments = (str(ROOT / "launch" / "train.py"), "--config", str(config), *options)
+    return Forked(_train, signal, *arguments, env=with_devices(devices))
+
+
+def _train(signal: tuple[int, int] | None, *arguments: str) -> None:
+    def before_step(self: Profiler, position: int, does: Any = Profiler.before_step) -> None:
+        does(self, position)
+        if signal is not None and position == signal[1]:
+            os.kill(os.getpid(), signal[0])
+
+    with mock.patch.object(Profiler, "before_step", before_step):
+        run_script(*arguments)
 
 
 def free_port() -> int:
@@ -95,18 +121,29 @@ def free_port() -> int:
 
 
 def start_several(
-    config: Path, count: int, *options: str, devices: int = 1
-) -> list[subprocess.Popen]:
-    """`count` processes of one run, with `devices` each, that find each other on localhost."""
+    config: Path,
+    count: int,
+    *options: str,
+    devices: int = 1,
+    signal: tuple[int, int] | None = None,
+) -> list[Forked]:
+    """`count` processes of one run, with `devices` each, that find each other on localhost.
+
+    The last of them sends itself `signal`.
+    """
     address = f"localhost:{free_port()}"
     joined = ("--processes.coordinator", address, "--processes.count", str(count))
     return [
-        start(config, *joined, "--processes.index", str(index), *options, devices=devices)
+        start(
+            *(config, *joined, "--processes.index", str(index), *options),
+            devices=devices,
+            signal=signal if index == count - 1 else None,
+        )
         for index in range(count)
     ]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str, str]]:
+def finish(processes: list[Forked], timeout: float = 600) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each; none is left running."""
     try:
         deadline = time.monotonic() + timeout
@@ -117,13 +154,13 @@ def finish(processes: list[subprocess.Popen], timeout: float = 600) -> list[tupl
     return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
 
 
-def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen) -> None:
+def wait_for_steps(folder: Path, steps: int, process: Forked) -> None:
     """Return when the run has written so many lines of metrics."""
     metrics, patience = folder / "metrics.jsonl", time.monotonic() + 900
     while not metrics.exists() or metrics.read_text().count("\n") < steps:
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < patience
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def positions(run: Path) -> list[int]:

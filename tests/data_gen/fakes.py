@@ -33,6 +33,8 @@ class FakeEngine:
         while not feed.exhausted:
             # Answers come back in an order of their own.
             taken = feed.take(self.window)
+            if not taken:
+                feed.wait()
             for request in sorted(taken, key=lambda r: hashlib.sha256(r.id.encode()).digest()):
                 yield self.answer(request)
 

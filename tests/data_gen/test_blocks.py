@@ -17,9 +17,10 @@ from data_gen.stages.blocks import BlockTotals, UnitOutput, run_blocks
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.outputs import OutputFolder
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason, Rejection
 from tests.data_gen.fakes import FakeEngine
+from tests.data_gen.written import records, written
 
 FAILING, LOST = "u17", "rejected/pieces-00002.jsonl"
 
@@ -57,17 +58,11 @@ def run(folder: Path, engine: FakeEngine, units: list[Number] = UNITS) -> BlockT
         )  # fmt: skip
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    found = [*folder.glob("shards/*/*"), *folder.glob("rejected/*")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
-
-
 def test_records_lie_in_unit_order_and_sums_are_of_all_units(tmp_path: Path) -> None:
     totals = run(tmp_path, FakeEngine())
     ids = {}
     for part in ("even", "odd"):
-        source = RecordSource(tmp_path / "shards" / part)
-        ids[part] = [record.id for record in source.read(range(len(source)))]
+        ids[part] = [record.id for record in records(tmp_path / "shards" / part)]
     assert ids["even"] == [f"u{n}" for n in range(0, 40, 2)]
     assert ids["odd"] == [f"u{n}" for n in range(1, 40, 2) if n != 17]
     assert totals.counts == {"texts": 78} and totals.usage.completions == 79
@@ -110,7 +105,7 @@ def test_a_run_that_stopped_ends_with_the_bytes_of_one_that_did_not(
     monkeypatch.setattr(Ledger, "get", look)
     engine = FakeEngine()
     assert run(tmp_path / "a", engine) == whole
-    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    assert written(tmp_path / "a") == written(tmp_path / "whole")
     assert len(engine.asked) == 79 - answers
     assert not done & set(looked_up)  # finished blocks are not even replayed
     assert len(done) >= 6 * (answers // 24)
@@ -124,7 +119,7 @@ def test_a_block_whose_files_are_lost_or_changed_is_made_again_without_asking(
     tmp_path: Path, name: str, how: str
 ) -> None:
     whole = run(tmp_path, FakeEngine())
-    before = files(tmp_path)
+    before = written(tmp_path)
     if how == "gone":
         (tmp_path / name).unlink()
     else:
@@ -133,11 +128,11 @@ def test_a_block_whose_files_are_lost_or_changed_is_made_again_without_asking(
         (tmp_path / name).write_bytes(data)
     engine = FakeEngine()
     assert run(tmp_path, engine) == whole
-    assert files(tmp_path) == before and not engine.asked
+    assert written(tmp_path) == before and not engine.asked
 
 
 def test_blocks_whose_results_were_changed_are_made_again_without_asking(tmp_path: Path) -> None:
-    whole, before = run(tmp_path, FakeEngine()), files(tmp_path)
+    whole, before = run(tmp_path, FakeEngine()), written(tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
         database.execute("UPDATE blocks SET result = CAST(result AS BLOB) WHERE number = 1")
         database.execute("UPDATE blocks SET result = result || ' ' WHERE number = 2")
@@ -145,7 +140,7 @@ def test_blocks_whose_results_were_changed_are_made_again_without_asking(tmp_pat
         database.commit()
     engine = FakeEngine()
     assert run(tmp_path, engine) == whole
-    assert files(tmp_path) == before and not engine.asked
+    assert written(tmp_path) == before and not engine.asked
 
 
 def test_nothing_half_written_is_left_where_a_shard_cannot_be_written(
@@ -163,8 +158,8 @@ def test_nothing_half_written_is_left_where_a_shard_cannot_be_written(
     engine = FakeEngine()
     run(tmp_path, engine)
     run(tmp_path / "whole", FakeEngine())
-    assert files(tmp_path / "whole") == {
-        name: data for name, data in files(tmp_path).items() if not name.startswith("whole")
+    assert written(tmp_path / "whole") == {
+        name: data for name, data in written(tmp_path).items() if not name.startswith("whole")
     }
     assert len(engine.asked) < 79  # what was answered before the disk was full was kept
 

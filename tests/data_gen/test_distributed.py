@@ -20,6 +20,8 @@ from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.methods import synthesize
 from ipt_jax.core.errors import UserError
 from tests.data_gen.fakes import FakeEngine
+from tests.data_gen.tiny_model import write_base
+from tests.data_gen.written import written
 
 ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
 ONE = RayConfig(actors=1, cpus_per_actor=0, resources={"engine": 1})
@@ -44,17 +46,13 @@ class Slow(FakeEngine):
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # Each node is several processes that import Ray: the head has room for engines too.
+    head = {"num_cpus": 0, "resources": {"engine": 1, "mortal": 1}, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
     made.shutdown()
-
-
-@pytest.fixture(scope="module")
-def node(cluster: Any) -> Any:
-    """One that lives as long as the cluster, with room for two engines."""
-    return cluster.add_node(num_cpus=0, resources={"engine": 2})
 
 
 def engine_on(open_one: Callable[[], Any], config: RayConfig) -> RayEngine:
@@ -64,13 +62,8 @@ def engine_on(open_one: Callable[[], Any], config: RayConfig) -> RayEngine:
     )  # fmt: skip
 
 
-def files(output: Path) -> dict[str, bytes]:
-    found = [*output.glob("shards/*/*"), *output.glob("rejected/*"), output / "samples.json"]
-    return {str(path.relative_to(output)): path.read_bytes() for path in found}
-
-
 def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
-    nodes = [cluster.add_node(num_cpus=0, resources={"mortal": 1}) for _ in range(2)]
+    node = cluster.add_node(num_cpus=0, resources={"mortal": 1})
     corpus, log = tmp_path / "corpus.jsonl", tmp_path / "log"
     lines = [json.dumps({"id": f"d{n}", "text": f"Text number {n}."}) for n in range(240)]
     corpus.write_text("\n".join(lines))
@@ -84,7 +77,7 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
     def kill() -> None:
         while not log.exists() or len(log.read_text().splitlines()) < 60:
             time.sleep(0.01)
-        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.remove_node(node, allow_graceful=False)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -92,20 +85,21 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
     killer.join()
     assert engine.lost_actors == 1
     engine.close()
-    cluster.remove_node(nodes[1])
     whole = tmp_path / "whole"
     config = SynthesisConfig(**{**vars(config), "output": str(whole)})
     assert synthesize(config, engine=FakeEngine())["pairs"] == summary["pairs"]
-    assert files(tmp_path / "out") == files(whole)
+    assert written(tmp_path / "out") == written(whole)
     assert summary["completions"] == 216
     asked = [line.split(":")[1] for line in log.read_text().splitlines()]
     assert len(set(asked)) == 216 < len(asked)  # what the dead node had not answered came again
     assert len(asked) <= 216 + 20 + 2
 
 
-def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(node: Any, tmp_path: Path) -> None:
-    two = RayConfig(actors=2, cpus_per_actor=0, resources={"engine": 1}, in_flight=20)
-    engine = engine_on(lambda: Slow(tmp_path / "log", 0.0, "r7"), two)
+def test_a_poison_costs_itself_alone_and_a_second_call_is_apart(
+    cluster: Any, tmp_path: Path
+) -> None:
+    one = replace(ONE, in_flight=20)
+    engine = engine_on(lambda: Slow(tmp_path / "log", 0.0, "r7"), one)
     asked = [Request(f"r{n}", f"prompt {n}", SamplingParams()) for n in range(50)]
     first = engine.generate(asked)
     next(first)
@@ -139,7 +133,7 @@ class Killed(FakeEngine):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_actor_killed_while_it_loads_is_replaced(node: Any, tmp_path: Path) -> None:
+def test_an_actor_killed_while_it_loads_is_replaced(cluster: Any, tmp_path: Path) -> None:
     engine = engine_on(lambda: Killed(tmp_path), ONE)
     (answer,) = engine.generate([Request("a", "b", SamplingParams())])
     assert answer.request_id == "a" and engine.lost_actors == 1
@@ -152,8 +146,8 @@ def broken() -> Any:
     raise ValueError("no model")
 
 
-def test_a_real_model_answers_in_actors_as_it_does_here(node: Any, smollm2: Path) -> None:
-    config = EngineConfig(model=str(smollm2), batch_size=2)
+def test_a_real_model_answers_in_actors_as_it_does_here(cluster: Any, tmp_path: Path) -> None:
+    config = EngineConfig(model=str(write_base(tmp_path / "model")), batch_size=2)
     asked = [
         Request(
             f"r{n}", f"The number {n} is", SamplingParams(max_tokens=4, temperature=0.8), seed=n

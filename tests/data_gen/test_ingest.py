@@ -15,7 +15,8 @@ import yaml
 from data_gen.ingest import IngestConfig, ingest
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.records import Record
+from tests.data_gen.written import records
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("role", "content")
@@ -27,11 +28,6 @@ def config(folder: Path, **changes: Any) -> IngestConfig:
     shipped = parse_config(IngestConfig, ["--config", str(path)], prog="x", description="x")
     made = {"input": [f"{folder}/*.*"], "output": str(folder / "out"), **changes}
     return replace(shipped, **made)
-
-
-def records(settings: IngestConfig) -> list[Record]:
-    source = RecordSource(Path(settings.output) / "shards")
-    return source.read(range(len(source)))
 
 
 def said(*turns: str, keys: tuple[str, str] = ("from", "value")) -> dict[str, Any]:
@@ -65,7 +61,7 @@ def test_pairs_in_the_layouts_that_are_about(tmp_path: Path) -> None:
     settings = config(tmp_path)
     summary = ingest(settings)
     wanted = [parts for _, parts in lines] + [("P?", "Q.")]
-    found = records(settings)
+    found = records(Path(settings.output) / "shards")
     for record, turns in zip(found, wanted, strict=True):
         assert record.parts is not None and record.text == "\n\n".join(turns)
         assert tuple(part.strip() for part in record.parts) == turns
@@ -99,7 +95,7 @@ def test_texts_come_out_as_they_went_in(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "x", "licence": "MIT"}\n{"body": ""}\n')
     settings = config(tmp_path, pairs=[], text_field="body")
     summary = ingest(settings)
-    assert records(settings) == [
+    assert records(Path(settings.output) / "shards") == [
         Record("a.jsonl:1", "x", "a", provenance={"metadata": {"licence": "MIT"}})
     ]
     assert summary["sources"] == [{"source": "a", "licence": "MIT", "records": 1}]

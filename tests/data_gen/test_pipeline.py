@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import runpy
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -21,8 +20,9 @@ from data_gen.methods import synthesize
 from data_gen.stages import stage
 from data_gen.stages.failed_requests import TOO_MANY_FAILED, FailedRequests
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import Record, RecordSource
 from tests.data_gen.fakes import FakeEngine
+from tests.data_gen.written import records, written
+from tests.forked import Forked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,16 +41,6 @@ def corpus(tmp_path: Path) -> Path:
 def config_for(corpus: Path, output: Path, **changes: Any) -> SynthesisConfig:
     base = SynthesisConfig(input=[str(corpus)], output=str(output), fraction=0.8, rounds=3)
     return replace(base, **changes)
-
-
-def shard_bytes(output: Path) -> dict[str, bytes]:
-    files = [*output.glob("shards/*/*"), *output.glob("rejected/*"), output / "samples.json"]
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}
-
-
-def records(output: Path, part: str) -> list[Record]:
-    source = RecordSource(output / "shards" / part)
-    return source.read(range(len(source)))
 
 
 def test_every_document_is_once_in_augmented_plain_or_rejected(
@@ -77,9 +67,11 @@ def test_every_document_is_once_in_augmented_plain_or_rejected(
     }
     rejected = (out / "rejected" / "documents.jsonl").read_text().splitlines()
     assert {json.loads(line)["reason"] for line in rejected} == set(summary["rejected_documents"])
-    raw = [record.id for record in records(out, "raw")]
-    plain = [record.id for record in records(out, "plain")]
-    parents = [p for record in records(out, "augmented") for p in record.provenance["parents"]]
+    raw = [record.id for record in records(out / "shards/raw")]
+    plain = [record.id for record in records(out / "shards/plain")]
+    parents = [
+        p for record in records(out / "shards/augmented") for p in record.provenance["parents"]
+    ]
     assert raw == [f"d{n}" for n in range(150)]
     assert sorted([*plain, *parents]) == sorted(raw)
     assert plain == [name for name in raw if name in set(plain)]
@@ -95,8 +87,8 @@ def test_every_document_is_once_in_augmented_plain_or_rejected(
 def test_augmented_records_hold_their_texts_and_pairs(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = synthesize(config_for(corpus, out), engine=FakeEngine())
-    texts = {record.id: record.text for record in records(out, "raw")}
-    augmented = records(out, "augmented")
+    texts = {record.id: record.text for record in records(out / "shards/raw")}
+    augmented = records(out / "shards/augmented")
     assert sum(record.provenance["pairs"] for record in augmented) == summary["pairs"]
     assert max(len(record.provenance["parents"]) for record in augmented) == 3
     for record in augmented:
@@ -118,7 +110,7 @@ def test_records_say_which_pairs_they_hold_as_they_were_written(
     engine = FakeEngine()
     synthesize(config_for(corpus, tmp_path / "out"), engine=engine)
     assert {request.sampling.stop for request in engine.asked} == {("</s>",)}
-    for record in records(tmp_path / "out", "augmented"):
+    for record in records(tmp_path / "out" / "shards/augmented"):
         generated = record.provenance["generated"]
         assert len(generated) == len(record.provenance["parents"])
         pairs = [pair for one in generated for pair in parse_pairs(one).pairs]
@@ -133,7 +125,7 @@ def test_templates_of_ones_own_are_used_and_are_part_of_the_run(
     mine.write_text('free_form: ["ASK {question} SAY {answer}"]\narrangements: {reading: 1}\n')
     settings = config_for(corpus, tmp_path / "out", templates=str(mine))
     synthesize(settings, engine=FakeEngine())
-    two = [r for r in records(tmp_path / "out", "augmented") if r.provenance["pairs"] > 1]
+    two = [r for r in records(tmp_path / "out" / "shards/augmented") if r.provenance["pairs"] > 1]
     assert sum("ASK W" in record.text and " SAY " in record.text for record in two) > 0.8 * len(two)
     mine.write_text('free_form: ["{question} {answer}"]\n')
     with pytest.raises(UserError, match="templates_sha256"):
@@ -179,7 +171,7 @@ def test_requests_that_failed_are_named_and_asked_again(
     if asked_again:
         whole = replace(settings, output=str(tmp_path / "whole"))
         synthesize(whole, engine=FakeEngine())
-        assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
+        assert written(tmp_path / "out") == written(tmp_path / "whole")
 
 
 def test_the_door_says_what_failed_and_ends_with_its_code(
@@ -210,19 +202,23 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(
 ) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         synthesize(config_for(corpus, tmp_path / name, seed=seed), engine=FakeEngine())
-    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
-    assert shard_bytes(tmp_path / "a") != shard_bytes(tmp_path / "c")
+    assert written(tmp_path / "a") == written(tmp_path / "b")
+    assert written(tmp_path / "a") != written(tmp_path / "c")
+
+
+def run_slowly(corpus: Path, out: Path, log: Path) -> None:
+    settings = config_for(corpus, out, records_per_shard=36)
+    synthesize(settings, engine=FakeEngine(log, delay_seconds=0.004))
 
 
 def test_a_run_killed_ten_times_goes_on_to_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     lines = [json.dumps({"id": f"d{n}", "text": f"Text number {n}."}) for n in range(600)]
     corpus.write_text("\n".join(lines))
     out, log = tmp_path / "out", tmp_path / "log"
-    script = [sys.executable, "-m", "tests.data_gen.killed_run", str(corpus), str(out), str(log)]
     points = random.Random(0).sample(range(1, 460), 10)
     whole_blocks = []
     for point in sorted(points):
-        child = subprocess.Popen(script, cwd=REPOSITORY)
+        child = Forked(run_slowly, corpus, out, log)
         deadline = time.monotonic() + 600
         while child.poll() is None and time.monotonic() < deadline:
             if log.exists() and len(set(log.read_text().splitlines())) >= point:
@@ -230,7 +226,7 @@ def test_a_run_killed_ten_times_goes_on_to_the_same_bytes(corpus: Path, tmp_path
             time.sleep(0.002)
         assert child.poll() is None, "the run ended before it could be killed"
         child.kill()
-        child.wait()
+        child.communicate()
         assert not (out / "summary.json").exists()
         assert not (out / "shards" / "augmented" / "manifest.json").exists()
         whole_blocks.append(len(list(out.glob("shards/augmented/*.arrayrecord"))))
@@ -238,7 +234,7 @@ def test_a_run_killed_ten_times_goes_on_to_the_same_bytes(corpus: Path, tmp_path
     engine, settings = FakeEngine(), {"records_per_shard": 36}
     summary = synthesize(config_for(corpus, out, **settings), engine=engine)
     synthesize(config_for(corpus, tmp_path / "whole", **settings), engine=FakeEngine())
-    assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
+    assert written(out) == written(tmp_path / "whole")
     asked = log.read_text().splitlines() + [request.id for request in engine.asked]
     assert set(asked) == {f"chain-{c:08d}/{turn}" for c in range(160) for turn in range(3)}
     # Only answers that were not yet committed are asked for again: at most 16 at each kill.
@@ -271,7 +267,7 @@ def test_a_folder_with_a_shard_gone_or_changed_is_not_taken_for_finished(
 ) -> None:
     out = tmp_path / "out"
     synthesize(config_for(corpus, out), engine=FakeEngine())
-    whole = shard_bytes(out)
+    whole = written(out)
     shard = next((out / "shards" / part).glob("*.arrayrecord"))
     if part == "plain":
         shard.unlink()
@@ -281,7 +277,7 @@ def test_a_folder_with_a_shard_gone_or_changed_is_not_taken_for_finished(
         shard.write_bytes(data)
     engine = FakeEngine()
     synthesize(config_for(corpus, out), engine=engine)
-    assert shard_bytes(out) == whole
+    assert written(out) == whole
     assert not engine.asked
 
 

@@ -83,8 +83,8 @@ def test_it_writes_pairs_by_the_papers_config_and_its_shards_train(
     training = launch(
         *("launch/train.py", "--run_folder", tmp_path / "run", "--model.preset", "tiny"),
         *("--model.overrides", "{vocabulary_size: 32000}", "--data.row_tokens", "128"),
-        *("--data.mixture", tmp_path / "mixture.yaml", "--batch_tokens", "1024"),
-        *("--train_tokens", "8192", "--optimizer.warmup_steps", "2"),
+        *("--data.mixture", tmp_path / "mixture.yaml", "--batch_tokens", "512"),
+        *("--train_tokens", "1024", "--optimizer.warmup_steps", "1"),
         *("--compilation_cache", "null"),
     )
     assert training.code == 0, training.err

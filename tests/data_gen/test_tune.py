@@ -55,8 +55,8 @@ def tune(base: Path, shared: Path, folder: Path, *more: str, adapter: Any = None
             },
             "adapter": adapter,
             "optimizer": {"peak_learning_rate": 0.05, "warmup_steps": 1},
-            "batch_tokens": 1024,
-            "train_tokens": 4096,
+            "batch_tokens": 512,
+            "train_tokens": 1024,
             "compilation_cache": None,
         },
     }

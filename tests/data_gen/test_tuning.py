@@ -26,9 +26,10 @@ from data_gen.instruction_pretrain.tuning import (
 )
 from data_gen.stages.stage import run_stage, stage_fingerprint
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import Record, RecordSource
+from ipt_jax.core.records import RecordSource
 from ipt_jax.core.run_folder import FolderRefused, prints_of
 from ipt_jax.core.tokenizers import load_tokenizer
+from tests.data_gen.written import records
 from tests.run_folders import unlisted
 
 pytest.importorskip("mistral_common", reason="carries the Mistral tokenizer")
@@ -57,11 +58,6 @@ def summary(config: TuningConfig) -> dict[str, Any]:
     return run_stage(Tuning(config))
 
 
-def records(config: TuningConfig, name: str = "shards") -> list[Record]:
-    source = RecordSource(Path(config.output) / name)
-    return source.read(range(len(source)))
-
-
 def test_a_sequence_takes_what_fits_and_loses_nothing() -> None:
     assert sequences([5, 4, 3, 9, 2], 10) == [[0, 1], [2, 4], [3]]
     assert sequences([5, 6, 7, 5], 10, ahead=1) == [[0], [1], [2], [3]]
@@ -78,7 +74,7 @@ def test_sequences_are_whole_examples_of_one_data_set(
     config: TuningConfig, summary: dict[str, Any]
 ) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
-    made = records(config)
+    made = records(Path(config.output) / "shards")
     assert len(made) == summary["sequences"] > 60
     tokens = 0
     for record in made:
@@ -103,7 +99,9 @@ def test_sequences_are_whole_examples_of_one_data_set(
 def test_the_first_example_reads_as_the_format_renders_it(
     config: TuningConfig, summary: dict[str, Any]
 ) -> None:
-    record = next(record for record in records(config) if record.source == "aqua")
+    record = next(
+        record for record in records(Path(config.output) / "shards") if record.source == "aqua"
+    )
     assert record.parts is not None
     text = record.parts[1].removeprefix(" <CON> ").removesuffix(" </CON>\n\n")
     generated = record.parts[2]
@@ -145,7 +143,11 @@ def test_every_question_ends_in_one_count(config: TuningConfig, summary: dict[st
 def test_held_out_examples_are_in_no_sequence(
     config: TuningConfig, summary: dict[str, Any]
 ) -> None:
-    tuned = {p for record in records(config) for p in record.provenance["parents"]}
+    tuned = {
+        p
+        for record in records(Path(config.output) / "shards")
+        for p in record.provenance["parents"]
+    }
     held_out = read_held_out(Path(config.output) / "held_out.jsonl")
     assert len(held_out) == summary["held_out"] == 8 * 4
     assert not tuned & {example.id for example in held_out}
@@ -164,8 +166,8 @@ def test_held_out_examples_are_in_no_sequence(
 def test_pre_training_sees_the_same_examples_in_plain_forms(
     config: TuningConfig, summary: dict[str, Any]
 ) -> None:
-    plain = records(config, "templated")
-    for sequence, record in zip(records(config), plain, strict=True):
+    plain = records(Path(config.output) / "templated")
+    for sequence, record in zip(records(Path(config.output) / "shards"), plain, strict=True):
         assert sequence.id == record.id and sequence.parts is not None and record.loss is not None
         for context in sequence.parts[1::4]:
             assert context.removeprefix(" <CON> ").removesuffix(" </CON>\n\n") in record.text

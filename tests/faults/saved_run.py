@@ -1,14 +1,10 @@
-"""A small training that saves and restores, imported by tests and run by them as a process:
-
-python -m tests.faults.saved_run ACTION FOLDER [...]
-"""
+"""A small training that saves and restores, in tests and in processes that they start."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +105,10 @@ def report(*found: Any) -> None:
     print("found", json.dumps(found), flush=True)
 
 
-def save_until_killed(folder: Path, source: str) -> None:
+def save_until_killed(folder: Path, source: Path) -> None:
     """Save the states of positions 1, 2, 3 and again 1, 2, 3, as fast as it goes."""
     training = Training()
-    with Checkpoints(Path(source), ALL) as checkpoints:
+    with Checkpoints(source, ALL) as checkpoints:
         states = []
         for position in (3, 2, 1):
             found = checkpoints.restore_newest(training.abstract, position)
@@ -142,11 +138,11 @@ def restore(folder: Path, *meshes: dict[str, int]) -> None:
         report(digest(state), training.loss(state, 5))
 
 
-def one_of_two(folder: Path, source: str, address: str, index: int) -> None:
+def one_of_two(folder: Path, source: Path, address: str, index: int) -> None:
     """Save three times with another process, damage two of the saves, and restore together."""
     jax.distributed.initialize(address, 2, index)
     abstract = Training(data=1, fsdp=2).abstract
-    state = restored(Path(source), abstract)
+    state = restored(source, abstract)
     with Checkpoints(folder, ALL) as checkpoints:
         for position in range(1, 4):
             checkpoints.save(position, state, {"position": position})
@@ -163,9 +159,3 @@ def one_of_two(folder: Path, source: str, address: str, index: int) -> None:
         again = checkpoints.restore_newest(abstract)
         assert again is not None
     report(found.position, again.position, digest(again.state))
-
-
-if __name__ == "__main__":
-    action, where, *rest = sys.argv[1:]
-    actions = {f.__name__: f for f in (save_until_killed, step_and_save, restore, one_of_two)}
-    actions[action](Path(where), *(json.loads(argument) for argument in rest))

@@ -5,10 +5,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,26 +22,21 @@ from tests.faults.saved_run import (
     digest,
     flip_byte,
     largest_file,
+    one_of_two,
+    restore,
     restored,
+    save_until_killed,
+    step_and_save,
 )
+from tests.forked import Forked
 from tests.training_runs import free_port, with_devices
 
-ROOT = Path(__file__).parents[2]
+
+def start(action: Callable[..., None], *arguments: Any, devices: int = 1) -> Forked:
+    return Forked(action, *arguments, env=with_devices(devices))
 
 
-def start(action: str, folder: Path, *arguments: object, devices: int = 1) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.faults.saved_run", action, str(folder)]
-    return subprocess.Popen(
-        [*command, *map(json.dumps, arguments)],
-        cwd=ROOT,
-        env=with_devices(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> list:
+def finish(process: Forked) -> list:
     """What the process reported."""
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-3000:]
@@ -153,7 +148,7 @@ def test_kill_9_during_an_asynchronous_save(training, uninterrupted, tmp_path, c
     for moment in (writing, summing_up, renamed):
         copy = shutil.copytree(source, tmp_path / f"source_{moment.__name__}")
         folder = tmp_path / moment.__name__
-        waiting[moment] = folder, start("save_until_killed", folder, str(copy))
+        waiting[moment] = folder, start(save_until_killed, folder, copy)
     patience = time.monotonic() + 900
     while waiting:
         for moment, (folder, process) in list(waiting.items()):
@@ -197,12 +192,12 @@ def one_device() -> jax.sharding.Sharding:
 def test_saved_on_8_devices_restored_on_4_2_1_and_other_meshes(training, uninterrupted, tmp_path):
     folder = shutil.copytree(uninterrupted[0], tmp_path / "checkpoints")
     meshes = [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8}]
-    saved, *found = finish(start("step_and_save", folder, *meshes, devices=8))
+    saved, *found = finish(start(step_and_save, folder, *meshes, devices=8))
     others = {
         4: [{"data": 1, "fsdp": 2, "tensor": 2}, {"data": 4}],
         2: [{"data": 1, "tensor": 2}],
     }
-    started = [start("restore", folder, *those, devices=n) for n, those in others.items()]
+    started = [start(restore, folder, *those, devices=n) for n, those in others.items()]
     state = restored(folder, training.abstract)
     found.append([digest(state), training.step(state, 5)[1]])
     for process in started:
@@ -217,7 +212,7 @@ def test_two_processes_save_together_and_agree_on_what_to_restore(uninterrupted,
     address = f"localhost:{free_port()}"
     source = shutil.copytree(uninterrupted[0], tmp_path / "source")
     folder = tmp_path / "checkpoints"
-    both = [start("one_of_two", folder, str(source), address, index) for index in range(2)]
+    both = [start(one_of_two, folder, source, address, index) for index in range(2)]
     for process in both:
         assert finish(process) == [[1, 2, uninterrupted[2][3]]]
     damaged = {path.name for path in (folder / "damaged").iterdir()}

@@ -25,7 +25,6 @@ from tests.training_runs import (
     positions,
     start,
     start_several,
-    wait_for_steps,
     write_config,
 )
 
@@ -111,10 +110,8 @@ def test_what_shows_while_rows_are_made_is_counted_and_named(shards):
     bad = spoil(config, late=True)
     first = drawn(config, bad)
     path = write_config(config, shards / "c.yaml")
-    process = start(path)
-    wait_for_steps(config.run_folder, 8, process)
-    process.send_signal(signal.SIGKILL)  # some batches past the checkpoint
-    finish([process])
+    killed = (signal.SIGKILL, 13)  # some batches past the checkpoint
+    assert finish([start(path, signal=killed)])[0][0] == -signal.SIGKILL
     ended = launch("launch/train.py", "--config", path, "--resume", "required")
     assert ended.code == 0, ended.err
     lines = told(config.run_folder)

@@ -3,8 +3,7 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +15,9 @@ from ipt_jax.core.errors import UserError
 from ipt_jax.training import processes
 from ipt_jax.training.loop import train
 from ipt_jax.training.processes import abort_on_error
+from tests.forked import Forked
 from tests.training_runs import (
-    ROOT,
+    BATCH_TOKENS,
     figures,
     finish,
     free_port,
@@ -25,9 +25,12 @@ from tests.training_runs import (
     start,
     start_several,
     wait_for_steps,
+    with_devices,
     write_config,
     write_shards,
 )
+
+STEPS = 12
 
 SHARDING = ("--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2")
 
@@ -37,11 +40,16 @@ def shards(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"))
 
 
+def config_for(shards: Path, folder: Path) -> Path:
+    config = make_config(shards, folder, train_tokens=BATCH_TOKENS * STEPS)
+    return write_config(config, folder.with_suffix(".yaml"))
+
+
 @pytest.fixture(scope="module")
 def alone(shards, tmp_path_factory) -> Path:
     """The run of one process with one device."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    train(make_config(shards, folder))
+    train(make_config(shards, folder, train_tokens=BATCH_TOKENS * STEPS))
     return folder
 
 
@@ -51,10 +59,10 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "options"), [(4, 1, SHARDING), (2, 4, ("--mesh.context", "4"))]
+    ("count", "devices", "options"), [(4, 1, SHARDING), (2, 2, ("--mesh.context", "2"))]
 )
 def test_several_processes_give_the_losses_of_one(shards, alone, tmp_path, count, devices, options):
-    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    config = config_for(shards, tmp_path / "run")
     ended = finish(start_several(config, count, *options, devices=devices))
     for code, _, errors in ended:
         assert code == 0, errors[-3000:]
@@ -64,18 +72,15 @@ def test_several_processes_give_the_losses_of_one(shards, alone, tmp_path, count
 
 
 def test_a_signal_to_one_stops_all_and_another_number_of_them_goes_on(shards, alone, tmp_path):
-    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
-    processes = start_several(config, 2)
-    wait_for_steps(tmp_path / "run", 6, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    for code, _, errors in finish(processes):
+    config = config_for(shards, tmp_path / "run")
+    for code, _, errors in finish(start_several(config, 2, signal=(signal.SIGTERM, 6))):
         assert code == 128 + signal.SIGTERM, errors[-3000:]
         assert "goes on from here" in errors
     stopped = max(figures(tmp_path / "run"))
-    assert 6 <= stopped < 24
+    assert 6 <= stopped < STEPS
     (code, said, errors), *_ = finish([start(config, "--resume", "required", devices=4)])
     assert code == 0, errors[-3000:]
-    assert f"steps {stopped} → 24" in said and "data 4" in said
+    assert f"steps {stopped} → {STEPS}" in said and "data 4" in said
     assert_same_run(tmp_path / "run", alone)  # what two processes began, and one ended
 
 
@@ -85,13 +90,13 @@ def test_a_silent_process_is_named_and_a_killed_one_takes_the_others_with_it(sha
     # Batches enough that the runs cannot end before something happens to them.
     longer = ("--train_tokens", str(512 * 5000))
     watched = (*longer, "--watchdog.timeout_seconds", "45")
-    config = write_config(make_config(shards, silent), tmp_path / "silent.yaml")
-    waiting = start_several(config, 2, *watched)
+    waiting = start_several(config_for(shards, silent), 2, *watched)
     try:
         wait_for_steps(silent, 6, waiting[0])
         waiting[1].send_signal(signal.SIGSTOP)
-        config = write_config(make_config(shards, killed), tmp_path / "killed.yaml")
-        processes = start_several(config, 2, *longer)  # while the first wait for each other
+        processes = start_several(
+            config_for(shards, killed), 2, *longer
+        )  # while the first wait for each other
         wait_for_steps(killed, 6, processes[0])
         processes[0].kill()
         _, (code, _, errors) = finish(processes, timeout=90)  # not JAX's own 100 s
@@ -106,7 +111,7 @@ def test_a_silent_process_is_named_and_a_killed_one_takes_the_others_with_it(sha
 
 
 def test_processes_with_different_configs_do_not_train(shards, tmp_path):
-    config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
+    config = config_for(shards, tmp_path / "run")
     joined = ("--processes.coordinator", f"localhost:{free_port()}", "--processes.count", "2")
     others = ("--seed", "1", "--optimizer.peak_learning_rate", "1e-3", "--data.worker_count", "1")
     processes = [
@@ -119,25 +124,21 @@ def test_processes_with_different_configs_do_not_train(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-ABORT = """
-import os, signal, threading
-from ipt_jax.training import processes
-from ipt_jax.training.loop import train
-processes.leave_when_aborted()
-child = os.fork()
-if child == 0:
-    os.abort()  # of its own: no one else is at fault
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT
-thread = threading.Thread(target=os.abort)
-thread.start()
-thread.join()
-"""
+def aborts() -> None:
+    processes.leave_when_aborted()
+    child = os.fork()
+    if child == 0:
+        os.abort()  # of its own: no one else is at fault
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT
+    thread = threading.Thread(target=os.abort)
+    thread.start()
+    thread.join()
 
 
 def test_an_abort_by_the_client_of_jax_is_no_crash():
-    done = subprocess.run([sys.executable, "-c", ABORT], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 75, done.stderr
-    assert "Another process of this run ended" in done.stderr
+    ((code, _, errors),) = finish([Forked(aborts, env=with_devices(1))])
+    assert code == 75, errors
+    assert "Another process of this run ended" in errors
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ from data_gen.instruction_pretrain.formats import parse_pairs
 from data_gen.methods import synthesize
 from data_gen.stages.page import synthesis_report
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import Record, RecordSource, ShardWriter
+from ipt_jax.core.records import Record, ShardWriter
 from tests.data_gen.fakes import FakeEngine
+from tests.data_gen.written import records
+
+AUGMENTED = Path("shards", "augmented")
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +30,10 @@ def synthesis(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     return folder
 
 
-def records(folder: Path, part: str = "augmented") -> list[Record]:
-    source = RecordSource(folder / "shards" / part)
-    return source.read(range(len(source)))
-
-
 def test_pairs_change_hands_and_nothing_else_does(synthesis: Path, tmp_path: Path) -> None:
     summary = synthesize(RandomPairsConfig(synthesis=str(synthesis), output=str(tmp_path / "out")))
-    texts = {record.id: record.text for record in records(synthesis, "raw")}
-    before, after = records(synthesis), records(tmp_path / "out")
+    texts = {record.id: record.text for record in records(synthesis / "shards/raw")}
+    before, after = (records(f / AUGMENTED) for f in (synthesis, tmp_path / "out"))
     assert len(before) == len(after) == summary["records"] > 20
     own: list[str] = []
     given: list[str] = []
@@ -60,7 +58,7 @@ def test_the_same_seed_gives_the_same_shards_and_another_others(
         synthesize(
             RandomPairsConfig(synthesis=str(synthesis), output=str(tmp_path / name), seed=seed)
         )
-        return [record.text for record in records(tmp_path / name)]
+        return [record.text for record in records(tmp_path / name / AUGMENTED)]
 
     assert made("a", 1) == made("b", 1) != made("c", 2)
 

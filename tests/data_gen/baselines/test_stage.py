@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import closing
@@ -21,12 +19,11 @@ from data_gen.methods import synthesize
 from data_gen.stages.ledger import LEDGER_NAME
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
-from ipt_jax.core.records import Record, RecordSource
 from ipt_jax.core.run_folder import FolderRefused
+from tests.data_gen.written import records, written
+from tests.forked import Forked
 from tests.launching import launch
 from tests.run_folders import unlisted
-
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def config_for(corpus: Any, output: Any, **changes: Any) -> ReadingComprehensionConfig:
@@ -34,16 +31,6 @@ def config_for(corpus: Any, output: Any, **changes: Any) -> ReadingComprehension
         input=[str(corpus)], output=str(output), domain="finance", records_per_shard=64
     )
     return replace(base, **changes)
-
-
-def records(output: Path, part: str) -> list[Record]:
-    source = RecordSource(output / "shards" / part)
-    return source.read(range(len(source)))
-
-
-def made_files(output: Path) -> dict[str, bytes]:
-    files = [*output.glob("shards/*/*"), *output.glob("rejected/*"), output / "samples.json"]
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
@@ -70,9 +57,9 @@ def test_every_document_is_once_in_augmented_plain_or_rejected(
     monkeypatch.setattr(stage, "reading_comprehension", fails_once)
     out = tmp_path / "out"
     summary = synthesize(config_for(corpus, out))
-    raw = [record.id for record in records(out, "raw")]
-    plain = [record.id for record in records(out, "plain")]
-    augmented = records(out, "augmented")
+    raw = [record.id for record in records(out / "shards/raw")]
+    plain = [record.id for record in records(out / "shards/plain")]
+    augmented = records(out / "shards/augmented")
     parents = [record.provenance["parents"][0] for record in augmented]
     assert len(raw) == 300 and sorted([*plain, *parents]) == sorted(raw)
     assert plain == [name for name in raw if name in set(plain)]
@@ -102,12 +89,12 @@ def test_the_same_settings_give_the_same_bytes_and_a_seed_changes_them(
 ) -> None:
     first = config_for(corpus, tmp_path / "a", limit=100)
     summary = synthesize(first)
-    files = made_files(tmp_path / "a")
+    files = written(tmp_path / "a")
     assert (tmp_path / "a" / "domain.model").stat().st_size > 10_000
     synthesize(replace(first, output=str(tmp_path / "b")))
-    assert made_files(tmp_path / "b") == files and len(files) >= 9
+    assert written(tmp_path / "b") == files and len(files) >= 9
     synthesize(replace(first, output=str(tmp_path / "c"), seed=1))
-    other = made_files(tmp_path / "c")
+    other = written(tmp_path / "c")
     raw, made = "shards/raw/part-00000.arrayrecord", "shards/augmented/part-00000.arrayrecord"
     assert other[raw] == files[raw] and other[made] != files[made]
     assert synthesize(first) == summary  # finished: left as it is
@@ -115,7 +102,7 @@ def test_the_same_settings_give_the_same_bytes_and_a_seed_changes_them(
         synthesize(replace(first, seed=2))
     assert caught.value.differs == ("seed",) and not unlisted(tmp_path / "a")
     again = synthesize(replace(first, seed=1, fresh=True))
-    assert made_files(tmp_path / "a") == other and again["documents_in"] == 100
+    assert written(tmp_path / "a") == other and again["documents_in"] == 100
 
 
 def finished_blocks(folder: Path) -> int:
@@ -134,8 +121,7 @@ def test_a_killed_run_goes_on_to_the_same_shards(
     corpus.write_text("".join(json.dumps(row) + "\n" for row in news[:500]))
     model.write_bytes(vocabulary)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tests.data_gen.baselines.killed_run"]
-    process = subprocess.Popen([*command, str(corpus), str(out), str(model)], cwd=REPOSITORY)
+    process = Forked(synthesize, config_for(corpus, out, domain_vocabulary=str(model)))
     try:
         deadline = time.monotonic() + 900
         while finished_blocks(out) < 2:  # a shard whose block is not on record is written again
@@ -143,14 +129,14 @@ def test_a_killed_run_goes_on_to_the_same_shards(
             time.sleep(0.005)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert not (out / "summary.json").exists()
     done = {p: p.stat().st_mtime_ns for p in out.glob("shards/augmented/part-0000[01].arrayrecord")}
     config = config_for(corpus, out, domain_vocabulary=str(model))
     summary = synthesize(config)
     assert {path: path.stat().st_mtime_ns for path in done} == done and len(done) == 2
     whole = synthesize(replace(config, output=str(tmp_path / "whole")))
-    assert made_files(out) == made_files(tmp_path / "whole")
+    assert written(out) == written(tmp_path / "whole")
     del summary["seconds"], whole["seconds"]
     assert summary == whole and not (out / "domain.model").exists()
 
@@ -163,7 +149,7 @@ def test_titles_come_from_a_field_or_not_at_all(
     named = config_for(corpus, tmp_path / "a", domain="biomedicine", title_field="title")
     summary = synthesize(named)
     titles = {row["id"]: row["title"] for row in pubmed}
-    for record in records(tmp_path / "a", "augmented"):
+    for record in records(tmp_path / "a" / "shards/augmented"):
         assert " ".join(titles[record.provenance["parents"][0]].split()) in record.text
     assert summary["tasks_by_type"]["summarization.title"] > 80
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in abstracts))
@@ -200,5 +186,5 @@ def test_the_command_and_its_config(shared: Path, root: Path, tmp_path: Path) ->
     assert ended.code == 0, ended.err
     for line in ('"documents_in": 12', '"documents_augmented": 12', '"documents_rejected": 0'):
         assert line in ended.out
-    assert len(records(tmp_path, "augmented")) == 12
+    assert len(records(tmp_path / "shards/augmented")) == 12
     assert {"config.yaml", "environment.json", "card.md"} <= {p.name for p in tmp_path.iterdir()}

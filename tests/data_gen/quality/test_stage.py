@@ -28,6 +28,7 @@ from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record, RecordSource, ShardWriter
 from ipt_jax.core.rejection import Reason
 from ipt_jax.core.run_folder import FolderRefused
+from tests.data_gen.written import records as records_of
 
 QUESTION = "Which of the nine planets known to the ancients was named for the god of war?"
 
@@ -45,11 +46,6 @@ def write(folder: Path, records: Sequence[Record], records_per_shard: int = 4096
     with ShardWriter(folder, records_per_shard) as shards:
         for record in records:
             shards.write(record)
-
-
-def everything(folder: Path) -> list[Record]:
-    source = RecordSource(folder)
-    return source.read(range(len(source)))
 
 
 def lines(folder: Path) -> list[dict[str, str]]:
@@ -98,10 +94,10 @@ def test_every_record_comes_out_or_is_rejected_once(tmp_path: Path, first: Path)
     folders = [first, tmp_path / "two"]
     told: list[tuple[str, int, int]] = []
     summary = run_stage(Filter(settings(tmp_path, folders), tell=lambda *one: told.append(one)))
-    kept = everything(tmp_path / "out" / "shards")
+    kept = records_of(tmp_path / "out" / "shards")
     rejected = lines(tmp_path / "out")
     # Nothing changed in what passed, and its order is that of the input.
-    given = [record for folder in folders for record in everything(folder)]
+    given = [record for folder in folders for record in records_of(folder)]
     bad = {"empty", "copy", "start", "near", "leak", "short", "harm", "s1"}
     assert kept == [record for record in given if record.id not in bad]
     found = {line["id"]: (line["gate"], line["reason"]) for line in rejected}
