@@ -1,6 +1,7 @@
 """Small real training runs on real text, in this process or in several."""
 
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tokenizers.implementations import ByteLevelBPETokenizer
 
 from ipt_jax.core.configuration import as_yaml
 from ipt_jax.core.records import Record, ShardWriter
@@ -21,6 +24,26 @@ from ipt_jax.training.optimizer import OptimizerConfig
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "data_gen" / "sample_corpus" / "documents.jsonl"
 STEPS, BATCH_TOKENS = 24, 512
+# Of a tokenizer trained on the corpus: Mistral's 32,000 would be most of so small a model's work.
+VOCABULARY = 1024
+
+
+@functools.cache
+def _tokenizer_json() -> str:
+    trained = ByteLevelBPETokenizer()
+    trained.train(
+        str(CORPUS), VOCABULARY, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"]
+    )
+    return trained.to_str()
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A small tokenizer as Hugging Face saves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer.json").write_text(_tokenizer_json())
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
 
 
 def write_shards(folder: Path) -> Path:
@@ -42,8 +65,10 @@ def make_config(shards: Path, folder: Path, **changes) -> TrainConfig:
     }
     config = TrainConfig(
         run_folder=folder,
-        model=ModelConfig("tiny", {"vocabulary_size": 32000}),
-        data=DataConfig(mixture=mixture, row_tokens=64),
+        model=ModelConfig("tiny", {"vocabulary_size": VOCABULARY}),
+        data=DataConfig(
+            mixture=mixture, tokenizer=str(write_tokenizer(shards / "tokenizer")), row_tokens=64
+        ),
         optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2),
         checkpoints=CheckpointConfig(every_steps=5),
         metrics=MetricsConfig(every_steps=1, tensorboard=False),
@@ -59,16 +84,6 @@ def write_config(config: TrainConfig, path: Path) -> Path:
     return path
 
 
-def script(name: str, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "launch" / name, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
 def with_devices(count: int) -> dict[str, str]:
     """The environment of a process with so many virtual devices, which compiles as quickly."""
     flags = os.environ.get("XLA_FLAGS", "")
@@ -76,10 +91,31 @@ def with_devices(count: int) -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-def start(config: Path, *options: str, devices: int = 1) -> subprocess.Popen:
-    """launch/train.py in a process of its own with so many virtual devices."""
+# A script in a process that sends itself a signal before a step: from outside it could be late.
+SIGNALLED = """
+import os, runpy, sys
+from ipt_jax.training.hooks import Profiler
+number, at, *sys.argv = sys.argv[1:]
+def before_step(self, position, does=Profiler.before_step):
+    does(self, position)
+    if position == int(at):
+        os.kill(os.getpid(), int(number))
+Profiler.before_step = before_step
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start(
+    config: Path, *options: str, devices: int = 1, signal: tuple[int, int] | None = None
+) -> subprocess.Popen:
+    """launch/train.py in a process of its own with so many virtual devices.
+
+    `signal` is what it sends to itself, and before which step.
+    """
+    run = () if signal is None else ("-c", SIGNALLED, *map(str, signal))
+    train = str(ROOT / "launch" / "train.py")
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(config), *options],
+        [sys.executable, *run, train, "--config", str(config), *options],
         cwd=ROOT,
         env=with_devices(devices),
         stdout=subprocess.PIPE,
