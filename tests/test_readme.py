@@ -19,7 +19,8 @@ from ipt_jax.core.configuration import parse_config
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-MINUTES = 0.7  # of the quickstart
+# Of the quickstart: documents enough for some pairs, and three steps of each training.
+SHORT = ["--minutes", "0.7", "--training.train_tokens", "60000"]
 LEDGER = "runs/quickstart/synthesis/ledger.sqlite"
 # Runs one command after another in one process, as each would run in its own, and tells what they
 # printed, when it ended and with what. Starts are most of what so small runs take.
@@ -57,12 +58,12 @@ def shorter(cache: Path) -> dict[str, list[str]]:
     Sizes are those of the small quickstart, whose folder they find, as printed ones find a whole's.
     """
     with contextlib.chdir(ROOT):
-        arguments = ["--config", "configs/quickstart.yaml", "--minutes", str(MINUTES)]
+        arguments = ["--config", "configs/quickstart.yaml", *SHORT]
         sizes = scaled(parse_config(QuickstartConfig, arguments, prog="", description=""))
-    minutes = ["--minutes", str(MINUTES), "--evaluation.limit", "8"]
+    short = [*SHORT, "--evaluation.limit", "8"]
     engine = {"engine.cache_folder": str(cache), "engine.max_tokens": "128"}
     return {
-        "launch/quickstart.py": [*minutes, *(f"--synthesis.{k}={v}" for k, v in engine.items())],
+        "launch/quickstart.py": [*short, *(f"--synthesis.{k}={v}" for k, v in engine.items())],
         "launch/synthesize.py": [
             f"--fraction={sizes.synthesis.fraction}",
             *(f"--{k}={v}" for k, v in engine.items()),

@@ -131,13 +131,25 @@ def free_port() -> int:
 
 
 def start_several(
-    config: Path, count: int, *options: str, devices: int = 1
+    config: Path,
+    count: int,
+    *options: str,
+    devices: int = 1,
+    signal: tuple[int, int] | None = None,
 ) -> list[subprocess.Popen]:
-    """`count` processes of one run, with `devices` each, that find each other on localhost."""
+    """`count` processes of one run, with `devices` each, that find each other on localhost.
+
+    The last of them sends itself the signal.
+    """
     address = f"localhost:{free_port()}"
     joined = ("--processes.coordinator", address, "--processes.count", str(count))
     return [
-        start(config, *joined, "--processes.index", str(index), *options, devices=devices)
+        start(
+            config,
+            *(*joined, "--processes.index", str(index), *options),
+            devices=devices,
+            signal=signal if index == count - 1 else None,
+        )
         for index in range(count)
     ]
 

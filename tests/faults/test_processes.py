@@ -65,14 +65,11 @@ def test_several_processes_give_the_losses_of_one(shards, alone, tmp_path, count
 
 def test_a_signal_to_one_stops_all_and_another_number_of_them_goes_on(shards, alone, tmp_path):
     config = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
-    processes = start_several(config, 2)
-    wait_for_steps(tmp_path / "run", 6, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    for code, _, errors in finish(processes):
+    for code, _, errors in finish(start_several(config, 2, signal=(signal.SIGTERM, 8))):
         assert code == 128 + signal.SIGTERM, errors[-3000:]
         assert "goes on from here" in errors
     stopped = max(figures(tmp_path / "run"))
-    assert 6 <= stopped < 24
+    assert 8 <= stopped < 24
     (code, said, errors), *_ = finish([start(config, "--resume", "required", devices=4)])
     assert code == 0, errors[-3000:]
     assert f"steps {stopped} → 24" in said and "data 4" in said
