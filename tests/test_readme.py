@@ -6,11 +6,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,25 +19,36 @@ from ipt_jax.core.configuration import parse_config
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-MINUTES = 0.7  # of the quickstart
+# Of the quickstart: documents enough for some pairs, and three steps of each training.
+SHORT = ["--minutes", "0.7", "--training.train_tokens", "60000"]
+LEDGER = "runs/quickstart/synthesis/ledger.sqlite"
 # Runs one command after another in one process, as each would run in its own, and tells what they
-# printed and when it ended. Starts are most of what so small runs take.
+# printed, when it ended and with what. Starts are most of what so small runs take.
 IN_ONE_PROCESS = """
 import contextlib, io, json, runpy, sys, time
 told, *commands = json.load(sys.stdin)
 printed = []
 for sys.argv in commands:
-    out = io.StringIO()
+    out, code = io.StringIO(), 0
     try:
-        with contextlib.redirect_stdout(out):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
-        if end.code:
-            print(sys.argv, out.getvalue()[-1000:], file=sys.stderr)
-            raise
-    printed.append((out.getvalue(), time.time_ns()))
+        code = end.code or 0
+    printed.append((out.getvalue(), time.time_ns(), code))
 with open(told, "w") as file:
     json.dump(printed, file)
+"""
+# Ctrl-C as soon as the first completions are in the ledger.
+STOPPED = f"""
+import os, signal, threading, time
+from tests.test_readme import LEDGER, kept
+def stop():
+    while kept(LEDGER) == 0:
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=stop, daemon=True).start()
+{IN_ONE_PROCESS}
 """
 
 
@@ -49,12 +58,12 @@ def shorter(cache: Path) -> dict[str, list[str]]:
     Sizes are those of the small quickstart, whose folder they find, as printed ones find a whole's.
     """
     with contextlib.chdir(ROOT):
-        arguments = ["--config", "configs/quickstart.yaml", "--minutes", str(MINUTES)]
+        arguments = ["--config", "configs/quickstart.yaml", *SHORT]
         sizes = scaled(parse_config(QuickstartConfig, arguments, prog="", description=""))
-    minutes = ["--minutes", str(MINUTES), "--evaluation.limit", "8"]
+    short = [*SHORT, "--evaluation.limit", "8"]
     engine = {"engine.cache_folder": str(cache), "engine.max_tokens": "128"}
     return {
-        "launch/quickstart.py": [*minutes, *(f"--synthesis.{k}={v}" for k, v in engine.items())],
+        "launch/quickstart.py": [*short, *(f"--synthesis.{k}={v}" for k, v in engine.items())],
         "launch/synthesize.py": [
             f"--fraction={sizes.synthesis.fraction}",
             *(f"--{k}={v}" for k, v in engine.items()),
@@ -89,11 +98,11 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
-def run(checkout: Path, *commands: list[str]) -> list[tuple[str, int]]:
-    """What each of them printed, and when it ended, as st_mtime_ns."""
+def run(checkout: Path, program: str, *commands: list[str]) -> list[tuple[str, int, int]]:
+    """What each of them printed, when it ended as st_mtime_ns, and its exit code."""
     told = checkout / "printed.json"
     done = subprocess.run(
-        [sys.executable, "-c", IN_ONE_PROCESS],
+        [sys.executable, "-c", program],
         input=json.dumps([str(told), *commands]),
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(checkout)},
@@ -118,28 +127,9 @@ def test_the_two_make_commands_do_what_the_readme_says():
     assert "pip sync" in shown and "locks/cpu.txt" in shown
 
 
-def stop_while_synthesising(checkout: Path, command: list[str]) -> None:
-    """Ctrl-C as soon as the first completions are in the ledger."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    ledger = checkout / "runs/quickstart/synthesis/ledger.sqlite"
-    patience = time.monotonic() + 900
-    while kept(ledger) == 0:
-        assert process.poll() is None and time.monotonic() < patience
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 130 and "goes on from here" in said
-
-
-def kept(ledger: Path) -> int:
-    if not ledger.exists():
+def kept(ledger: str) -> int:
+    """Completions in it."""
+    if not Path(ledger).exists():
         return 0
     with contextlib.closing(sqlite3.connect(ledger, timeout=30)) as connection:
         try:
@@ -152,7 +142,6 @@ def test_every_command_runs_in_order_and_quickstart_goes_on_where_it_stopped(che
     """The commands after `make quickstart` find its folder as it left it."""
     added = shorter(smollm2.parent)
     quickstart = ["launch/quickstart.py", *added["launch/quickstart.py"]]
-    stop_while_synthesising(checkout, quickstart)
     asked, dry = [], []
     for program, *command in commands()[2:]:
         assert program == "python", f"the README has a command that this test cannot run: {program}"
@@ -165,7 +154,12 @@ def test_every_command_runs_in_order_and_quickstart_goes_on_where_it_stopped(che
     assert len(dry) == 1
     scripts = {f"launch/{name}.py" for name in ("synthesize", "train", "convert", "evaluate")}
     assert scripts <= {command[0] for command in asked}
-    (first, ended), (again, _), *_ = run(checkout, quickstart, quickstart, *asked)
+    commands_run = [quickstart, quickstart, quickstart, *asked]
+    stopped, *finished = run(checkout, STOPPED, *commands_run)
+    assert stopped[2] == 130 and "goes on from here" in stopped[0]
+    for command, (said, _, code) in zip(commands_run[1:], finished, strict=True):
+        assert code == 0, f"{command} {said[-3000:]}"
+    (first, ended, _), (again, *_), *_ = finished
     assert again.count("skipped") >= 4
     report = Path(re.search(r"report: (.*)", first)[1])  # type: ignore[index]
     page = report.read_text(encoding="utf-8")
@@ -185,7 +179,8 @@ def test_every_command_runs_in_order_and_quickstart_goes_on_where_it_stopped(che
     weights = folder / "train_instruct/export/model.safetensors"
     assert weights.stat().st_mtime_ns < ended
     assert (folder / "train_vanilla/export/model.safetensors").exists()
-    run(checkout, *dry)
+    [(said, _, code)] = run(checkout, IN_ONE_PROCESS, *dry)
+    assert code == 0, said[-3000:]
     assert (checkout / "runs/converted/checkpoints").is_dir()
     results = json.loads((folder / "evaluation/results.json").read_text())
     assert {row["task"] for row in results["table"]} >= {"sample_continuation"}

@@ -50,8 +50,8 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_a_batch_of_nan_is_skipped_and_its_records_named(tmp_path):
-    summary = train(config_of(write_shards(tmp_path / "shards", {7}), tmp_path / "run"))
-    bad = json.loads(CORPUS.read_text(encoding="utf-8").splitlines()[7])["id"]
+    summary = train(config_of(write_shards(tmp_path / "shards", {17}), tmp_path / "run"))
+    bad = json.loads(CORPUS.read_text(encoding="utf-8").splitlines()[17])["id"]
     skipped = lines(tmp_path / "run" / "skipped.jsonl")
     assert skipped, "the poisoned record was never drawn"
     for line in skipped:

@@ -13,16 +13,9 @@ from jax._src.cudnn import fused_attention_stablehlo
 from ipt_jax.attention import cudnn_packed
 from ipt_jax.attention.reference import reference_attention
 from ipt_jax.attention.spec import AttentionSpec, key_ranges
+from tests.attention_by_definition import by_definition
 
 ARGUMENTS = "scale seed dropout_rate variadic_args mask_type layout sliding_window_length".split()
-
-
-def _attend(scale: float, seen: np.ndarray, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-    """Output [N, H, h] and log-sum [H, N] of one run of tokens."""
-    k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = jnp.where(seen, jnp.einsum("qhc,shc->hqs", q, k) * scale, -1e30)
-    out = jnp.einsum("hqs,shc->qhc", jax.nn.softmax(scores), v)
-    return out, jax.nn.logsumexp(scores, -1)
 
 
 def _sequences(q: Any, lengths: Any, offsets: Any) -> list[tuple[int, int]]:
@@ -42,28 +35,33 @@ def _seen(q: Any, listed: list[tuple[int, int]], window: int | None) -> np.ndarr
 
 
 def _host_forward(scale: float, window: int | None, q, k, v, lengths, offsets):
+    q, k, v = map(np.asarray, (q, k, v))
     listed = _sequences(q, lengths, offsets)
-    flat = [jnp.asarray(x).reshape(-1, *x.shape[2:]) for x in (q, k, v)]
-    out, log_sum = _attend(scale, _seen(q, listed, window), *flat)
+    flat_q, flat_k, flat_v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
+    seen = _seen(q, listed, window)
+    out = by_definition(flat_q, flat_k, flat_v, flat_q, seen[None], scale)[0]
+    wide_k = np.repeat(flat_k[0], q.shape[2] // k.shape[2], 1)
+    weights = np.exp(np.einsum("qhc,shc->hqs", flat_q[0], wide_k) * scale) * seen
     # Nothing is written behind the end of a sequence.
     kept = np.full((lengths.size, q.shape[2], q.shape[1]), np.nan, np.float32)
     for number, (first, length) in enumerate(listed):
-        kept[number, :, :length] = log_sum[:, first : first + length]
-    return np.asarray(out).reshape(q.shape), kept
+        kept[number, :, :length] = np.log(weights[:, first : first + length].sum(-1))
+    return out.reshape(q.shape).astype(np.float32), kept
 
 
 def _host_backward(scale: float, window: int | None, q, k, v, lengths, offsets, kept, d_out):
+    q, k, v, d_out = map(np.asarray, (q, k, v, d_out))
     listed = _sequences(q, lengths, offsets)
     expected = _host_forward(scale, window, q, k, v, lengths, offsets)[1]
     for number, (_, length) in enumerate(listed):
         np.testing.assert_allclose(
             kept[number, :, :length], expected[number, :, :length], atol=1e-5
         )
-    flat = [jnp.asarray(x).reshape(-1, *x.shape[2:]) for x in (q, k, v)]
-    seen = _seen(q, listed, window)
-    _, back = jax.vjp(lambda *x: _attend(scale, seen, *x)[0], *flat)
-    gradients = back(jnp.asarray(d_out).reshape(flat[0].shape))
-    return tuple(np.asarray(g).reshape(x.shape) for g, x in zip(gradients, (q, k, v), strict=True))
+    flat = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v, d_out))
+    gradients = by_definition(*flat, _seen(q, listed, window)[None], scale)[1:]
+    return tuple(
+        g.reshape(x.shape).astype(np.float32) for g, x in zip(gradients, (q, k, v), strict=True)
+    )
 
 
 class Emulated:
@@ -89,6 +87,27 @@ class Emulated:
         return jax.pure_callback(work, shapes, q, k, v, lengths, offsets)
 
 
+def compare(spec: AttentionSpec, ids: jax.Array, slots: int, *given: jax.Array) -> jax.Array:
+    """Check output and gradients of q, k and v against the reference's; gives the output."""
+    ranges = key_ranges(spec, ids, ids.shape[1])
+
+    def ours(*x: Any) -> jax.Array:
+        return cudnn_packed.cudnn_packed_attention(*x, spec, ids, slots, interpret=True)
+
+    def with_gradients(function: Any) -> Any:
+        def run(*x: Any) -> Any:
+            out, back = jax.vjp(function, *x[:3])
+            return out, *back(x[3])
+
+        return jax.jit(run)(*given)
+
+    found = with_gradients(ours)
+    expected = with_gradients(lambda *x: reference_attention(*x, spec, ranges))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    return found[0]
+
+
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch):
     module = cudnn_packed.cudnn
@@ -105,21 +124,8 @@ def test_output_and_gradients_are_those_of_the_reference(kv_heads, window):
     ids[1, 9:] = 7  # and four segments in the first row, where the list has three slots a row
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(B, T, H, h), (B, T, kv_heads, h), (B, T, kv_heads, h), (B, T, H, h)]
-    *given, d_out = (jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
-    ids = jnp.asarray(ids)
-    ranges = key_ranges(spec, ids, T)
-
-    def ours(q: Any, k: Any, v: Any) -> jax.Array:
-        return cudnn_packed.cudnn_packed_attention(q, k, v, spec, ids, 3, interpret=True)
-
-    out, back = jax.vjp(ours, *given)
-    expected, expected_back = jax.vjp(
-        lambda q, k, v: reference_attention(q, k, v, spec, ranges), *given
-    )
-    np.testing.assert_allclose(out, expected, atol=2e-5)
-    assert not np.any(out[0, 20:])
-    for found, wanted in zip(back(d_out), expected_back(d_out), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=2e-5)
+    given = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+    assert not np.any(compare(spec, jnp.asarray(ids), 3, *given)[0, 20:])
 
 
 @pytest.mark.parametrize("slots", [2, 3])
@@ -129,22 +135,14 @@ def test_more_segments_than_slots_are_computed_by_the_other_kernel(slots):
     spec = AttentionSpec(segments=True, window=5)
     keys = jax.random.split(jax.random.key(1), 4)
     heads = (4, 2, 2, 4)
-    *given, d_out = (
-        jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, heads, strict=True)
-    )
+    given = [jax.random.normal(key, (2, 16, n, 8)) for key, n in zip(keys, heads, strict=True)]
 
     def ours(*x: Any) -> jax.Array:
-        attend = cudnn_packed.cudnn_packed_attention
-        return attend(*x, spec, ids, slots, interpret=True)
+        return cudnn_packed.cudnn_packed_attention(*x, spec, ids, slots, interpret=True)
 
-    text = str(jax.make_jaxpr(ours)(*given))
+    text = str(jax.make_jaxpr(ours)(*given[:3]))
     assert "pallas_call" in text and "pure_callback" in text  # both are there, one runs
-    out, back = jax.vjp(ours, *given)
-    ranges = key_ranges(spec, ids, 16)
-    expected, expected_back = jax.vjp(lambda *x: reference_attention(*x, spec, ranges), *given)
-    np.testing.assert_allclose(out, expected, atol=2e-5)
-    for found, wanted in zip(back(d_out), expected_back(d_out), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=2e-5)
+    compare(spec, ids, slots, *given)
 
 
 def test_crowded_lists_are_counted_by_device_and_piece(monkeypatch):

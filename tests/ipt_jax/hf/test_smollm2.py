@@ -34,11 +34,10 @@ def documents():
 
 @pytest.fixture(scope="module")
 def config(smollm2, documents, tmp_path_factory):
-    """Ten batches of 4 rows of 64 tokens out of two short documents, so that loss must fall."""
+    """Four batches of 2 rows of 64 tokens out of so short a document that loss must fall."""
     shards = tmp_path_factory.mktemp("shards")
     with ShardWriter(shards / "raw") as writer:
-        for document in documents[:2]:
-            writer.write(Record(document["id"], document["text"][:1500], document["source"]))
+        writer.write(Record("0", documents[0]["text"][:600], ""))
     mixture = {"tasks": {"raw": {"source": "raw"}}, "root": str(shards)}
     return make_config(
         shards,
@@ -46,8 +45,8 @@ def config(smollm2, documents, tmp_path_factory):
         model=ModelConfig("smollm2_135m", FLOAT32),
         data=DataConfig(mixture=mixture, tokenizer=str(smollm2), row_tokens=64),
         init_from=smollm2,
-        batch_tokens=256,
-        train_tokens=256 * 10,
+        batch_tokens=2 * 64,
+        train_tokens=2 * 64 * 4,
     )
 
 
@@ -79,26 +78,26 @@ def test_logits_of_512_tokens_are_those_of_transformers(smollm2, documents):
 
 
 def test_it_goes_on_training_with_a_falling_loss(smollm2, config):
-    settings = OptimizerConfig(peak_learning_rate=1e-4, warmup_steps=1, schedule="constant")
+    settings = OptimizerConfig(peak_learning_rate=1e-4, warmup_steps=0, schedule="constant")
     config = dataclasses.replace(config, optimizer=settings)
     mixture = open_mixture(config.data)
     setup = make_setup(config, make_mesh(MeshConfig()), 1)
     state = setup.init_state(0, load_hugging_face(smollm2, setup.decoder))
     losses = []
-    for batch in batches(mixture, rows_per_batch=4, total_batches=8):
+    for batch in batches(mixture, rows_per_batch=2, total_batches=3):
         state, metrics = setup.step_function(state, dict(batch))
         losses.append(float(metrics["loss"]))
     assert losses[0] < 5  # from scratch it would be log(49152) = 10.8
-    assert np.mean(losses[-2:]) < np.mean(losses[:2]) - 0.5
+    assert losses[-1] < losses[0] - 0.5
 
 
 def test_adapters_train_it_on_two_cores(config):
     lora = LoraConfig(rank=8, alpha=16.0, base_dtype="bfloat16")
-    settings = OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=1, schedule="constant")
+    settings = OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=0, schedule="constant")
     train(dataclasses.replace(config, adapter=lora, optimizer=settings))
     losses = list(figures(config.run_folder).values())
-    assert losses[0] < 5 and np.mean(losses[-2:]) < np.mean(losses[:2]) - 0.3
-    [saved] = (config.run_folder / "checkpoints").glob("10")
+    assert losses[0] < 5 and losses[-1] < losses[0] - 0.3
+    [saved] = (config.run_folder / "checkpoints").glob("4")
     size_bytes = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
     # The adapters and their two moments in float32, and not the 135 million frozen weights.
     assert size_bytes < 1.2 * 12 * adapter_count(PRESETS["smollm2_135m"], lora) < 100e6

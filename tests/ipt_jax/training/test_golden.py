@@ -30,7 +30,8 @@ def run(folder: Path) -> dict[str, dict[str, float]]:
     )
     settings = {"peak_learning_rate": 3e-3, "warmup_steps": 10, "z_loss": 1e-4}
     optimizer = dataclasses.replace(config.optimizer, **settings)
-    train(dataclasses.replace(config, optimizer=optimizer))
+    data = dataclasses.replace(config.data, tokenizer="mistral-7b-v0.1")
+    train(dataclasses.replace(config, optimizer=optimizer, data=data))
     found = {key: figures(folder / "run", key) for key in KEYS}
     return {key: {str(step): x for step, x in steps.items()} for key, steps in found.items()}
 

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,10 +14,10 @@ import optax
 import pytest
 import yaml
 
-from ipt_jax.core.errors import UserError
+from ipt_jax.core.errors import RunStopped, UserError
 from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.run_folder import FolderRefused
-from ipt_jax.data.pipeline import DataConfig, open_mixture
+from ipt_jax.data.pipeline import open_mixture
 from ipt_jax.models.config import ModelConfig
 from ipt_jax.training.checkpoints import Checkpoints
 from ipt_jax.training.hooks import Hook
@@ -24,15 +25,15 @@ from ipt_jax.training.loop import train
 from ipt_jax.training.metrics import MetricsLog
 from ipt_jax.training.optimizer import ExtensionConfig
 from ipt_jax.training.step import TrainSetup
+from tests.launching import launch, refused
 from tests.run_folders import unlisted
 from tests.training_runs import (
+    VOCABULARY,
     figures,
     finish,
     make_config,
     positions,
-    script,
     start,
-    wait_for_steps,
     write_config,
     write_shards,
 )
@@ -75,31 +76,41 @@ def test_a_run_learns_and_its_figures_agree(finished):
 def test_a_finished_run_is_not_trained_again(shards, finished, tmp_path):
     before = [(finished / name).read_text() for name in ("metrics.jsonl", "summary.json")]
     path = write_config(make_config(shards, finished), tmp_path / "config.yaml")
-    again = script("train.py", "--config", path)
-    assert again.returncode == 0, again.stderr
+    again = launch("launch/train.py", "--config", path)
+    assert again.code == 0 and str(finished) in again.out, again.err
     after = [(finished / name).read_text() for name in ("metrics.jsonl", "summary.json")]
     assert after == before
 
 
+class SendSignal(Hook):
+    """A signal to this process before step 13: the save at 10 has waited for that at 5."""
+
+    def __init__(self, number: signal.Signals):
+        self.number = number
+
+    def before_step(self, position):
+        if position == 13:
+            os.kill(os.getpid(), self.number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_and_run_again_gives_the_same_figures(shards, finished, tmp_path, number):
-    folder = tmp_path / "run"
-    path = write_config(make_config(shards, folder), tmp_path / "config.yaml")
-    process = start(path)
-    wait_for_steps(folder, 8, process)
-    process.send_signal(number)
-    [(code, _, errors)] = finish([process])
-    stopped = figures(folder)
-    assert len(stopped) < 24, "the run ended before the signal came"
+def test_stopped_and_run_again_gives_the_same_figures(shards, finished, tmp_path, capsys, number):
+    config = make_config(shards, tmp_path / "run")
     if number == signal.SIGKILL:
+        [(code, *_)] = finish(
+            [start(write_config(config, tmp_path / "config.yaml"), signal=(number, 13))]
+        )
         assert code == -signal.SIGKILL
+        assert max(figures(config.run_folder)) == 11  # that of step 12 it had not read
     else:
-        assert code == 128 + number and "goes on from here" in errors
-        assert (folder / "checkpoints" / str(max(stopped))).is_dir()
-    again = script("train.py", "--config", path)
-    assert again.returncode == 0, again.stderr
-    assert "steps 0 →" not in again.stdout  # it went on from a checkpoint
-    assert figures(folder) == figures(finished)
+        with pytest.raises(RunStopped, match="goes on from here") as stopped:
+            train(config, hooks=[SendSignal(number)])
+        assert stopped.value.code == 128 + number
+        assert positions(config.run_folder) == [10, 13]  # the two that are kept
+    capsys.readouterr()
+    train(config)
+    assert "steps 0 →" not in capsys.readouterr().out  # it went on from a checkpoint
+    assert figures(config.run_folder) == figures(finished)
 
 
 def test_a_steps_figures_are_fetched_before_the_next_step_is_launched(
@@ -164,24 +175,22 @@ def test_another_hook_sees_the_state_without_changing_the_run(shards, finished, 
     assert max(positions(tmp_path / "fails")) == 7
 
 
-def test_export_of_a_run_is_verified_against_transformers(finished):
-    done = script("convert.py", "to-hf", "--run", finished, "--verify", "true")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((finished / "export" / "verification.json").read_text())
+def test_weights_go_out_verified_and_training_starts_from_them(shards, finished, tmp_path):
+    done = launch("launch/convert.py", "to-hf", "--run", finished, "--verify", "true")
+    assert done.code == 0, done.err
+    exported = finished / "export"
+    result = json.loads((exported / "verification.json").read_text())
     assert 0 < result["maximum_absolute_logit_difference"] <= 1e-4
-    assert (finished / "export" / "model.safetensors").exists()
-
-
-def test_training_starts_from_converted_weights(shards, finished, tmp_path):
-    script("convert.py", "to-hf", "--run", finished, "--output", tmp_path / "hf")
-    done = script("convert.py", "from-hf", "--folder", tmp_path / "hf", "--run", tmp_path / "ours")
-    assert done.returncode == 0, done.stderr
+    ours = tmp_path / "ours"
+    done = launch("launch/convert.py", "from-hf", "--folder", exported, "--run", ours)
+    assert done.code == 0, done.err
     end = figures(finished)[24]
-    for source in (tmp_path / "hf", tmp_path / "ours", finished):
+    for source in (exported, ours, finished):
         folder = tmp_path / f"from_{source.name}"
         train(make_config(shards, folder, init_from=source, train_tokens=512))
-        assert figures(folder)[1] < end + 1  # from scratch it would be log(32000) = 10.4
-    wider = ModelConfig("tiny", {"vocabulary_size": 32000, "mlp_width": 96})
+        # From scratch it would be log(1024) = 6.9.
+        assert figures(folder)[1] == pytest.approx(end, abs=0.3)
+    wider = ModelConfig("tiny", {"vocabulary_size": VOCABULARY, "mlp_width": 96})
     with pytest.raises(UserError, match="gives mlp_width as 64, but model.mlp_width is 96"):
         train(make_config(shards, tmp_path / "w", init_from=finished, model=wider))
 
@@ -211,12 +220,9 @@ def test_where_a_run_goes_on_from_can_be_said(shards, finished, tmp_path):
         train(make_config(shards, finished, resume="7"))
     shutil.copytree(finished, tmp_path / "copy")
     assert sorted(int(p.name) for p in (tmp_path / "copy/checkpoints").iterdir()) == [20, 24]
-    done = script(
-        "train.py",
-        *("--config", write_config(make_config(shards, tmp_path / "copy"), tmp_path / "c.yaml")),
-        *("--resume", "20"),
-    )
-    assert "steps 20 → 24" in done.stdout, done.stderr
+    path = write_config(make_config(shards, tmp_path / "copy"), tmp_path / "config.yaml")
+    done = launch("launch/train.py", "--config", path, "--resume", "20")
+    assert "steps 20 → 24" in done.out, done.err
     assert figures(tmp_path / "copy") == figures(finished)
 
 
@@ -295,10 +301,11 @@ def test_epochs_become_whole_batches(shards, tmp_path):
 def test_an_epoch_of_rows_that_are_not_full_is_all_of_its_records(tmp_path):
     with ShardWriter(tmp_path / "raw") as writer:
         for number in range(40):
-            writer.write(Record(str(number), f"{number} " * 18, ""))
+            writer.write(Record(str(number), "a " * 40, ""))
     mixture = {"tasks": {"raw": {"source": "raw"}}, "rates": "natural", "root": str(tmp_path)}
-    data = DataConfig(mixture=mixture, row_tokens=64, packing="best_fit")
-    config = make_config(tmp_path, tmp_path / "run", data=data, epochs=1.0)
+    config = make_config(tmp_path, tmp_path / "run", epochs=1.0)
+    data = dataclasses.replace(config.data, mixture=mixture, packing="best_fit")
+    config = dataclasses.replace(config, data=data)
     tokens = sum(open_mixture(data).epoch_tokens)
     assert 32 * 40 < tokens < 64 * 40  # one record a row, and 8 rows a batch
     summary = train(config)
@@ -319,7 +326,7 @@ def test_fresh_deletes_runs_but_nothing_else(shards, tmp_path):
         ({"batch_tokens": 500}, "batch_tokens=500 is no multiple of data.row_tokens=64; 448 or"),
         ({"accumulation_steps": 3}, "accumulation_steps=3 does not divide the 8 rows"),
         ({"train_tokens": 0}, "train_tokens=0"),
-        ({"model": ModelConfig("tiny")}, "32000 tokens.*embeds 256"),
+        ({"model": ModelConfig("tiny")}, "1024 tokens.*embeds 256"),
         ({"model": ModelConfig("tiny", {"max_positions": 32})}, "longer than the 32 positions"),
         ({"attention_backend": "cudnnn"}, "attention_backend='cudnnn'.*nearest is 'cudnn'"),
     ],
@@ -332,9 +339,8 @@ def test_impossible_combinations_stop_before_the_run_folder(shards, tmp_path, ch
 
 def test_a_mesh_that_does_not_fit_is_refused_with_exit_code_2(shards, tmp_path):
     path = write_config(make_config(shards, tmp_path / "run"), tmp_path / "config.yaml")
-    done = script("train.py", "--config", path, "--mesh.tensor", "3")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: mesh.data") and "mesh.tensor=3" in done.stderr
-    done = script("train.py", "--config", path, "--optimiser.beta1", "0.8")
-    assert done.returncode == 2 and "nearest valid key is 'optimizer.beta1'" in done.stderr
+    told = refused("launch/train.py", "--config", path, "--mesh.tensor", "3")
+    assert told.said.startswith("error: mesh.data") and "mesh.tensor=3" in told.said
+    told = refused("launch/train.py", "--config", path, "--optimiser.beta1", "0.8")
+    assert "nearest valid key is 'optimizer.beta1'" in told.said
     assert not (tmp_path / "run").exists()

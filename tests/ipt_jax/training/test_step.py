@@ -1,6 +1,7 @@
 """The train step on one device and on eight virtual ones; the loss by chunks and the plain one."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -16,6 +17,7 @@ from ipt_jax.models.sharding import MESH_AXES, MeshConfig, make_mesh
 from ipt_jax.training import state as state_module
 from ipt_jax.training import step as loss
 from ipt_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from ipt_jax.training.state import TrainState
 from ipt_jax.training.step import TrainSetup
 from tests.eight_devices import with_eight_devices
 
@@ -51,23 +53,21 @@ def setup_of(decoder: DecoderConfig, mesh_config: MeshConfig = ONE_DEVICE, **cha
     return TrainSetup(decoder, make_mesh(mesh_config), optimizer, schedule, 2, **changes)
 
 
-def run(
-    mesh_config: MeshConfig = ONE_DEVICE,
-    *,
-    accumulation: int = 1,
-    gradients: bool = False,
-    **changes,
-) -> list[dict]:
-    """The metrics of each step and, if asked, a thousand numbers of the first one's gradients."""
-    setup = setup_of(
-        dataclasses.replace(TINY, **changes), mesh_config, accumulation_steps=accumulation
-    )
-    state = setup.init_state(0)
+@functools.cache
+def run(mesh_config: MeshConfig = ONE_DEVICE, *, accumulation: int = 1, **changes) -> list[dict]:
+    """The metrics of each step, and a thousand numbers of each of the first one's gradients."""
+    decoder = dataclasses.replace(TINY, **changes)
+    setup = setup_of(decoder, mesh_config, accumulation_steps=accumulation)
+    if mesh_config in (ONE_DEVICE, EIGHT_WAYS):
+        state = setup.init_state(0)
+    else:  # placed, for compiling what draws it takes as long as a step
+        layout = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract)
+        state = jax.device_put(jax.tree.map(jnp.copy, first_state(decoder)), layout)
     found = []
     for _ in range(STEPS):
         state, metrics = setup.step_function(state, make_batch())
         found.append({name: np.asarray(value).tolist() for name, value in metrics.items()})
-        if gradients and len(found) == 1:
+        if len(found) == 1:
             # Adam's first moment after one step is (1 - beta1) times the clipped gradient.
             moments = optax.tree_utils.tree_get(state.optimizer_state, "mu")
             leaves = jax.tree_util.tree_leaves_with_path(moments)
@@ -77,6 +77,16 @@ def run(
             }
     assert int(state.step) == int(state.position) == STEPS
     return found
+
+
+@functools.cache
+def first_state(decoder: DecoderConfig) -> TrainState:
+    return setup_of(decoder).init_state(0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden(decoder: DecoderConfig, params, *inputs) -> jax.Array:
+    return module_of(decoder, params)(*inputs)
 
 
 def test_abstract_state_is_the_real_one_without_memory():
@@ -116,18 +126,14 @@ def test_dropout_is_on_in_training_and_off_without_a_key():
         run()[0]["gradient_norm"], rel=1e-3
     )
     decoder = dataclasses.replace(TINY, dropout=0.5)
-    state = setup_of(decoder).init_state(0)
-    batch = make_batch()
+    params, batch = first_state(TINY).params, make_batch()
     inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-    dropped = module_of(decoder, state.params)(*inputs)
-    plain = module_of(TINY, state.params)(*inputs)
-    np.testing.assert_array_equal(dropped, plain)
+    np.testing.assert_array_equal(hidden(decoder, params, *inputs), hidden(TINY, params, *inputs))
 
 
 def test_packed_row_gives_each_document_the_loss_it_has_alone():
-    state = setup_of(TINY).init_state(0)
-    model = module_of(TINY, state.params)
     batch = make_batch()
+    model = functools.partial(hidden, TINY, first_state(TINY).params)
     packed = model(batch["tokens"], batch["positions"], batch["segment_ids"])
     first = 32 // 3
     for part in (slice(0, first), slice(first, 32)):
@@ -135,19 +141,19 @@ def test_packed_row_gives_each_document_the_loss_it_has_alone():
         np.testing.assert_allclose(packed[:, part], alone, rtol=1e-4, atol=1e-5)
 
 
-# Every axis alone, every pair and every three of them.
+# Every axis alone and every three of them, in which every two are; two of unequal sizes.
 MESHES = [
     {"data": 1, **dict(zip(axes, sizes, strict=True))}
-    for sizes in ((8,), (2, 4), (2, 2, 2))
+    for sizes in ((8,), (2, 2, 2))
     for axes in itertools.combinations(MESH_AXES, len(sizes))
-]
+] + [{"data": 1, "fsdp": 2, "tensor": 4}, {"data": 2, "context": 4}]
+EIGHT_WAYS = MeshConfig(data=2, fsdp=2, tensor=2)
 WIDE = {"heads": 8, "kv_heads": 8}  # so that 8 devices can split the heads
 EIGHT_DEVICES = """
 import json
-from test_step import MESHES, WIDE, MeshConfig, check_placing, run
-check_placing(MeshConfig(data=2, fsdp=2, tensor=2))
-half = MESHES[{half}::2]
-print(json.dumps([run(MeshConfig(**mesh), gradients=True, **WIDE) for mesh in half]))
+from test_step import EIGHT_WAYS, MESHES, WIDE, MeshConfig, check_placing, run
+check_placing(EIGHT_WAYS)
+print(json.dumps([run(MeshConfig(**mesh), **WIDE) for mesh in MESHES]))
 """
 
 
@@ -168,14 +174,10 @@ def check_placing(mesh_config: MeshConfig) -> None:
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    halves = with_eight_devices(__file__, *(EIGHT_DEVICES.format(half=half) for half in range(2)))
-    expected = run(gradients=True, **WIDE)
-    found_of = {}
-    for half, printed in enumerate(halves):
-        found_of |= dict(zip(range(half, len(MESHES), 2), json.loads(printed), strict=True))
-    assert len(found_of) == len(MESHES) == 14
-    for number, found in found_of.items():
-        mesh = MESHES[number]
+    [printed] = with_eight_devices(__file__, EIGHT_DEVICES)
+    expected = run(**WIDE)
+    assert len(MESHES) == 8
+    for mesh, found in zip(MESHES, json.loads(printed), strict=True):
         for one, other in zip(expected, found, strict=True):
             for name in ("loss", "gradient_norm"):
                 assert one[name] == pytest.approx(other[name], rel=1e-5), mesh
@@ -207,8 +209,11 @@ def test_value_and_gradients_equal_the_plain_ones(monkeypatch, z_loss):
         total, entropy = loss.summed_cross_entropy(rows[0], table, *rows[1:], z_loss)
         return 3 * total, entropy
 
-    got, got_gradients = jax.value_and_grad(ours, (0, 1), has_aux=True)(hidden, table)
-    want, want_gradients = jax.value_and_grad(plain, (0, 1), has_aux=True)(hidden, table)
+    def differentiated(function):
+        return jax.jit(jax.value_and_grad(function, (0, 1), has_aux=True))(hidden, table)
+
+    got, got_gradients = differentiated(ours)
+    want, want_gradients = differentiated(plain)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for mine, theirs in zip(got_gradients, want_gradients, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
