@@ -1,12 +1,17 @@
-"""State files: replaced whole or not at all, appended to line by line, named when a write fails."""
+"""State files: replaced whole or not at all, appended to line by line, named when a write fails.
+
+And records that lie in several files, each read once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -64,3 +69,22 @@ def append_lines(path: str | Path, text: str) -> None:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 out.truncate(before)
             raise
+
+
+def read_parts[T](
+    starts: np.ndarray, indices: Sequence[int], read: Callable[[int, list[int]], Sequence[T]]
+) -> list[T]:
+    """What ``read(part, places)`` gives for each of ``indices``, in that order, once a part.
+
+    ``starts`` [parts + 1] is where each part begins, and the end. Raises IndexError outside it.
+    """
+    wanted = np.asarray(indices, np.int64)
+    if wanted.size and (wanted.min() < 0 or wanted.max() >= starts[-1]):
+        raise IndexError(f"there are {starts[-1]} records, not {wanted.max()}")
+    parts = np.searchsorted(starts, wanted, side="right") - 1
+    found: dict[int, T] = {}
+    for part in np.unique(parts).tolist():
+        (places,) = np.nonzero(parts == part)
+        local = (wanted[places] - starts[part]).tolist()
+        found |= zip(places.tolist(), read(part, local), strict=True)
+    return [found[place] for place in range(len(wanted))]

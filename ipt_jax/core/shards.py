@@ -4,7 +4,7 @@ import bisect
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ipt_jax.core.errors import DamagedRecord, UserError
+from ipt_jax.core.files import read_parts
 
 _OPEN_READERS = 64  # file handles held by one reader; a big corpus has thousands of shards
 
@@ -24,25 +25,6 @@ def count_records(path: Path) -> int | None:
     finally:
         with contextlib.suppress(RuntimeError):  # what ails the file is told by the None
             reader.close()
-
-
-def read_parts[T](
-    starts: np.ndarray, indices: Sequence[int], read: Callable[[int, list[int]], Sequence[T]]
-) -> list[T]:
-    """What ``read(part, places)`` gives for each of ``indices``, in that order, once a part.
-
-    ``starts`` [parts + 1] is where each part begins, and the end. Raises IndexError outside it.
-    """
-    wanted = np.asarray(indices, np.int64)
-    if wanted.size and (wanted.min() < 0 or wanted.max() >= starts[-1]):
-        raise IndexError(f"there are {starts[-1]} records, not {wanted.max()}")
-    parts = np.searchsorted(starts, wanted, side="right") - 1
-    found: dict[int, T] = {}
-    for part in np.unique(parts).tolist():
-        (places,) = np.nonzero(parts == part)
-        local = (wanted[places] - starts[part]).tolist()
-        found |= zip(places.tolist(), read(part, local), strict=True)
-    return [found[place] for place in range(len(wanted))]
 
 
 class Reopened:

@@ -16,7 +16,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from ipt_jax.core import json_lines
 from ipt_jax.core.errors import DamagedRecord, UserError
-from ipt_jax.core.shards import ShardReader, read_parts
+from ipt_jax.core.files import read_parts
+from ipt_jax.core.shards import ShardReader
 from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of, write_index
 
 _BLOCK = 16 << 20

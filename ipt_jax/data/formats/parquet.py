@@ -10,7 +10,8 @@ import numpy as np
 
 from ipt_jax.core.arrow_rows import rows_of
 from ipt_jax.core.errors import DamagedRecord, UserError, did_you_mean
-from ipt_jax.core.shards import Reopened, read_parts
+from ipt_jax.core.files import read_parts
+from ipt_jax.core.shards import Reopened
 from ipt_jax.data.formats.files import FileRows, content_sha256, fingerprint_of, whole
 
 # Decoded row groups kept. A global shuffle touches all of them: where they do not fit, each row
