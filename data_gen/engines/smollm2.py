@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_gen.engines.model_folder import make_folder
@@ -50,17 +53,32 @@ def _convert(weights: Path, folder: Path) -> None:
 
     disable_progress_bar()
 
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        weights.parent,
-        gguf_file=weights.name,
-        quantization_config=GgufConfig(dequantize=True),  # else save_pretrained raises
-        dtype=torch.bfloat16,
-    )
+    with _reading_once():
+        tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            weights.parent,
+            gguf_file=weights.name,
+            quantization_config=GgufConfig(dequantize=True),  # else save_pretrained raises
+            dtype=torch.bfloat16,
+        )
     model.save_pretrained(folder)
     follow_umask(folder)
     tokenizer.save_pretrained(folder)
     _split_digits(folder / "tokenizer.json")
+
+
+@contextlib.contextmanager
+def _reading_once() -> Iterator[None]:
+    """transformers reads the file three times, and lists all names anew for each tensor."""
+    import gguf
+
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf, name, functools.cache(getattr(gguf, name)))
+    try:
+        yield
+    finally:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            setattr(gguf, name, getattr(gguf, name).__wrapped__)
 
 
 def _split_digits(path: Path) -> None:
