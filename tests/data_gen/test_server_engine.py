@@ -201,7 +201,7 @@ def test_what_is_waited_for_is_said(
     monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
     monkeypatch.setattr(server_engine, "_LOOK_SECONDS", 0.02)
     limits = {"read_seconds": 0.2, "total_seconds": 0.4, "max_attempts": 3}
-    engine = opened(server, backoff_seconds=0.1, **limits)
+    engine = opened(server, backoff_seconds=0.5, **limits)  # time to look, on a busy machine too
     (completion,) = ask(engine, f"{script} | a").values()
     engine.close()
     assert completion.error_kind == "transient"
