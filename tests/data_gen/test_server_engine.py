@@ -122,7 +122,8 @@ def test_a_busy_server_is_left_alone_as_long_as_it_asks(server: MisbehavingServe
 
 def test_concurrency_falls_under_429_and_rises_again() -> None:
     with MisbehavingServer(capacity=6, latency_seconds=0.01) as server:
-        engine = opened(server, start_concurrency=64, max_concurrency=64, max_attempts=60)
+        patient = {"read_seconds": 30.0, "total_seconds": 60.0, "max_attempts": 60}
+        engine = opened(server, start_concurrency=64, max_concurrency=64, **patient)
         limit = engine.limit
         assert limit.limit == 64
         assert all(
