@@ -10,8 +10,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -78,6 +80,8 @@ def read_parts[T](
 
     ``starts`` [parts + 1] is where each part begins, and the end. Raises IndexError outside it.
     """
+    import numpy as np  # who reads no records does without it
+
     wanted = np.asarray(indices, np.int64)
     if wanted.size and (wanted.min() < 0 or wanted.max() >= starts[-1]):
         raise IndexError(f"there are {starts[-1]} records, not {wanted.max()}")
