@@ -137,8 +137,8 @@ def dropout(x: jax.Array, key: jax.Array, rate: float) -> jax.Array:
     """x with a share `rate` of its entries set to 0 and the others scaled by 1 / (1 - rate).
 
     What is kept is a hash of the key and the entry's place, the same however x is split over
-    devices. JAX's own bits (Threefry) cost a dozen times as many instructions an entry, which was
-    3% of a GPU's train step at rate 0.1 (docs/results/gpu.md); nothing here needs their strength.
+    devices. JAX's own bits (Threefry) take many more instructions an entry: 3% of a GPU's train
+    step at rate 0.1 (docs/results/gpu.md); nothing here needs their strength.
     """
     first, second = jax.random.bits(key, (2,))
     row = jnp.arange(math.prod(x.shape[:-1]), dtype=jnp.uint32).reshape(*x.shape[:-1], 1)

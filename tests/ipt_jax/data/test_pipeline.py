@@ -78,7 +78,7 @@ def test_rows_are_the_records_one_after_another(mixture, whole):
     assert (weights == (targets != data.tokenizer.bos_id)).all()
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_any_number_of_processes_reads_the_same_batches(mixture, whole, count):
     parts = [
         list(batches(mixture, **ROWS, process_index=index, process_count=count))

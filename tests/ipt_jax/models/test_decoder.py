@@ -114,7 +114,14 @@ def test_parts_have_the_gradient_of_slices():
         y = project(x, weight)
         return y[..., :2, :], y[..., 2:3, :], y[..., 3:, :]
 
-    found = gradients(lambda x, weight: project_parts(x, weight, (2, 1, 1)))
+    def parts(x, weight):
+        return project_parts(x, weight, (2, 1, 1))
+
+    # The gradients of the parts are never put together: that took 3% of a GPU's step.
+    frozen = jax.grad(lambda x: sum(jnp.sum(part**2) for part in parts(x, weight)))
+    program = str(jax.make_jaxpr(frozen)(x))
+    assert "pad[" not in program and "concatenate" not in program
+    found = gradients(parts)
     for one, other in zip(found, gradients(slices), strict=True):
         np.testing.assert_allclose(one, other, 1e-5, 1e-5)
 
