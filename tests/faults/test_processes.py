@@ -59,7 +59,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "options"), [(4, 1, SHARDING), (2, 2, ("--mesh.context", "2"))]
+    ("count", "devices", "options"), [(4, 1, SHARDING), (2, 4, ("--mesh.context", "4"))]
 )
 def test_several_processes_give_the_losses_of_one(shards, alone, tmp_path, count, devices, options):
     config = config_for(shards, tmp_path / "run")
