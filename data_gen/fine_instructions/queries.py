@@ -1,15 +1,15 @@
 """Real queries of people as records: what templates are made from (section 3.1).
 
 The way of a query: file -> record of its source's layout -> query -> rules and moderation, block by
-block -> `checked/` -> ids, duplicates, evaluation sets, near-duplicates, all together -> `shards/`.
+block -> `checked/` -> duplicates, evaluation sets, near-duplicates, all together -> `shards/`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -56,7 +56,7 @@ QUERIES, CHECKED = "queries", "checked"
 COUNTS_FILE = "counts.md"
 _ROWS = "rows"  # note in the ledger: records of each file
 _BATCH = 256  # records read and checked at a time
-_TOGETHER = ("ids", "exact_text", "coverage", "near_duplicates")
+_TOGETHER = ("exact_text", "coverage", "near_duplicates")  # gates that see all queries
 _SAMPLES = 8
 
 
@@ -182,7 +182,7 @@ class Queries(Stage[QueriesConfig, QueryBlock]):
         self._each: list[Gate] = [RulesGate(config.rules)]
         if config.moderation is not None:
             self._each.append(ModerationGate(config.moderation, self._classifier))
-        self._together: list[Gate] = [_IdGate(), ExactGate("text")]
+        self._together: list[Gate] = [ExactGate("text")]
         if config.decontaminate is not None:
             self._together.append(open_rule("coverage", config.decontaminate))
         if config.near_duplicates is not None:
@@ -225,8 +225,8 @@ class Queries(Stage[QueriesConfig, QueryBlock]):
             else:
                 rejected.append(Rejection(record.id, record.provenance["place"], *wrong))
         name = one.source.name
-        counts = {f"read/{name}": unit.count, f"checked/{name}": len(kept)}
-        counts |= Counter(f"rejected/{name}/{piece.reason}" for piece in rejected)
+        counts = Counter(f"rejected/{name}/{piece.reason}" for piece in rejected)
+        counts[f"read/{name}"] = unit.count
         shown = [
             {
                 "id": r.id,
@@ -249,21 +249,22 @@ class Queries(Stage[QueriesConfig, QueryBlock]):
                 found = Reason("published_moderation", named)
         if isinstance(found, Reason):
             return Rejection.at(place, *found)
-        own = row.value if source is OTHER else {}
+        own = row.value if source is OTHER else {}  # of files of one's own, what a record says
         said = own.get("talks_to_a_model", source.talks_to_a_model)
         provenance = {
             "method": METHOD,
             "kind": source.kind,
             "talks_to_a_model": bool(said if talks is None else talks),
-            "licence": source.licence,
+            "licence": str(own.get("licence") or own.get("license") or source.licence),
             "place": place,
         }
         if found.places:
             provenance["places"] = list(found.places)
-        name = f"{source.name}/{found.key}" if found.key else place
-        came = own.get("source")
-        came = came if isinstance(came, str) and came else source.name
-        return Record(name, found.text, came, provenance=provenance)
+        name, key = source.name, found.key
+        if isinstance(given := own.get("source"), str) and given:
+            name, key = given, key and f"{given}/{key}"
+        key = f"{source.name}/{key}" if key else place
+        return Record(key, found.text, name, provenance=provenance)
 
     def failed(self, unit: QueryBlock, failure: Reason) -> UnitOutput:
         raise RuntimeError(f"{unit.id}: {failure.detail}")
@@ -277,10 +278,13 @@ class Queries(Stage[QueriesConfig, QueryBlock]):
         names = [gate.name for gate in self._together]
         with output.rejected(*names) as reject:
             numbers = self._decide(checked, reject, counts)
+        seen = SeenIds()
         with ShardWriter(output.shards(QUERIES), config.records_per_shard) as shards:
             for first in range(0, len(numbers), _BATCH):
                 for record in checked.read(numbers[first : first + _BATCH].tolist()):
                     counts[f"kept/{_source_of(record)}"] += 1
+                    if not seen.add(record.id):  # data sets give some ids to several records
+                        record = replace(record, id=record.provenance["place"])
                     shards.write(record)
         tables = [_counts_of(source, counts) for source in SOURCES.values()]
         tables = [one for one in tables if one["read"] or one["paper"]]
@@ -335,7 +339,7 @@ class Queries(Stage[QueriesConfig, QueryBlock]):
             "The rules of length, form and language hold: "
             + ", ".join(f"{key} {value}" for key, value in asdict(rules).items() if value)
             + ".",
-            "No id and no text comes twice.",
+            "No text comes twice.",
         ]
         if config.published_moderation:
             gates.append("The data set's own moderation did not flag the first turn.")
@@ -373,21 +377,6 @@ def counts_report(summary: Mapping[str, Any]) -> str:
     reasons = Table("", ("reason", "queries"), list(summary["rejected_queries"].items()))
     sections = [Section("By source", [table]), Section("Rejected", [reasons])]
     return markdown(Report("Queries", "", [], sections))
-
-
-class _IdGate(Gate):
-    """Lets the first query of an id pass: data sets give some to several records."""
-
-    name = "ids"
-
-    def __init__(self) -> None:
-        self._seen = SeenIds()
-
-    def check(self, records: Sequence[Record]) -> list[Reason | None]:
-        return [
-            None if self._seen.add(record.id) else Reason("duplicate_id", "the id came before")
-            for record in records
-        ]
 
 
 def _source_of(record: Record) -> str:

@@ -53,6 +53,7 @@ class Layout:
     """Keys of its own id: the first that it has. Without one its place is its id."""
 
     def fits(self, record: Any) -> bool:
+        """Whether a record has this form."""
         return isinstance(record, Mapping) and all(key in record for key in self.needs)
 
 

@@ -82,7 +82,7 @@ class Query:
     text: str
     """Without white space around it, lines parted by newlines alone."""
     places: tuple[str, ...] = ()
-    """Of a prompt template, the names of what it leaves open."""
+    """Of a prompt template, the names in braces: what it leaves open."""
 
 
 def query_of(source: QuerySource, record: Any) -> Query | Reason:
