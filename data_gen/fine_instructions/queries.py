@@ -129,7 +129,7 @@ class Queries(Stage[QueriesConfig, QueryBlock]):
     def __init__(self, config: QueriesConfig, *, classifier: Classifier | None = None) -> None:
         """`classifier` moderates in place of the model that the config names.
 
-        Raises UserError: no sources, or one whose files are not there.
+        Raises UserError: no sources, or some whose files are not there, all named.
         """
         super().__init__(config)
         if not config.sources:
@@ -137,22 +137,21 @@ class Queries(Stage[QueriesConfig, QueryBlock]):
                 "`sources` is empty: name at least one source and its path.", key="sources"
             )
         self._classifier = classifier
-        before = Counter[str]()
         self._inputs: list[QueryFiles] = []
+        before, missing = Counter[str](), list[UserError]()
         for entry in config.sources:
             # Files of one name in two inputs must not make the same ids.
             prefix = f"{before[entry.source]}/" if before[entry.source] else ""
             before[entry.source] += 1
-            self._inputs.append(
-                QueryFiles(
-                    entry.path,
-                    SOURCES[entry.source],
-                    root=config.root,
-                    patterns=entry.files,
-                    limit=entry.limit,
-                    prefix=prefix,
-                )
-            )
+            more = {"root": config.root, "patterns": entry.files, "limit": entry.limit}
+            try:
+                one = QueryFiles(entry.path, SOURCES[entry.source], prefix=prefix, **more)
+                self._inputs.append(one)
+            except UserError as error:
+                missing.append(error)
+        if missing:
+            said = " ".join(map(str, missing))
+            raise UserError(said, key="sources", path=missing[0].path)
 
     def identity(self) -> Mapping[str, Any]:
         """The inputs and what the gates read, by content."""

@@ -413,8 +413,9 @@ def test_sources_that_are_not_there_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             QueryInput(**bad)
     with pytest.raises(UserError) as refused:
-        Queries(QueriesConfig(sources=[QueryInput("gooaq", "x")], root=str(tmp_path)))
-    assert refused.value.path == tmp_path / "x"
+        absent = [QueryInput("gooaq", "x"), QueryInput("dolly", "y")]
+        Queries(QueriesConfig(sources=absent, root=str(tmp_path)))
+    assert refused.value.path == tmp_path / "x" and "dolly" in str(refused.value)
     (tmp_path / "x").mkdir()
     config = QueriesConfig(sources=[QueryInput("gooaq", "x")], root=str(tmp_path))
     with pytest.raises(UserError) as refused:
@@ -474,7 +475,7 @@ def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         files.counts = files.count()
         found = files.read(0, 2) + files.read(2, 2)
     assert files.counts == [3] and [bool(row.error) for _, row in found] == [True, False, False]
-    assert found[-1][0] == "lmsys/lmsys-chat-1m:train:3"
+    assert found[-1][0] == "lmsys-chat-1m:train:3"
 
 
 def test_the_config_names_every_source_of_the_paper() -> None:
