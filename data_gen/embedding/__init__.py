@@ -1,0 +1,1 @@
+"""Vectors of texts: pooling, encoders, stores, indexes."""

@@ -1,0 +1,1 @@
+"""FineInstructions: real queries become templates, which documents fill in and answer."""
