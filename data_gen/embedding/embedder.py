@@ -90,6 +90,19 @@ def open_embedder(config: EncoderConfig) -> Embedder:
     return SentenceEmbedder(config)
 
 
+def encoder_identity(config: EncoderConfig) -> dict[str, Any]:
+    """What vectors depend on, without loading the model: its fingerprint and how it is pooled.
+
+    Raises UserError as `open_embedder`.
+    """
+    if config.model == HASHED_WORDS:
+        fingerprint = HashedWords(chunks=config.chunks).fingerprint
+    else:
+        fingerprint = encoder_fingerprint(encoder_folder(config))
+    pooling = {"settings": f"tokens={config.max_tokens} {_pooled(config)}", "dtype": config.dtype}
+    return {"fingerprint": fingerprint, **pooling}
+
+
 class SentenceEmbedder:
     """An encoder that sentence-transformers runs. See Embedder."""
 
