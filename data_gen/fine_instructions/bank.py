@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from data_gen.embedding.build_index import INDEX_FILES, IndexConfig, build_index
 from data_gen.embedding.embedder import Embedder, EncoderConfig, open_embedder
-from data_gen.embedding.index import INDEX_FILES, Index, IndexConfig, build_index
+from data_gen.embedding.index import Index
 from data_gen.embedding.store import STORE_FILES, VectorStore, write_vectors
 from data_gen.fine_instructions.templates import Template
 from data_gen.stages.config import OutputConfig

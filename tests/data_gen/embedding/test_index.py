@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_gen.embedding import index as rooms
-from data_gen.embedding.index import (
-    Index,
+from data_gen.embedding import build_index as builder
+from data_gen.embedding.build_index import (
     IndexConfig,
     Measured,
     build_index,
     choose_factory,
-    exact_search,
     name_factory,
 )
+from data_gen.embedding.index import Index, exact_search
 from ipt_jax.core.errors import UserError
 
 faiss = pytest.importorskip("faiss", reason="ipt-jax[matching]")
@@ -95,7 +94,7 @@ def test_a_killed_build_goes_on_behind_its_last_shard(
     vectors: np.ndarray, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = IndexConfig(**SMALL)
-    write, written = rooms._write_index, list[str]()
+    write, written = builder._write_index, list[str]()
 
     def until_the_second(index: Any, path: Path) -> None:
         if path.name == "shard-00001.faiss" and not written.count("trained.faiss") > 1:
@@ -103,13 +102,13 @@ def test_a_killed_build_goes_on_behind_its_last_shard(
         written.append(path.name)
         write(index, path)
 
-    monkeypatch.setattr(rooms, "_write_index", until_the_second)
+    monkeypatch.setattr(builder, "_write_index", until_the_second)
     with pytest.raises(KeyboardInterrupt):
         build_index(vectors, tmp_path, "encoder-a", "texts", config)
     with pytest.raises(UserError) as refused:
         Index(tmp_path, vectors, "encoder-a")
     assert refused.value.path == tmp_path
-    monkeypatch.setattr(rooms, "_write_index", lambda i, p: (written.append(p.name), write(i, p)))
+    monkeypatch.setattr(builder, "_write_index", lambda i, p: (written.append(p.name), write(i, p)))
     build_index(vectors, tmp_path, "encoder-a", "texts", config)
     shards = [f"shard-0000{n}.faiss" for n in range(4)]
     assert written == ["trained.faiss", *shards, "index.faiss"]

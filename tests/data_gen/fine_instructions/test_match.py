@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_gen.corpus import Document, read_corpus
+from data_gen.embedding.build_index import IndexConfig
 from data_gen.embedding.embedder import EncoderConfig, HashedWords
-from data_gen.embedding.index import IndexConfig
 from data_gen.embedding.store import write_vectors
 from data_gen.fine_instructions.bank import Bank, BankConfig, build_bank
 from data_gen.fine_instructions.match import (
