@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -17,11 +18,13 @@ from data_gen.embedding.index import (
     INDEX,
     LISTS,
     MANIFEST,
+    Gpu,
     Index,
     as_float,
     count_gpus,
     exact_search,
     faiss_library,
+    map_index,
     read_index,
     rescored_search,
 )
@@ -37,15 +40,17 @@ BUILD, TRAINED = "build.json", "trained.faiss"
 INDEX_FILES = (MANIFEST, INDEX, LISTS, BUILD, TRAINED, "shard-#.faiss")
 """What an index's folder holds, finished or not, for the marker of a run folder."""
 EXACT = "Flat"
-# Quantisers whose lists can be merged on disk, from many bytes a vector to few. OPQ before a
-# product quantiser takes longer to train than all of these together.
+# From many bytes a vector to few: E, E / 2, E / 8 and E / 16. OPQ before a product quantiser takes
+# longer to train than all of these together.
 CANDIDATES = (
     "IVF{lists},SQ8",
-    "IVF{lists},SQ4",
     "IVF{lists},RaBitQ4",
-    "IVF{lists},RaBitQ",
-    "IVF{lists},PQ{eighth}",
+    "IVF{lists},PQ{quarter}x4fs",
+    "IVF{lists},RaBitQfs",
+    "IVF{lists},PQ{eighth}x4fs",
 )
+_LEAST_FAST = 8  # subquantisers: of fast scans with fewer FAISS 1.15 writes past its memory
+_TOO_FAST = re.compile(r"PQ[1-7]x4fs")
 _NEIGHBOURS = 10  # recall@10
 _PROBED = 100  # neighbours asked for where speed is measured: a document's candidates
 _TRAINED_A_LIST = 40  # vectors, of which FAISS wants 39 for a centroid
@@ -60,8 +65,8 @@ class IndexConfig(Config):
     """Sets of up to so many are searched exactly."""
     factory: str = ""
     """FAISS's name of a compressed index with inverted lists (`IVF4096,SQ8`); `{lists}` stands for
-    a number of lists that suits the set, `{eighth}` for an eighth of the width. Empty: the fastest
-    of `candidates` that reaches `recall` on a sample of the set."""
+    a number of lists that suits the set, `{quarter}` and `{eighth}` for a part of the width. Empty:
+    the fastest of `candidates` that reaches `recall` on a sample of the set."""
     candidates: list[str] = field(default_factory=lambda: list(CANDIDATES))
     """Names to choose from, as in `factory`."""
     recall: Annotated[float, Above(0), AtMost(1)] = 0.95
@@ -78,7 +83,7 @@ class IndexConfig(Config):
     """Candidates of a compressed index for each neighbour that is asked for."""
     vectors_per_shard: Positive = 1_000_000
     """Vectors that are compressed in memory at a time."""
-    gpu: Literal["auto", "never"] = "auto"
+    gpu: Gpu = "auto"
     """`auto`: GPUs train and search where faiss-gpu is installed and sees one."""
 
 
@@ -179,7 +184,10 @@ def name_factory(factory: str, count: int, width: int) -> str:
     lists = 1 << max(0, round(np.log2(4 * np.sqrt(count))))
     while lists > 1 and lists * _TRAINED_A_LIST > count:
         lists //= 2
-    return factory.replace("{lists}", str(lists)).replace("{eighth}", str(max(1, width // 8)))
+    quarter, eighth = max(_LEAST_FAST, width // 4), max(_LEAST_FAST, width // 8)
+    for part, size in (("{lists}", lists), ("{quarter}", quarter), ("{eighth}", eighth)):
+        factory = factory.replace(part, str(size))
+    return factory
 
 
 class _Build:
@@ -304,32 +312,42 @@ class _Build:
         _write_index(index, path)
 
     def _merge(self, paths: Sequence[Path]) -> None:
-        """Put the lists of all shards into one file; of each shard only pages are in memory."""
+        """Make one index of the shards.
+
+        Lists are put into one file, and of a shard only pages are in memory. Those of the kinds for
+        fast scans (`fs`) cannot lie there: they are joined in memory, some dozens of bytes a
+        vector, and mapped as a whole when they are read.
+        """
         faiss = faiss_library()
         index = read_index(self._folder / TRAINED, 0)
         ivf = faiss.extract_index_ivf(index)
         (self._folder / LISTS).unlink(missing_ok=True)
-        # The shards are held until the lists are merged: they own what is pointed to.
-        shards = [read_index(path, faiss.IO_FLAG_MMAP) for path in paths]
-        pointers = faiss.InvertedListsPtrVector()
-        for shard in shards:
-            pointers.push_back(faiss.extract_index_ivf(shard).invlists)
-        lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(self._folder / LISTS))
-        total = lists.merge_from_multiple(pointers.data(), pointers.size(), False)
-        index.ntotal = ivf.ntotal = total
-        ivf.replace_invlists(lists, True)
-        lists.this.disown()
+        if isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.ArrayInvertedLists):
+            # The shards are held until the lists are merged: they own what is pointed to.
+            shards = [read_index(path, faiss.IO_FLAG_MMAP) for path in paths]
+            pointers = faiss.InvertedListsPtrVector()
+            for shard in shards:
+                pointers.push_back(faiss.extract_index_ivf(shard).invlists)
+            lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(self._folder / LISTS))
+            total = lists.merge_from_multiple(pointers.data(), pointers.size(), False)
+            index.ntotal = ivf.ntotal = total
+            ivf.replace_invlists(lists, True)
+            lists.this.disown()
+            with open(self._folder / LISTS, "rb") as file:
+                os.fsync(file.fileno())
+        else:
+            for path in paths:
+                index.merge_from(read_index(path, 0), 0)
         _write_index(index, self._folder / INDEX)
-        with open(self._folder / LISTS, "rb") as file:
-            os.fsync(file.fileno())
 
     def _measure(self, name: str, seconds: float) -> Measured:
-        faiss = faiss_library()
         self._tell("measuring the whole")
-        flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
-        index = read_index(self._folder / INDEX, flags)
+        files = [path for path in (self._folder / INDEX, self._folder / LISTS) if path.is_file()]
+        index = map_index(self._folder)
         vectors_NE, queries_QE = self._vectors_NE, self._asked()
-        return _measure(index, name, vectors_NE, queries_QE, self._own, seconds, self._config)
+        found = _measure(index, name, vectors_NE, queries_QE, self._own, seconds, self._config)
+        size = sum(path.stat().st_size for path in files) / len(vectors_NE)
+        return replace(found, bytes_per_vector=size)
 
     @property
     def _own(self) -> bool:
@@ -353,6 +371,9 @@ class _Build:
 def _train(name: str, sample_NE: np.ndarray, centroids: dict[int, np.ndarray], gpu: str) -> Any:
     """A trained, empty index; what it learnt of its lists is kept in `centroids` for the next."""
     faiss = faiss_library()
+    if _TOO_FAST.search(name):
+        said = f"index.factory={name!r}: a fast scan needs at least {_LEAST_FAST} subquantisers."
+        raise UserError(said, key="index.factory")
     try:
         index = faiss.index_factory(sample_NE.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         ivf = faiss.extract_index_ivf(index)

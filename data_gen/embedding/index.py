@@ -1,8 +1,8 @@
 """The nearest of many vectors: exactly in small sets, by compressed ones in large sets.
 
     FOLDER/index.json      what it is made of, how it was chosen and measured; written last
-    FOLDER/index.faiss     the index; of a compressed one all but its lists
-    FOLDER/lists.ivfdata   the lists of compressed vectors, memory-mapped
+    FOLDER/index.faiss     the index, memory-mapped
+    FOLDER/lists.ivfdata   of some compressed ones: their lists, memory-mapped
 
 A compressed index finds `rescore` times as many candidates as are asked for, and these are compared
 by the vectors themselves, which stay in their store: scores are exact cosines, so that a threshold
@@ -25,6 +25,7 @@ from ipt_jax.core.manifest import file_sha256
 
 FORMAT = "ipt-jax-index/1"
 MANIFEST, INDEX, LISTS = "index.json", "index.faiss", "lists.ivfdata"
+Gpu = Literal["auto", "never"]
 _GATHERED = 64  # queries whose candidates are compared at a time
 
 
@@ -38,7 +39,7 @@ class Index:
         fingerprint: str,
         *,
         verify: bool = False,
-        gpu: Literal["auto", "never"] = "auto",
+        gpu: Gpu = "auto",
     ) -> None:
         """
         Args:
@@ -63,14 +64,10 @@ class Index:
                 path=self.folder,
             )
         _check_files(self.folder, manifest["files"], verify)
-        faiss = faiss_library()
         self._vectors_NE, self._rescore = vectors_NE, manifest["rescore"]
-        flags = faiss.IO_FLAG_READ_ONLY
-        compressed = LISTS in manifest["files"]
-        flags |= faiss.IO_FLAG_ONDISK_SAME_DIR if compressed else faiss.IO_FLAG_MMAP_IFC
-        self._index = read_index(self.folder / INDEX, flags)
-        if compressed:
-            faiss.extract_index_ivf(self._index).nprobe = manifest["measured"]["probes"]
+        self._index = map_index(self.folder)
+        if probes := manifest["measured"]["probes"]:
+            faiss_library().extract_index_ivf(self._index).nprobe = probes
         self._index, self.device = _placed(self._index, gpu)
 
     def __len__(self) -> int:
@@ -168,6 +165,14 @@ def faiss_library() -> Any:
         "faiss-gpu where there are GPUs."
     )
     return optional("faiss", UserError(missing, key="index"))
+
+
+def map_index(folder: Path) -> Any:
+    """The index in a folder, memory-mapped. Raises UserError naming the file."""
+    faiss = faiss_library()
+    lists = (folder / LISTS).is_file()
+    how = faiss.IO_FLAG_ONDISK_SAME_DIR if lists else faiss.IO_FLAG_MMAP_IFC
+    return read_index(folder / INDEX, faiss.IO_FLAG_READ_ONLY | how)
 
 
 def read_index(path: Path, flags: int) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 
 from data_gen.embedding.build_index import INDEX_FILES, IndexConfig, build_index
 from data_gen.embedding.embedder import Embedder, EncoderConfig, open_embedder
-from data_gen.embedding.index import Index
+from data_gen.embedding.index import Gpu, Index
 from data_gen.embedding.store import STORE_FILES, VectorStore, write_vectors
 from data_gen.fine_instructions.templates import Template
 from data_gen.stages.config import OutputConfig
@@ -149,7 +149,7 @@ def build_bank(
 class Bank:
     """A finished bank with its templates."""
 
-    def __init__(self, folder: str | Path, templates: str | Path, encoder: str, gpu: str = "auto"):
+    def __init__(self, folder: str | Path, templates: str | Path, encoder: str, gpu: Gpu = "auto"):
         """
         Args:
           encoder: fingerprint of the encoder of the documents.

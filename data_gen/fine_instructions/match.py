@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, overload
 import numpy as np
 
 from data_gen.embedding.embedder import EncoderConfig, encoder_identity, open_embedder
+from data_gen.embedding.index import Gpu
 from data_gen.embedding.store import VectorStore
 from data_gen.engines import Completion, Request
 from data_gen.fine_instructions.bank import Bank, origin_of
@@ -76,7 +77,7 @@ class MatchConfig(CorpusConfig, StageConfig):
     """Sources whose templates say how complex real queries are."""
     batch: Positive = 256
     """Documents that are embedded and looked up together."""
-    gpu: Literal["auto", "never"] = "auto"
+    gpu: Gpu = "auto"
     """`auto`: the index is searched on GPUs where faiss-gpu is installed and sees one."""
 
 
@@ -135,7 +136,7 @@ class FiMatch(Stage[MatchConfig, Batch]):
     def work(self, unit: Batch) -> Generator[Request, Completion, UnitOutput]:
         yield from ()  # nothing is asked
         found_NCE = self._vectors(unit.documents)
-        good_N = np.isfinite(found_NCE).all((1, 2))
+        good_N = np.asarray(np.isfinite(found_NCE).all((1, 2)))
         known_NCE = found_NCE[good_N]
         n, C, E = known_NCE.shape
         K = self.config.candidates
