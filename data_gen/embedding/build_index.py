@@ -285,23 +285,22 @@ class _Build:
         if config.factory:
             return [], config.factory
         sample_NE = self._sample("sample", config.sample_vectors)
-        queries_QE = self._asked()
+        queries_QE, own = self._asked(), self._own
         centroids: dict[int, np.ndarray] = {}
         table = []
         for factory in config.candidates:
             name = name_factory(factory, *sample_NE.shape)
             self._tell(f"measuring {name}")
             started = time.monotonic()
-            index = _train(name, sample_NE, centroids, config.gpu)
+            index = train_index(name, sample_NE, centroids, config.gpu)
             index.add(sample_NE)
             seconds = time.monotonic() - started
-            measured = _measure(index, factory, sample_NE, queries_QE, self._own, seconds, config)
-            table.append(measured)
+            table.append(measure_index(index, factory, sample_NE, queries_QE, own, seconds, config))
         return table, choose_factory(table, config).factory
 
     def _train(self, name: str) -> None:
         sample_NE = self._sample("train", self._config.train_vectors)
-        _write_index(_train(name, sample_NE, {}, self._config.gpu), self._folder / TRAINED)
+        _write_index(train_index(name, sample_NE, {}, self._config.gpu), self._folder / TRAINED)
 
     def _compress(self, path: Path, first: int) -> None:
         index = read_index(self._folder / TRAINED, 0)
@@ -345,7 +344,7 @@ class _Build:
         files = [path for path in (self._folder / INDEX, self._folder / LISTS) if path.is_file()]
         index = map_index(self._folder)
         vectors_NE, queries_QE = self._vectors_NE, self._asked()
-        found = _measure(index, name, vectors_NE, queries_QE, self._own, seconds, self._config)
+        found = measure_index(index, name, vectors_NE, queries_QE, self._own, seconds, self._config)
         size = sum(path.stat().st_size for path in files) / len(vectors_NE)
         return replace(found, bytes_per_vector=size)
 
@@ -368,7 +367,9 @@ class _Build:
         return as_float(self._vectors_NE[np.sort(drawn)])
 
 
-def _train(name: str, sample_NE: np.ndarray, centroids: dict[int, np.ndarray], gpu: str) -> Any:
+def train_index(
+    name: str, sample_NE: np.ndarray, centroids: dict[int, np.ndarray], gpu: str
+) -> Any:
     """A trained, empty index; what it learnt of its lists is kept in `centroids` for the next."""
     faiss = faiss_library()
     if _TOO_FAST.search(name):
@@ -396,7 +397,7 @@ def _train(name: str, sample_NE: np.ndarray, centroids: dict[int, np.ndarray], g
     return index
 
 
-def _measure(
+def measure_index(
     index: Any,
     factory: str,
     vectors_NE: np.ndarray,
