@@ -388,8 +388,8 @@ def train_index(
     if plain and ivf.nlist in centroids:
         ivf.quantizer.add(centroids[ivf.nlist])
     elif gpu == "auto" and count_gpus():
-        flat = faiss.IndexFlatIP(ivf.d)
-        ivf.clustering_index = faiss.index_cpu_to_all_gpus(flat)
+        on_gpus = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(ivf.d))  # held while it trains
+        ivf.clustering_index = on_gpus
     most = max(ivf.nlist * 64, 1 << 16)
     index.train(sample_NE[:: max(1, len(sample_NE) // most)])
     if plain:

@@ -181,8 +181,7 @@ class Bank:
             if not path.is_file() or file_sha256(path) != sha256:
                 said = f"{path} is gone or was changed: make the bank again."
                 raise UserError(said, key="bank", path=path)
-        self.store = VectorStore(self.folder / "vectors", encoder)
-        self.index = Index(self.folder / "index", self.store.vectors[:, 0], encoder, gpu=gpu)
+        self.index = open_index(self.folder, encoder, gpu)
         self.tags_N = np.load(self.folder / TAGS)
         self.origins_N = np.load(self.folder / ORIGINS)
 
@@ -205,6 +204,12 @@ class Bank:
         bare = [_bare(name) for name in wanted]
         real = [any(name in _bare(origin) for name in bare) for origin in self.about["origins"]]
         return np.array(real, bool)[self.origins_N]
+
+
+def open_index(folder: Path, encoder: str, gpu: Gpu = "auto") -> Index:
+    """The index of a bank. Raises UserError as `VectorStore` and `Index`."""
+    store = VectorStore(folder / "vectors", encoder)
+    return Index(folder / "index", store.vectors[:, 0], encoder, gpu=gpu)
 
 
 class _Descriptions:

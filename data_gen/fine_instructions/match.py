@@ -6,6 +6,7 @@ is near; of those above the threshold one is drawn for each vector, by how compl
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,10 +15,11 @@ from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 
-from data_gen.embedding.embedder import EncoderConfig, encoder_identity, open_embedder
+from data_gen.embedding.embedder import EncoderConfig, encoder_identity
 from data_gen.embedding.index import Gpu
 from data_gen.embedding.store import VectorStore
 from data_gen.engines import Completion, Request
+from data_gen.engines.config import RayConfig
 from data_gen.fine_instructions.bank import Bank, origin_of
 from data_gen.fine_instructions.drawing import (
     BINS,
@@ -25,6 +27,7 @@ from data_gen.fine_instructions.drawing import (
     complexity_weights,
     draw_templates,
 )
+from data_gen.fine_instructions.look_up import LookUp, RayLookUp
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card
 from data_gen.stages.config import CorpusConfig, StageConfig
@@ -77,6 +80,9 @@ class MatchConfig(CorpusConfig, StageConfig):
     """Sources whose templates say how complex real queries are."""
     batch: Positive = 256
     """Documents that are embedded and looked up together."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """`ray.actors`: embed and look up in so many actors of a Ray cluster, at most
+    `records_per_shard` / `batch` of them at once; what comes out is the same."""
     gpu: Gpu = "auto"
     """`auto`: the index is searched on GPUs where faiss-gpu is installed and sees one."""
 
@@ -100,8 +106,8 @@ class FiMatch(Stage[MatchConfig, Batch]):
     name, version, Config = METHOD, 1, MatchConfig
     parts = (MATCHED,)
     # What is named by a path has its content in `identity`.
-    free = ("templates", "bank", "encoder", "vectors", "gpu")
-    units_in_memory = 2
+    free = ("templates", "bank", "encoder", "vectors", "gpu", "ray")
+    units_in_memory = 1
 
     def __init__(self, config: MatchConfig) -> None:
         """Raises UserError: as `Bank`, and where no template says how complex real queries are."""
@@ -120,39 +126,37 @@ class FiMatch(Stage[MatchConfig, Batch]):
         return {"bank": self._bank.fingerprint, "encoder": self._encoder}
 
     def open(self) -> None:
+        config, encoder = self.config, self.config.encoder
         if self._store is not None:
+            encoder = None
             self._row_of = {name: row for row, name in enumerate(self._store.ids)}
-        else:
-            self._embedder = open_embedder(self.config.encoder)
+        who, k = self._encoder["fingerprint"], config.candidates
+        opened = functools.partial(LookUp, encoder, self._bank.folder, who, k, config.gpu)
+        self._look_up = RayLookUp(opened, config.ray) if config.ray.actors else opened()
 
     def units(self, raw: RecordSource | None) -> _Batches:
         assert raw is not None
-        return _Batches(RecordUnits(raw), self.config.batch)
+        return _Batches(RecordUnits(raw), self.config.records_per_shard)
 
     @property
     def units_per_block(self) -> int:
-        return max(1, self.config.records_per_shard // self.config.batch)
+        return 1
 
     def work(self, unit: Batch) -> Generator[Request, Completion, UnitOutput]:
         yield from ()  # nothing is asked
-        found_NCE = self._vectors(unit.documents)
-        good_N = np.asarray(np.isfinite(found_NCE).all((1, 2)))
-        known_NCE = found_NCE[good_N]
-        n, C, E = known_NCE.shape
-        K = self.config.candidates
-        rows_QK, scores_QK = self._bank.index.search(known_NCE.reshape(n * C, E), K)
-        shape = (n, C, K)  # with n = 0, where no document has a vector
-        looked_up = iter(zip(rows_QK.reshape(shape), scores_QK.reshape(shape), strict=True))
-        outputs = [
-            self._matched(document, *next(looked_up)) if good else _no_vector(document)
-            for document, good in zip(unit.documents, good_N, strict=True)
-        ]
-        return _together(outputs)
+        size, documents = self.config.batch, unit.documents
+        pieces = [documents[first : first + size] for first in range(0, len(documents), size)]
+        found = self._look_up.find_all([self._asked(piece) for piece in pieces])
+        return _together(
+            self._matched(document, rows_CK, scores_CK)
+            for piece, (rows_NCK, scores_NCK) in zip(pieces, found, strict=True)
+            for document, rows_CK, scores_CK in zip(piece, rows_NCK, scores_NCK, strict=True)
+        )
 
-    def _vectors(self, documents: Sequence[Record]) -> np.ndarray:
-        """float16 [N, C + 1, E]; NaN where a document has none."""
+    def _asked(self, documents: Sequence[Record]) -> Sequence[str] | np.ndarray:
+        """Texts, or vectors [N, C + 1, E] where there is a store; NaN where it has none."""
         if self._store is None:
-            return self._embedder.embed([document.text for document in documents])
+            return [document.text for document in documents]
         vectors_NCE = self._store.vectors
         found_NCE = np.full((len(documents), *vectors_NCE.shape[1:]), np.nan, np.float16)
         for place, document in enumerate(documents):
@@ -162,6 +166,8 @@ class FiMatch(Stage[MatchConfig, Batch]):
         return found_NCE
 
     def _matched(self, document: Record, rows_CK: np.ndarray, scores_CK: np.ndarray) -> UnitOutput:
+        if np.isnan(scores_CK).any():
+            return _no_vector(document)
         config, best = self.config, float(scores_CK.max())
         generator = generator_of(config.seed, METHOD, document.id)
         drawn = draw_templates(rows_CK, scores_CK, self._weights_N, config.threshold, generator)

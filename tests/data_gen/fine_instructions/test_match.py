@@ -78,7 +78,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, corpus: Path, output: Path, **changed: Any) -> MatchConfig:
-    settings = {"encoder": ENCODER, "threshold": 0.7, "batch": 8, "records_per_shard": 16}
+    settings = {"encoder": ENCODER, "threshold": 0.7, "batch": 3, "records_per_shard": 8}
     return MatchConfig(
         **{
             "input": [str(corpus)],
