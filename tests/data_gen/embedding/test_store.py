@@ -52,7 +52,7 @@ def test_a_killed_run_goes_on_behind_its_last_block(tmp_path: Path) -> None:
     assert refused.value.path == killed
     for name in STORE_FILES[1:]:  # half a block that no header counts
         with open(killed / name, "ab") as file:
-            file.write(b"half")
+            file.write(b"half" * 1000)
     again = Lines(TEXTS)
     made(killed, again)
     assert again.read_rows == list(range(16, 50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,9 @@ from data_gen.corpus import Document, read_corpus
 from data_gen.embedding.build_index import IndexConfig
 from data_gen.embedding.embedder import EncoderConfig, HashedWords
 from data_gen.embedding.store import write_vectors
+from data_gen.engines.config import RayConfig
 from data_gen.fine_instructions.bank import Bank, BankConfig, build_bank
+from data_gen.fine_instructions.look_up import LookUp, RayLookUp
 from data_gen.fine_instructions.match import (
     CALIBRATE,
     FiMatch,
@@ -271,3 +274,29 @@ def test_judged_pairs_are_read_line_by_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as refused:
             calibrate(pairs)
         assert refused.value.key == "pairs"
+
+
+@pytest.mark.slow
+def test_actors_of_ray_find_the_same(
+    bank: Path, corpus: Path, tmp_path: Path, ray_cluster: Any
+) -> None:
+    run_stage(FiMatch(config(bank, corpus, tmp_path / "here")))
+    there = config(bank, corpus, tmp_path / "there", ray=RayConfig(actors=2, cpus_per_actor=0))
+    stage = FiMatch(there)
+    stage.open()
+    ray_cluster.kill(stage._look_up._actors[0], no_restart=False)  # lost, and started again
+    stage.open = lambda: None
+    run_stage(stage)
+    assert shards(tmp_path / "there") == shards(tmp_path / "here")
+    with pytest.raises(UserError) as refused:
+        missing = functools.partial(LookUp, ENCODER, tmp_path, "who", 5, "never")
+        RayLookUp(missing, RayConfig(actors=1, cpus_per_actor=0))
+    assert refused.value.path == tmp_path / "vectors"
+
+
+@pytest.fixture
+def ray_cluster() -> Any:
+    ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
+    ray.init(num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    yield ray
+    ray.shutdown()
