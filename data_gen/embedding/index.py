@@ -114,6 +114,7 @@ def exact_search(
 def rescored_search(
     index: Any, vectors_NE: np.ndarray, queries_QE: np.ndarray, k: int, rescore: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """As `Index.search`, of FAISS's index; `rescore` of 1: its own scores are exact."""
     if rescore == 1:
         scores_QK, rows_QK = index.search(queries_QE, k)
         return rows_QK, np.where(rows_QK < 0, -np.inf, scores_QK)

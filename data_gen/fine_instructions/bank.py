@@ -7,7 +7,8 @@
     FOLDER/bank.json    names of origins, counts, what the index is worth; written last
 
 Templates stay in their own shards: `text` is the template, `provenance["documents"]` describes the
-documents that suit it, and `provenance["sources"]`, else `source`, says where the query came from.
+documents that suit it, and `provenance["query_source"]`, else `source`, says where its query came
+from.
 """
 
 from __future__ import annotations
@@ -240,8 +241,7 @@ def description_of(record: Record) -> str:
 
 def origin_of(record: Record) -> str:
     """Where a template's query came from."""
-    sources = record.provenance.get("sources")
-    return str(sources[0]) if isinstance(sources, list) and sources else record.source
+    return str(record.provenance.get("query_source") or record.source)
 
 
 def _survey(source: RecordSource) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -90,7 +90,8 @@ class RayLookUp:
 
         pool = ActorPool(self._actors)
         with _as_told(self._ray):
-            yield from pool.map(lambda actor, piece: actor.find.remote(piece), pieces)
+            for found in pool.map(lambda actor, piece: actor.find.remote(piece), list(pieces)):
+                yield cast(Found, found)
 
     def _connect(self, address: str) -> None:
         try:

@@ -98,8 +98,8 @@ class Batch:
 class FiMatch(Stage[MatchConfig, Batch]):
     """Each document with the templates that were drawn for it; those that nothing fits are counted.
 
-    A record is the document as it came, and `templates` in its provenance: of each the id, the text
-    (`template`), its `origin`, how many `tags`, the `chunk` that found it (0: the whole) and the
+    A record is the document as it came, and `templates` in its provenance: of each `id` and `text`, the
+    `origin` of its query, how many `tags`, the `chunk` that found it (0: the whole) and the
     `score`. A stage that reads the shards as its corpus finds them in `metadata.provenance`.
     """
 
@@ -194,7 +194,7 @@ class FiMatch(Stage[MatchConfig, Batch]):
         counts |= {f"chunk.{match.chunk}": 1 for match in drawn}
         tags = Counter(min(template["tags"], BINS) for template in told)
         counts |= {f"tags.{number}": count for number, count in tags.items()}
-        pairs = [{"instruction": one["template"], "response": ""} for one in told]
+        pairs = [{"instruction": one["text"], "response": ""} for one in told]
         shown = [{"id": document.id, "text": document.text, "pairs": pairs}]
         sample = {"id": document.id, "source": document.source, "documents": shown}
         return UnitOutput([(MATCHED, record)], counts=counts, samples=[sample])
@@ -202,7 +202,7 @@ class FiMatch(Stage[MatchConfig, Batch]):
     def _told(self, match: Match, template: Record) -> dict[str, Any]:
         return {
             "id": template.id,
-            "template": template.text,
+            "text": template.text,
             "origin": origin_of(template),
             "tags": int(self._bank.tags_N[match.template]),
             "chunk": match.chunk,

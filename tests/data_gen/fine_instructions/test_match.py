@@ -49,9 +49,9 @@ def template(number: int) -> Record:
     """Of one of the subjects: simple and from a forum, or, every eighth, from a chat, of 4 tags."""
     real = number % 8 == 0
     text = "How is <fi>thing</fi>" + " or <fi>other thing</fi>" * 3 * real
-    told = {"documents": f"{SUBJECTS[number % 7 % 4]} text", "sources": ["x/WildChat-1M"]}
+    told = {"documents": f"{SUBJECTS[number % 7 % 4]} text", "query_source": "x/WildChat-1M"}
     if not real:
-        told["sources"] = ["reddit_qa"]
+        told["query_source"] = "reddit_qa"
     return Record(f"t{number}", f"{text} {number}?", "fi_templates", provenance=told)
 
 
@@ -119,7 +119,7 @@ def test_documents_get_templates_of_what_their_parts_are_about(
         assert all(0.7 <= one["score"] <= 1.001 for one in told)
         assert [one["chunk"] for one in told] == sorted({one["chunk"] for one in told})
         for one in told:
-            assert one["template"] == template(int(one["id"][1:])).text
+            assert one["text"] == template(int(one["id"][1:])).text
             half = given["text"][: len(given["text"]) // 2]
             if one["chunk"] in (1, 5):
                 assert (subjects[one["id"]] in half) == (one["chunk"] == 1)
