@@ -305,7 +305,8 @@ def open_store(given: argparse.Namespace, folder: Path) -> VectorStore:
     """The vectors of --store, made of passages of the texts where they are not there."""
     if (folder / "store.json").is_file() and not given.text:
         return VectorStore(folder)
-    passages = Passages(read_texts(given.text, given.megabytes), given.count + given.count // 10)
+    asked = min(IndexConfig().measure_queries, given.count // 9 + 1)
+    passages = Passages(read_texts(given.text, given.megabytes), given.count + asked)
     print(f"embedding {len(passages):,} passages into {folder}", flush=True)
     embedder = open_embedder(EncoderConfig(model=given.model, chunks=0, max_tokens=given.tokens))
     return write_vectors(folder, passages, embedder, f"passages-{len(passages)}")

@@ -98,8 +98,8 @@ class Batch:
 class FiMatch(Stage[MatchConfig, Batch]):
     """Each document with the templates that were drawn for it; those that nothing fits are counted.
 
-    A record is the document as it came, and `templates` in its provenance: of each `id` and `text`, the
-    `origin` of its query, how many `tags`, the `chunk` that found it (0: the whole) and the
+    A record is the document as it came, and `templates` in its provenance: of each `id` and `text`,
+    the `origin` of its query, how many `tags`, the `chunk` that found it (0: the whole) and the
     `score`. A stage that reads the shards as its corpus finds them in `metadata.provenance`.
     """
 
