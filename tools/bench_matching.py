@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ipt_jax.core.errors import importing
+from ipt_jax.core.errors import UserError, importing
 
 with importing():
     import numpy as np
@@ -43,6 +43,7 @@ with importing():
     from data_gen.embedding.embedder import EncoderConfig, encoder_folder, open_embedder
     from data_gen.embedding.index import exact_search
     from data_gen.embedding.store import VectorStore, write_vectors
+    from ipt_jax.core.configuration import run_main
 
 Contender = Callable[[], int]  # does the work once; returns how many units it did
 TEMPLATES, DOCUMENTS, VECTORS = 18_000_000, 1_000_000_000, 6
@@ -242,7 +243,8 @@ def capacity(figures: Mapping[str, Any], given: Mapping[str, float | None]) -> d
         rates.setdefault("width", ours["width"])
     needed = ("width", "bytes_per_vector", "queries_per_second", "documents_per_second")
     if missing := [name for name in needed if name not in rates]:
-        raise SystemExit(f"no figure of {', '.join(missing)}: measure it, or give --{missing[0]}")
+        said = f"no figure of {', '.join(missing)}: measure it, or give --{missing[0]}."
+        raise UserError(said, key=missing[0])
     width, hours = rates["width"], 3600
     seconds = DOCUMENTS / rates["documents_per_second"]
     return {
@@ -313,4 +315,4 @@ def open_store(given: argparse.Namespace, folder: Path) -> VectorStore:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

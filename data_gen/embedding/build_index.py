@@ -44,7 +44,7 @@ EXACT = "Flat"
 # longer to train than all of these together.
 CANDIDATES = (
     "IVF{lists},SQ8",
-    "IVF{lists},RaBitQ4",
+    "IVF{lists},SQ4",
     "IVF{lists},PQ{quarter}x4fs",
     "IVF{lists},RaBitQfs",
     "IVF{lists},PQ{eighth}x4fs",
@@ -69,7 +69,7 @@ class IndexConfig(Config):
     the fastest of `candidates` that reaches `recall` on a sample of the set."""
     candidates: list[str] = field(default_factory=lambda: list(CANDIDATES))
     """Names to choose from, as in `factory`."""
-    recall: Annotated[float, Above(0), AtMost(1)] = 0.95
+    recall: Annotated[float, Above(0), AtMost(1)] = 0.99
     """Share of the ten nearest that have to be found (recall@10 against exact search)."""
     most_bytes: Positive | None = None
     """Bytes that a vector may take in the index, its number included; null: any."""
@@ -79,7 +79,7 @@ class IndexConfig(Config):
     """Most vectors from which an index learns its lists."""
     measure_queries: Annotated[int, AtLeast(8)] = 256
     """Queries with which it is measured."""
-    rescore: Positive = 4
+    rescore: Positive = 8
     """Candidates of a compressed index for each neighbour that is asked for."""
     vectors_per_shard: Positive = 1_000_000
     """Vectors that are compressed in memory at a time."""
