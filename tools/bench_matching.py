@@ -46,9 +46,14 @@ with importing():
     from ipt_jax.core.configuration import run_main
 
 Contender = Callable[[], int]  # does the work once; returns how many units it did
+RATES = (
+    *("bytes_per_vector", "queries_per_second"),
+    *("documents_per_second", "descriptions_per_second"),
+)
 TEMPLATES, DOCUMENTS, VECTORS = 18_000_000, 1_000_000_000, 6
+SHORT = "ours, passages of 40 words"
 WORDS = 40  # of a passage: a description is about as long
-FLAT = "Flat"
+FLAT, RECALL = "Flat", "recall_at_10"
 
 
 def alternate(
@@ -125,7 +130,10 @@ def embedding(texts: Sequence[str], model: str, tokens: int, rounds: int) -> dic
     }
     table = alternate(contenders, "documents", rounds, "sentence-transformers, one vector")
     table["ours, six vectors"]["width"] = ours.width
-    return table
+    passages = Passages(texts, 256)
+    short = [text for _, text in passages.read(range(len(passages)))]
+    alone = {SHORT: lambda: len(ours.embed(short))}
+    return table | alternate(alone, "documents", rounds, SHORT)
 
 
 class Passages:
@@ -164,7 +172,7 @@ def index(
         FLAT: {
             "vectors": len(vectors_NE),
             "width": vectors_NE.shape[1],
-            "recall_at_10": 1.0,
+            RECALL: 1.0,
             "bytes_per_vector": 4 * vectors_NE.shape[1],
             "queries_per_second": round(flat, 1),
         }
@@ -178,7 +186,8 @@ def index(
         seconds = time.perf_counter() - since
         found = measure_index(made, name, vectors_NE, queries_QE, False, seconds, config)
         table[name] = {
-            "recall_at_10": round(found.recall, 4),
+            RECALL: round(found.recall, 4),
+            "reached": found.recall >= recall,
             "probes": found.probes,
             "bytes_per_vector": found.bytes_per_vector,
             "queries_per_second": round(found.queries_per_second, 1),
@@ -212,7 +221,7 @@ def autofaiss(vectors_NE: np.ndarray, queries_QE: np.ndarray, flat: float) -> di
     speed = len(queries_QE) / (time.perf_counter() - since)
     return {
         f"autofaiss: {about['index_key']}": {
-            "recall_at_10": round(float(recall), 4),
+            RECALL: round(float(recall), 4),
             "queries_per_second": round(speed, 1),
             "to Flat": round(speed / flat, 1),
             "build_seconds": round(seconds, 1),
@@ -229,10 +238,16 @@ def capacity(figures: Mapping[str, Any], given: Mapping[str, float | None]) -> d
     rates: dict[str, float] = {key: value for key, value in given.items() if value is not None}
     found = figures.get("index", {})
     if FLAT in found:
-        flat, others = found[FLAT], {k: v for k, v in found.items() if v.get("probes")}
-        best = max(others, key=lambda name: others[name]["queries_per_second"])
+        flat, others = found[FLAT], [one for one in found.values() if one.get("probes")]
+        # The fastest of those that reach the recall; where none does, the best.
+        own = max(
+            others,
+            key=lambda one: (
+                one["reached"],
+                one["queries_per_second" if one["reached"] else RECALL],
+            ),
+        )
         grown = flat["vectors"] / TEMPLATES
-        own = others[best]
         rates.setdefault("width", flat["width"])
         rates.setdefault("bytes_per_vector", own["bytes_per_vector"])
         rates.setdefault("queries_per_second", own["queries_per_second"] * math.sqrt(grown))
@@ -240,19 +255,22 @@ def capacity(figures: Mapping[str, Any], given: Mapping[str, float | None]) -> d
     if "embedding" in figures:
         ours = figures["embedding"]["ours, six vectors"]
         rates.setdefault("documents_per_second", ours["documents_per_second"])
+        passages = figures["embedding"][SHORT]["documents_per_second"]
+        rates.setdefault("descriptions_per_second", passages)
         rates.setdefault("width", ours["width"])
-    needed = ("width", "bytes_per_vector", "queries_per_second", "documents_per_second")
+    rates.setdefault("build_seconds", 0.0)
+    needed = (*RATES, "width")
     if missing := [name for name in needed if name not in rates]:
         said = f"no figure of {', '.join(missing)}: measure it, or give --{missing[0]}."
         raise UserError(said, key=missing[0])
     width, hours = rates["width"], 3600
     seconds = DOCUMENTS / rates["documents_per_second"]
+    bank_seconds = TEMPLATES / rates["descriptions_per_second"]
     return {
         "vectors of 18M descriptions, on disk": f"{TEMPLATES * width * 2 / 1e9:,.1f} GB",
         "index of them, mapped": f"{TEMPLATES * rates['bytes_per_vector'] / 1e9:,.1f} GB",
-        "building it, this machine": f"{rates.get('build_seconds', 0) / hours:,.1f} hours",
-        "embedding them, one encoder": f"{TEMPLATES / rates['documents_per_second'] / hours:,.0f} "
-        "hours at the rate of documents, which are longer",
+        "building it, this machine": f"{rates['build_seconds'] / hours:,.1f} hours",
+        "embedding them": f"{bank_seconds / hours:,.0f} encoder hours",
         "embedding 1B documents": f"{seconds / hours:,.0f} encoder hours",
         "their vectors, if they are kept": f"{DOCUMENTS * VECTORS * width * 2 / 1e12:,.1f} TB",
         "6B queries": f"{DOCUMENTS * VECTORS / rates['queries_per_second'] / hours:,.0f} "
@@ -277,7 +295,7 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--width", type=int, help="E: of pooling 1024; of capacity as measured")
     parser.add_argument("--rounds", type=int, default=5)
-    for rate in ("bytes_per_vector", "queries_per_second", "documents_per_second"):
+    for rate in RATES:
         parser.add_argument(f"--{rate}", type=float, help="capacity: instead of the measured one")
     parser.add_argument("--figures", type=Path, help="capacity: what --output wrote")
     parser.add_argument("--output", type=Path, help="JSON file to add to")
@@ -293,8 +311,7 @@ def main() -> None:
             table = index(store, given.count, given.factories, given.recall)
     else:
         figures = json.loads(given.figures.read_text()) if given.figures else {}
-        rates = ("width", "bytes_per_vector", "queries_per_second", "documents_per_second")
-        table = capacity(figures, {name: getattr(given, name) for name in rates})
+        table = capacity(figures, {name: getattr(given, name) for name in (*RATES, "width")})
     for name, values in table.items():
         shown = values.items() if isinstance(values, dict) else [("", values)]
         print(f"{name:36}", "  ".join(f"{key} {value}" for key, value in shown))

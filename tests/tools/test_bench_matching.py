@@ -23,11 +23,21 @@ def test_figures_are_added_and_make_a_table_of_capacity(tmp_path: Path) -> None:
     assert flat["vectors"] == 300 and len(others) >= 5
     for found in others:
         assert found["recall_at_10"] > 0.5 and found["queries_per_second"] > 0
-    rates = ("--documents_per_second", "1000", "--queries_per_second", "2000", "--figures", out)
+    rates = (
+        "--documents_per_second",
+        "1000",
+        "--descriptions_per_second",
+        "5000",
+        "--queries_per_second",
+        "2000",
+        "--figures",
+        out,
+    )
     ended = launch("tools/bench_matching.py", "capacity", *rates, "--output", out)
     assert ended.code == 0, ended.err
     table = json.loads(out.read_text())["capacity"]
     assert table["embedding 1B documents"] == "278 encoder hours"
+    assert table["embedding them"] == "1 encoder hours"
     assert table["6B queries"] == "833 machine hours"
     assert table["vectors of 18M descriptions, on disk"] == "2.3 GB"
-    assert refused("tools/bench_matching.py", "capacity").key == "width"
+    assert refused("tools/bench_matching.py", "capacity").key == "bytes_per_vector"
