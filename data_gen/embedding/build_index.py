@@ -208,6 +208,7 @@ class _Build:
 
     def exact(self) -> dict[str, Any]:
         started = time.monotonic()
+        (self._folder / LISTS).unlink(missing_ok=True)  # of a compressed one that was begun
         index = faiss_library().IndexFlatIP(self._vectors_NE.shape[1])
         for first in range(0, len(self._vectors_NE), 1 << 16):
             index.add(as_float(self._vectors_NE[first : first + (1 << 16)]))

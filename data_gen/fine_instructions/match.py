@@ -147,11 +147,15 @@ class FiMatch(Stage[MatchConfig, Batch]):
         size, documents = self.config.batch, unit.documents
         pieces = [documents[first : first + size] for first in range(0, len(documents), size)]
         found = self._look_up.find_all([self._asked(piece) for piece in pieces])
-        return _together(
-            self._matched(document, rows_CK, scores_CK)
+        drawn = [
+            self._drawn(document, rows_CK, scores_CK)
             for piece, (rows_NCK, scores_NCK) in zip(pieces, found, strict=True)
             for document, rows_CK, scores_CK in zip(piece, rows_NCK, scores_NCK, strict=True)
-        )
+        ]
+        # All at once: a group of records is unpacked for each single one.
+        rows = sorted({match.template for one in drawn for match in one.matches})
+        templates = dict(zip(rows, self._bank.templates.read(rows), strict=True))
+        return _together(self._output(one, templates) for one in drawn)
 
     def _asked(self, documents: Sequence[Record]) -> Sequence[str] | np.ndarray:
         """Texts, or vectors [N, C + 1, E] where there is a store; NaN where it has none."""
@@ -165,21 +169,26 @@ class FiMatch(Stage[MatchConfig, Batch]):
                 found_NCE[place] = vectors_NCE[row]
         return found_NCE
 
-    def _matched(self, document: Record, rows_CK: np.ndarray, scores_CK: np.ndarray) -> UnitOutput:
+    def _drawn(self, document: Record, rows_CK: np.ndarray, scores_CK: np.ndarray) -> _Drawn:
         if np.isnan(scores_CK).any():
-            return _no_vector(document)
-        config, best = self.config, float(scores_CK.max())
+            return _Drawn(document, [], np.nan)
+        config = self.config
         generator = generator_of(config.seed, METHOD, document.id)
         drawn = draw_templates(rows_CK, scores_CK, self._weights_N, config.threshold, generator)
         if len(drawn) > config.most_templates:
             kept = generator.choice(len(drawn), config.most_templates, replace=False)
             drawn = [drawn[place] for place in sorted(kept)]
+        return _Drawn(document, drawn, float(scores_CK.max()))
+
+    def _output(self, drawn: _Drawn, templates: Mapping[int, Record]) -> UnitOutput:
+        config, document, best = self.config, drawn.document, drawn.best
+        if np.isnan(best):
+            return _no_vector(document)
         counts = {f"best.{_hundredth(best)}": 1}
-        if not drawn:
+        if not drawn.matches:
             reason = "no_template" if best < config.threshold else "no_real_complexity"
             return UnitOutput(counts=counts, unused={document.id: reason})
-        templates = self._bank.templates.read([match.template for match in drawn])
-        told = [self._told(*pair) for pair in zip(drawn, templates, strict=True)]
+        told = [self._told(match, templates[match.template]) for match in drawn.matches]
         provenance = {
             **document.provenance,
             "method": METHOD,
@@ -191,7 +200,7 @@ class FiMatch(Stage[MatchConfig, Batch]):
         }
         record = Record(document.id, document.text, document.source, provenance=provenance)
         counts |= {"documents": 1, "templates": len(told)}
-        counts |= {f"chunk.{match.chunk}": 1 for match in drawn}
+        counts |= {f"chunk.{match.chunk}": 1 for match in drawn.matches}
         tags = Counter(min(template["tags"], BINS) for template in told)
         counts |= {f"tags.{number}": count for number, count in tags.items()}
         pairs = [{"instruction": one["text"], "response": ""} for one in told]
@@ -282,6 +291,16 @@ class FiMatch(Stage[MatchConfig, Batch]):
             sampling={"weights": config.weights, "candidates of a vector": config.candidates},
             model={"encoder": summary["encoder"]},
         )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What was drawn for a document."""
+
+    document: Record
+    matches: Sequence[Match]
+    best: float
+    """Highest score of any candidate; NaN where the document has no vector."""
 
 
 class _Batches(Sequence[Batch]):

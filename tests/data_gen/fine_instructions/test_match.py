@@ -297,6 +297,10 @@ def test_actors_of_ray_find_the_same(
 @pytest.fixture
 def ray_cluster() -> Any:
     ray = pytest.importorskip("ray", reason="Ray is an extra (ray)")
-    ray.init(num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+    made.shutdown()
