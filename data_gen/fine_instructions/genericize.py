@@ -1,0 +1,237 @@
+"""Queries become templates: a silver chain of prompts, or a model that was tuned to do it.
+
+FineInstructions, section 3.1: tags stand in place of what belongs to one query, and a paragraph
+describes the documents that a template fits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data_gen.corpus import Document
+from data_gen.engines import Completion, Request
+from data_gen.engines.replies import object_of
+from data_gen.fine_instructions import prompts
+from data_gen.fine_instructions.prompts import DESCRIPTION_KEY, TEMPLATE_KEY
+from data_gen.fine_instructions.templates import Template, check_template
+from data_gen.stages.asking import AskingStage, ChatConfig, carried_by, json_regex
+from data_gen.stages.blocks import BlockTotals, UnitOutput
+from data_gen.stages.card import Card, CardPrompt
+from data_gen.stages.config import CorpusConfig
+from data_gen.stages.stage import Summary, reasons_of
+from ipt_jax.core.bounds import NotNegative
+from ipt_jax.core.records import Record
+from ipt_jax.core.rejection import Reason, Rejection
+
+METHOD, TEMPLATES = "fi_templates", "templates"
+# Of a constrained reply.
+_DESCRIPTION_CHARACTERS, _SPAN_CHARACTERS, _MOST_SPANS = 900, 80, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenericizeConfig(ChatConfig, CorpusConfig):
+    """Queries in, templates out."""
+
+    method: str = METHOD
+    output: str = "runs/fi_templates"
+    """Synthesis folder; made where missing."""
+    form: Literal["chain", "tuned"] = "chain"
+    """`chain`: our prompts with examples, for any chat model: template, repair, description.
+    `tuned`: the query alone is asked and template and description come back in one JSON, as the
+    published model `query_templatizer` and those tuned here do it."""
+    repairs: NotNegative = 1
+    """Times that the spans of a query are asked for whose template was rejected (`chain`)."""
+
+
+def render_reply(template: Template) -> str:
+    """What a model that is tuned to make templates writes: JSON on one line."""
+    content = {TEMPLATE_KEY: template.text, DESCRIPTION_KEY: template.documents}
+    return json.dumps(content, ensure_ascii=False)
+
+
+def template_from_spans(query: str, spans: Sequence[tuple[str, str]]) -> str | Reason:
+    """The query with a tag in place of each quoted span, or why that cannot be.
+
+    Args:
+      spans: text and description of each; every one is looked for behind the one before.
+    """
+    parts, place = [], 0
+    for text, described in spans:
+        start = query.find(text, place) if text.strip() else -1
+        if start < 0:
+            return Reason("no_span", f"{text!r} does not stand in the query behind the one before")
+        if "<" in described or ">" in described or not described.strip():
+            return Reason("bad_description", f"{described!r} describes no kind of text")
+        parts += [query[place:start], f"<fi>{described.strip()}</fi>"]
+        place = start + len(text)
+    return "".join([*parts, query[place:]])
+
+
+class Genericize(AskingStage[GenericizeConfig]):
+    """A model makes a template of each query and describes the documents that it fits."""
+
+    name, version, Config = METHOD, 1, GenericizeConfig
+    parts = (TEMPLATES,)
+
+    def prompt_texts(self) -> Sequence[str]:
+        if self.config.form == "tuned":
+            return ["{query}"]
+        return [
+            prompts.template_prompt("{query}"),
+            prompts.spans_prompt("{query}", "{reason}"),
+            prompts.description_prompt("{template}"),
+        ]
+
+    def check(self, document: Document) -> Reason | None:
+        query = document.text
+        if "<fi>" in query or "</fi>" in query:
+            return Reason("tag_in_query", "it holds a tag of templates itself")
+        chain = self.config.form == "chain"
+        return self.too_long(prompts.template_prompt(query) if chain else query)
+
+    def work(self, unit: Record) -> Generator[Request, Completion, UnitOutput]:
+        ask = self._tuned if self.config.form == "tuned" else self._chain
+        asked: list[str] = []
+        tried: list[Reason] = []
+        found = yield from ask(unit, asked, tried)
+        if isinstance(found, Reason):
+            return self.unused(unit, [*tried, found])
+        pieces = [Rejection(unit.id, unit.source, *reason) for reason in tried]
+        provenance = {
+            **self.asked_provenance(asked),
+            "parents": [unit.id],
+            "query": unit.text,
+            "query_source": unit.source,
+            "talks_to_a_model": bool(carried_by(unit).get("talks_to_a_model", False)),
+            "documents": found.documents,
+            "complexity": found.complexity,
+            "repaired": bool(tried),
+        }
+        record = Record(f"{METHOD}/{unit.id}", found.text, METHOD, provenance=provenance)
+        pairs = [{"instruction": found.text, "response": found.documents}]
+        shown = {"id": unit.id, "text": unit.text, "pairs": pairs}
+        sample = {"id": record.id, "source": METHOD, "documents": [shown]}
+        counts = {"documents": 1, "tags": found.complexity, "repaired": int(bool(tried))}
+        return UnitOutput([(TEMPLATES, record)], pieces, counts, samples=[sample])
+
+    def _tuned(
+        self, unit: Record, asked: list[str], tried: list[Reason]
+    ) -> Generator[Request, Completion, Template | Reason]:
+        asked.append(unit.text)
+        regex = json_regex(
+            {TEMPLATE_KEY: _most(unit.text), DESCRIPTION_KEY: _DESCRIPTION_CHARACTERS}
+        )
+        reply = object_of((yield self.request(unit.id, "tuned", unit.text, regex)))
+        text = _text_of(reply, TEMPLATE_KEY)
+        if isinstance(text, Reason):
+            return text
+        wrong = check_template(text, unit.text)
+        return wrong or _described(text, reply)
+
+    def _chain(
+        self, unit: Record, asked: list[str], tried: list[Reason]
+    ) -> Generator[Request, Completion, Template | Reason]:
+        """`asked` and `tried` take in the prompts and why earlier attempts were rejected."""
+
+        def question(turn: str, prompt: str, regex: str | None) -> Request:
+            asked.append(prompt)
+            return self.request(unit.id, turn, prompt, regex)
+
+        prompt = prompts.template_prompt(unit.text)
+        regex = json_regex({TEMPLATE_KEY: _most(unit.text)})
+        reply = object_of((yield question("template", prompt, regex)))
+        text = _checked(_text_of(reply, TEMPLATE_KEY), unit.text)
+        for number in range(self.config.repairs):
+            if not isinstance(text, Reason) or text.reason == "engine_error":
+                break
+            tried.append(text)
+            prompt = prompts.spans_prompt(unit.text, text.detail)
+            regex = _spans_regex(len(unit.text))
+            reply = object_of((yield question(f"spans-{number}", prompt, regex)))
+            text = _checked(_from_spans(unit.text, reply), unit.text)
+        if isinstance(text, Reason):
+            return text
+        prompt = prompts.description_prompt(text)
+        regex = json_regex({DESCRIPTION_KEY: _DESCRIPTION_CHARACTERS})
+        reply = object_of((yield question("description", prompt, regex)))
+        return _described(text, reply)
+
+    def finish(self, totals: BlockTotals) -> Summary:
+        made = totals.counts["documents"]
+        return {
+            "documents_augmented": made,
+            **reasons_of(totals.unused),
+            "templates": made,
+            "repaired": totals.counts["repaired"],
+            "tags_per_template": round(totals.counts["tags"] / max(1, made), 3),
+        }
+
+    def card(self, summary: Summary) -> Card:
+        return Card(
+            title="Instruction templates",
+            about=(
+                f"{summary['templates']:,} queries of people, each with tags in place of what "
+                "belongs to it alone, and the documents it could be asked about described by a "
+                "language model (FineInstructions, section 3.1)."
+            ),
+            gates=[
+                "A template has tags that are balanced, not nested and not empty.",
+                "Outside of its tags it is the query, letter for letter but for white space.",
+            ],
+            sampling=self.sampling_settings(),
+            prompts=[CardPrompt("The model reads", one) for one in self.prompt_texts()],
+        )
+
+
+def _spans_regex(characters: int) -> str:
+    span = json_regex({"text": characters, "description": _SPAN_CHARACTERS})
+    return rf'\{{"spans": \[{span}(, {span}){{0,{_MOST_SPANS - 1}}}\]\}}'
+
+
+def _most(query: str) -> int:
+    return 2 * len(query) + 200
+
+
+def _checked(text: str | Reason, query: str) -> str | Reason:
+    return text if isinstance(text, Reason) else check_template(text, query) or text
+
+
+def _text_of(reply: dict[str, Any] | str, key: str) -> str | Reason:
+    """The text under a key of a reply, or why there is none."""
+    if isinstance(reply, str):
+        return Reason(reply, "the reply holds no JSON object that counts")
+    text = reply.get(key)
+    if isinstance(text, str) and text.strip():
+        return text.strip()
+    return Reason(f"no_{key}", f"the reply has the keys {sorted(map(str, reply))}")
+
+
+def _described(text: str, reply: dict[str, Any] | str) -> Template | Reason:
+    documents = _text_of(reply, DESCRIPTION_KEY)
+    if isinstance(documents, Reason):
+        return documents
+    if "<fi>" in documents or "</fi>" in documents:
+        return Reason("tag_in_description", documents)
+    return Template(text, " ".join(documents.split()))
+
+
+def _from_spans(query: str, reply: dict[str, Any] | str) -> str | Reason:
+    if isinstance(reply, str):
+        return Reason(reply, "the reply holds no JSON object that counts")
+    spans = reply.get("spans")
+    if not isinstance(spans, list) or not spans:
+        return Reason("no_spans", f"the reply has the keys {sorted(map(str, reply))}")
+    found = []
+    for span in spans:
+        text, described = (
+            (span.get("text"), span.get("description")) if isinstance(span, dict) else (None, None)
+        )
+        if not isinstance(text, str) or not isinstance(described, str):
+            return Reason("no_spans", f"{span!r} has no text and description")
+        found.append((text.strip(), described))
+    # As they stand in the query, whatever the order they are told in.
+    found.sort(key=lambda one: query.find(one[0]))
+    return template_from_spans(query, found)
