@@ -108,9 +108,9 @@ def split_passages(text: str, most_words: int) -> list[str]:
     is longer."""
     starts, words = [0], 0
     for sentence in split_sentences(text):
-        start, more = text.find(sentence.text, starts[-1]), len(sentence.text.split())
+        more = len(sentence.text.split())
         if words and words + more > most_words:
-            starts.append(max(start, starts[-1]))
+            starts.append(sentence.start)
             words = 0
         words += more
     ends = [*starts[1:], len(text)]

@@ -60,7 +60,9 @@ def run_stopped_and_whole(
     with pytest.raises(KeyboardInterrupt):
         run_stage(make("stopped"), engine=first)
     summary = run_stage(make("stopped"), engine=second)
-    answered = [request.id for request in (*first.asked, *second.asked)]
+    # What the engine could not answer is asked again, nothing else.
+    kept = [one for one in first.asked if say(one.prompt[0].content) is not None]  # type: ignore[union-attr]
+    answered = [request.id for request in (*kept, *second.asked)]
     assert sorted(answered) == sorted(request.id for request in whole.asked)
     assert second.asked and len(first.asked) == after
     took = ("seconds", "completion_tokens_per_second", "gpu_hours")
