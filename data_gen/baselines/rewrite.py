@@ -91,8 +91,9 @@ def load_tasks(path: Path = DEFAULT_FILE) -> dict[str, RewriteTask]:
     found = {}
     for name in TASKS:
         one = content.get(name)
-        right = isinstance(one, dict) and one.keys() == {"prompt", "passage_words"}
-        prompt, words = (one["prompt"], one["passage_words"]) if right else (None, None)
+        prompt = words = None
+        if isinstance(one, dict) and one.keys() == {"prompt", "passage_words"}:
+            prompt, words = one["prompt"], one["passage_words"]
         if not isinstance(prompt, str) or prompt.count(_PLACE) != 1:
             said = f"{path}: {name!r} needs a `prompt` with the place {_PLACE} once."
             raise UserError(said, key=name, path=path)

@@ -12,7 +12,7 @@ from data_gen.corpus import Document
 from data_gen.engines import Completion, Request
 from data_gen.engines.replies import object_of
 from data_gen.fine_instructions.prompts import knowledge_prompt
-from data_gen.stages.asking import AskingStage, ChatConfig, json_regex
+from data_gen.stages.asking import AskingStage, ChatConfig, json_regex, json_text_regex
 from data_gen.stages.blocks import UnitOutput
 from data_gen.stages.card import Card, CardPrompt
 from data_gen.stages.config import CorpusConfig
@@ -49,7 +49,8 @@ class Describe(AskingStage[DescribeConfig]):
 
     def work(self, unit: Record) -> Generator[Request, Completion, UnitOutput]:
         prompt, most = knowledge_prompt(unit.text), self.config.description_characters
-        answer = yield self.request(unit.id, 0, prompt, json_regex({"description": most}))
+        regex = json_regex({"description": json_text_regex(min(20, most), most)})
+        answer = yield self.request(unit.id, 0, prompt, regex)
         reply, wrong, text = object_of(answer), None, ""
         if isinstance(reply, str):
             wrong = Reason(reply, answer.text[:300])

@@ -17,7 +17,7 @@ from data_gen.engines.replies import object_of
 from data_gen.fine_instructions import prompts
 from data_gen.fine_instructions.prompts import DESCRIPTION_KEY, TEMPLATE_KEY
 from data_gen.fine_instructions.templates import Template, check_template
-from data_gen.stages.asking import AskingStage, ChatConfig, carried_by, json_regex
+from data_gen.stages.asking import AskingStage, ChatConfig, carried_by, json_regex, json_text_regex
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card, CardPrompt
 from data_gen.stages.config import CorpusConfig
@@ -27,8 +27,12 @@ from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason, Rejection
 
 METHOD, TEMPLATES = "fi_templates", "templates"
-# Of a constrained reply.
-_DESCRIPTION_CHARACTERS, _SPAN_CHARACTERS, _MOST_SPANS = 900, 80, 12
+# Of constrained replies.
+_TAG_TEXT, _DESCRIPTION, _MOST_TAGS = (
+    json_text_regex(3, 80, "<>"),
+    json_text_regex(20, 900, "<"),
+    16,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +125,7 @@ class Genericize(AskingStage[GenericizeConfig]):
         self, unit: Record, asked: list[str], tried: list[Reason]
     ) -> Generator[Request, Completion, Template | Reason]:
         asked.append(unit.text)
-        regex = json_regex(
-            {TEMPLATE_KEY: _most(unit.text), DESCRIPTION_KEY: _DESCRIPTION_CHARACTERS}
-        )
+        regex = json_regex({TEMPLATE_KEY: _tagged(unit.text), DESCRIPTION_KEY: _DESCRIPTION})
         reply = object_of((yield self.request(unit.id, "tuned", unit.text, regex)))
         text = _text_of(reply, TEMPLATE_KEY)
         if isinstance(text, Reason):
@@ -141,7 +143,7 @@ class Genericize(AskingStage[GenericizeConfig]):
             return self.request(unit.id, turn, prompt, regex)
 
         prompt = prompts.template_prompt(unit.text)
-        regex = json_regex({TEMPLATE_KEY: _most(unit.text)})
+        regex = json_regex({TEMPLATE_KEY: _tagged(unit.text)})
         reply = object_of((yield question("template", prompt, regex)))
         text = _checked(_text_of(reply, TEMPLATE_KEY), unit.text)
         for number in range(self.config.repairs):
@@ -155,7 +157,7 @@ class Genericize(AskingStage[GenericizeConfig]):
         if isinstance(text, Reason):
             return text
         prompt = prompts.description_prompt(text)
-        regex = json_regex({DESCRIPTION_KEY: _DESCRIPTION_CHARACTERS})
+        regex = json_regex({DESCRIPTION_KEY: _DESCRIPTION})
         reply = object_of((yield question("description", prompt, regex)))
         return _described(text, reply)
 
@@ -186,13 +188,17 @@ class Genericize(AskingStage[GenericizeConfig]):
         )
 
 
+def _tagged(query: str) -> str:
+    """The pattern of a template: tags balanced and filled; what is between them is free."""
+    if "<" in query:
+        return json_text_regex(1, 2 * len(query) + 200)
+    between = json_text_regex(0, len(query), "<")
+    return f"{between}(<fi>{_TAG_TEXT}</fi>{between}){{1,{_MOST_TAGS}}}"
+
+
 def _spans_regex(characters: int) -> str:
-    span = json_regex({"text": characters, "description": _SPAN_CHARACTERS})
-    return rf'\{{"spans": \[{span}(, {span}){{0,{_MOST_SPANS - 1}}}\]\}}'
-
-
-def _most(query: str) -> int:
-    return 2 * len(query) + 200
+    span = json_regex({"text": json_text_regex(1, characters), "description": _TAG_TEXT})
+    return rf'\{{"spans": \[{span}(, {span}){{0,{_MOST_TAGS - 1}}}\]\}}'
 
 
 def _checked(text: str | Reason, query: str) -> str | Reason:

@@ -19,7 +19,14 @@ from data_gen.engines.replies import after_thoughts, object_of
 from data_gen.fine_instructions.excerpts import LEAST_SHARE, ExcerptError, Expansion, Source
 from data_gen.fine_instructions.prompts import instantiate_prompt, published_instantiate_prompt
 from data_gen.quality.language import load_language_identifier
-from data_gen.stages.asking import AskingStage, ChatConfig, carried_by, carried_fields, json_regex
+from data_gen.stages.asking import (
+    AskingStage,
+    ChatConfig,
+    carried_by,
+    carried_fields,
+    json_regex,
+    json_text_regex,
+)
 from data_gen.stages.blocks import BlockTotals, UnitOutput
 from data_gen.stages.card import Card, CardPrompt
 from data_gen.stages.config import CorpusConfig
@@ -37,6 +44,7 @@ _INSTRUCTION_KEYS = ("instruction", "instantiated_instruction", "instantiated_te
 _ANSWER_KEYS = ("answer", "response")
 # Also tags that are spelt otherwise: none may be left.
 _LEFT = re.compile(r"<\s*/?\s*(?:fi|excerpt)\b[^<>]*>|<\s*(?:\.\.\.|…)\s*>", re.IGNORECASE)
+_LANGUAGE_CHARACTERS = 4000
 _FENCE = re.compile(r"\A```(?:json)?\s*|\s*```\Z")
 
 
@@ -149,6 +157,15 @@ def read_instance(completion: Completion, source: Source, least_share: float) ->
     return instance
 
 
+def _regex(template: str) -> str:
+    """The pattern of a reply: an instruction without tags, an answer that quotes; or null."""
+    end = json_text_regex(4, 160, "<")
+    excerpt = rf"<excerpt>{end}(<\.\.\.>{end})?</excerpt>"
+    answer = f"{json_text_regex(0, 160, '<')}({excerpt}{json_text_regex(0, 80, '<')}){{1,6}}"
+    instruction = json_text_regex(4, 2 * len(template) + 200, "<")
+    return json_regex({"instruction": instruction, "answer": answer}, null=True)
+
+
 class Instantiate(AskingStage[InstantiateConfig]):
     """A model fills each template of a document in and answers it with the document's words."""
 
@@ -191,12 +208,11 @@ class Instantiate(AskingStage[InstantiateConfig]):
     def work(self, unit: Record) -> Generator[Request, Completion, UnitOutput]:
         templates = self._templates(carried_by(unit))
         source, made = Source(unit.text), list[tuple[Record, Instance]]()
-        language = self._identify(unit.text) if self._identify and templates else None
-        regex = json_regex({"instruction": 600, "answer": 1500}, null=True)
+        language = self._language(unit.text) if self._identify and templates else None
         pieces, counts = list[Rejection](), Counter[str]()
         for number, template in enumerate(templates):
             prompt = self._prompt(unit.text, template.text)
-            completion = yield self.request(unit.id, number, prompt, regex)
+            completion = yield self.request(unit.id, number, prompt, _regex(template.text))
             found = read_instance(completion, source, self.config.excerpt_share)
             if not isinstance(found, Reason):
                 found = self._gates(found, language) or found
@@ -217,6 +233,12 @@ class Instantiate(AskingStage[InstantiateConfig]):
         shown = {"id": unit.id, "text": unit.text, "pairs": pairs}
         sample = {"id": unit.id, "source": METHOD, "documents": [shown]}
         return UnitOutput([(PAIRS, one) for one, _ in made], pieces, counts, samples=[sample])
+
+    def _language(self, text: str) -> tuple[str, float] | None:
+        """Of the middle of a text, and how sure that is."""
+        start = max(0, (len(text) - _LANGUAGE_CHARACTERS) // 2)
+        middle = text[start : start + _LANGUAGE_CHARACTERS]
+        return self._identify(middle) if self._identify else None
 
     def _gates(self, instance: Instance, language: tuple[str, float] | None) -> Reason | None:
         """Why a pair is rejected whose excerpts and share are right."""

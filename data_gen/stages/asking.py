@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,16 +27,19 @@ class ChatConfig(AskingConfig):
     """Ask through the model's chat template; false for a model that has none."""
 
 
-def json_regex(lengths: Mapping[str, int], null: bool = False) -> str:
-    """The pattern of a JSON object with these keys, texts of so many characters at most as values.
+def json_text_regex(least: int, most: int, without: str = "") -> str:
+    """The pattern of so many characters within a text of JSON, none of them in `without`."""
+    return rf'([^"\\{re.escape(without)}\x00-\x1f]|\\["\\/bfnrt]){{{least},{most}}}'
 
-    For `engine.constrain`; with `null` that word alone matches too. Lengths are bounded, or a weak
-    model never ends a text.
+
+def json_regex(values: Mapping[str, str], null: bool = False) -> str:
+    """The pattern of a JSON object with these keys, texts in those patterns as values.
+
+    For `engine.constrain`; with `null` that word alone matches too. Lengths should be bounded, or
+    a weak model never ends a text.
     """
-    character = r'([^"\\\x00-\x1f]|\\["\\/bfnrt])'
-    fields = [f'"{key}": "{character}{{1,{most}}}"' for key, most in lengths.items()]
-    found = rf"\{{{', '.join(fields)}\}}"
-    return f"({found}|null)" if null else found
+    fields = ", ".join(f'"{key}": "{pattern}"' for key, pattern in values.items())
+    return rf"(\{{{fields}\}}|null)" if null else rf"\{{{fields}\}}"
 
 
 def carried_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:

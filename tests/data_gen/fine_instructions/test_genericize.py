@@ -22,7 +22,7 @@ from data_gen.fine_instructions.genericize import (
     template_from_spans,
 )
 from data_gen.fine_instructions.templates import Template, check_template
-from data_gen.stages.asking import json_regex
+from data_gen.stages.asking import json_regex, json_text_regex
 from data_gen.stages.stage import run_stage
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
@@ -160,10 +160,14 @@ def test_a_reply_of_a_tuned_model_is_read_back(text: str, documents: str) -> Non
 
 
 def test_a_pattern_of_json_allows_what_json_allows() -> None:
-    pattern = json_regex({"a": 5, "b": 20}, null=True)
-    for fits in ('{"a": "x\\"y", "b": "é <fi>"}', "null"):
+    values = {"a": json_text_regex(1, 5), "b": json_text_regex(1, 20, "<")}
+    pattern = json_regex(values, null=True)
+    for fits in ('{"a": "x\\"y<", "b": "é fi>"}', "null"):
         assert re.fullmatch(pattern, fits)
-    for fits_not in ('{"a": "x"}', '{"a": "", "b": "y"}', '{"a": "x"y", "b": "z"}', "nul"):
+    for fits_not in (
+        *('{"a": "x"}', '{"a": "", "b": "y"}', '{"a": "x"y", "b": "z"}', "nul"),
+        *('{"a": "x", "b": "<y"}', '{"a": "x\ny", "b": "z"}'),
+    ):
         assert not re.fullmatch(pattern, fits_not)
 
 

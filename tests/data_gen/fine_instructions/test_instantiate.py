@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_gen.engines import Completion
+from data_gen.engines import Completion, EngineConfig
 from data_gen.fine_instructions.excerpts import Source
 from data_gen.fine_instructions.instantiate import (
     Instance,
@@ -180,7 +181,8 @@ def test_settings_let_more_and_fewer_pairs_pass(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         run_stage(Instantiate(replace(config, excerpt_share=0.5)), engine=ScriptedEngine(say))
     assert "excerpt_share" in str(refused.value)
-    asked = replace(config, output=str(tmp_path / "c"), form="published", dry_run_documents=2)
+    asked = replace(config, output=str(tmp_path / "c"), form="published", dry_run_documents=2,
+                    engine=EngineConfig(constrain=True))  # fmt: skip
     engine = ScriptedEngine(lambda prompt: said(ALL))
     assert estimate_stage(Instantiate(asked), engine=engine).asked == 2
     (message,) = engine.asked[0].prompt
@@ -188,4 +190,8 @@ def test_settings_let_more_and_fewer_pairs_pass(tmp_path: Path) -> None:
     assert list(read.items()) == [
         ("instruction_template", "german of <fi>a thing</fi>?"), ("document", DOCUMENT),
     ]  # fmt: skip
+    pattern = engine.asked[0].sampling.regex
+    assert all(re.fullmatch(pattern, one) for one in (said(ALL), said(f"So: {ALL} End."), "null"))  # type: ignore[arg-type]
+    for wrong in ("It burned down.", "<excerpt>The town hall", f"<fi>{ALL}", "<excerpt></excerpt>"):
+        assert not re.fullmatch(pattern, said(wrong))  # type: ignore[arg-type]
     assert pair_parts("a", "b") == ("Instruction: a\n\nAnswer: ", "b")
