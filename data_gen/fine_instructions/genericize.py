@@ -7,6 +7,7 @@ describes the documents that a template fits.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,16 @@ from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason, Rejection
 
 METHOD, TEMPLATES = "fi_templates", "templates"
+# What a model is told of a template that was rejected.
+_WRONG = {
+    "changed": "words of the query were changed or left out.",
+    "no_tag": "it had no tag.",
+    "whole_query": "nothing of the query was left outside of its tags.",
+    "empty_tag": "a tag was empty.",
+    "nested_tag": "a tag stood within another.",
+    "unbalanced_tag": "a tag was not closed.",
+}
+_EDGE = re.compile(r"(</?fi>)")
 # Of constrained replies.
 _TAG_TEXT, _DESCRIPTION, _MOST_TAGS = (
     json_text_regex(3, 80, "<>"),
@@ -72,6 +83,35 @@ def template_from_spans(query: str, spans: Sequence[tuple[str, str]]) -> str | R
         parts += [query[place:start], f"<fi>{described.strip()}</fi>"]
         place = start + len(text)
     return "".join([*parts, query[place:]])
+
+
+def mend_template(text: str, query: str) -> str | None:
+    """The template with the query's own words outside of its tags, where it differs from the query
+    in case, white space and marks at the very end alone; None where it differs in more."""
+    parts = _EDGE.split(text)
+    if len(parts) % 4 != 1 or len(parts) == 1:
+        return None
+    *kept, last = parts[::4]
+    ends = [_loose(one) for one in kept]
+    ends.append(_loose(last.rstrip(" \n.?!")) + r"[.?!]*\s*\Z")
+    pieces, place = list[str](), 0
+    for number, pattern in enumerate(ends):
+        # Behind a tag, which stands for something.
+        search = re.compile(pattern, re.IGNORECASE)
+        found = search.search(query, place + 1) if number else search.match(query)
+        if found is None or (number and not any(map(str.isalnum, query[place : found.start()]))):
+            return None
+        pieces += [*(["<fi>", parts[4 * number - 2], "</fi>"] if number else []), found[0]]
+        place = found.end()
+    mended = "".join(pieces).strip()
+    return mended if check_template(mended, query) is None else None
+
+
+def _loose(part: str) -> str:
+    """The pattern of a text with any white space for its own."""
+    words = r"\s+".join(map(re.escape, part.split()))
+    before, after = part[:1].isspace(), part[-1:].isspace() and bool(words)
+    return rf"{r'\s+' if before else ''}{words}{r'\s+' if after else ''}"
 
 
 class Genericize(AskingStage[GenericizeConfig]):
@@ -126,39 +166,34 @@ class Genericize(AskingStage[GenericizeConfig]):
     ) -> Generator[Request, Completion, Template | Reason]:
         asked.append(unit.text)
         regex = json_regex({TEMPLATE_KEY: _tagged(unit.text), DESCRIPTION_KEY: _DESCRIPTION})
-        reply = object_of((yield self.request(unit.id, "tuned", unit.text, regex)))
-        text = _text_of(reply, TEMPLATE_KEY)
-        if isinstance(text, Reason):
-            return text
-        wrong = check_template(text, unit.text)
-        return wrong or _described(text, reply)
+        reply = yield self.request(unit.id, "tuned", unit.text, regex)
+        text = _checked(_text_of(reply, TEMPLATE_KEY), unit.text, tried)
+        return text if isinstance(text, Reason) else _described(text, reply)
 
     def _chain(
         self, unit: Record, asked: list[str], tried: list[Reason]
     ) -> Generator[Request, Completion, Template | Reason]:
         """`asked` and `tried` take in the prompts and why earlier attempts were rejected."""
 
-        def question(turn: str, prompt: str, regex: str | None) -> Request:
+        def question(turn: str, prompt: str, regex: str) -> Request:
             asked.append(prompt)
             return self.request(unit.id, turn, prompt, regex)
 
         prompt = prompts.template_prompt(unit.text)
         regex = json_regex({TEMPLATE_KEY: _tagged(unit.text)})
-        reply = object_of((yield question("template", prompt, regex)))
-        text = _checked(_text_of(reply, TEMPLATE_KEY), unit.text)
+        reply = yield question("template", prompt, regex)
+        text = _checked(_text_of(reply, TEMPLATE_KEY), unit.text, tried)
         for number in range(self.config.repairs):
             if not isinstance(text, Reason) or text.reason == "engine_error":
                 break
             tried.append(text)
-            prompt = prompts.spans_prompt(unit.text, text.detail)
-            regex = _spans_regex(len(unit.text))
-            reply = object_of((yield question(f"spans-{number}", prompt, regex)))
-            text = _checked(_from_spans(unit.text, reply), unit.text)
+            prompt = prompts.spans_prompt(unit.text, _WRONG.get(text.reason, _WRONG["changed"]))
+            reply = yield question(f"spans-{number}", prompt, _spans_regex(len(unit.text)))
+            text = _checked(_from_spans(unit.text, reply), unit.text, tried)
         if isinstance(text, Reason):
             return text
         prompt = prompts.description_prompt(text)
-        regex = json_regex({DESCRIPTION_KEY: _DESCRIPTION})
-        reply = object_of((yield question("description", prompt, regex)))
+        reply = yield question("description", prompt, json_regex({DESCRIPTION_KEY: _DESCRIPTION}))
         return _described(text, reply)
 
     def finish(self, totals: BlockTotals) -> Summary:
@@ -201,22 +236,40 @@ def _spans_regex(characters: int) -> str:
     return rf'\{{"spans": \[{span}(, {span}){{0,{_MOST_TAGS - 1}}}\]\}}'
 
 
-def _checked(text: str | Reason, query: str) -> str | Reason:
-    return text if isinstance(text, Reason) else check_template(text, query) or text
+def _checked(text: str | Reason, query: str, tried: list[Reason]) -> str | Reason:
+    """The template, mended where that helps; `tried` takes in what was wrong with it then."""
+    if isinstance(text, Reason):
+        return text
+    wrong = check_template(text, query)
+    if wrong is not None and wrong.reason == "changed":
+        mended = mend_template(text, query)
+        if mended is not None:
+            tried.append(wrong)
+            return mended
+    return wrong or text
 
 
-def _text_of(reply: dict[str, Any] | str, key: str) -> str | Reason:
-    """The text under a key of a reply, or why there is none."""
-    if isinstance(reply, str):
-        return Reason(reply, "the reply holds no JSON object that counts")
-    text = reply.get(key)
+def _value_of(completion: Completion, key: str) -> Any | Reason:
+    """What a reply has under a key, or why it has nothing there."""
+    reply, said = object_of(completion), completion.text[-300:]
+    if isinstance(reply, dict) and key in reply:
+        return reply[key]
+    if completion.finish_reason == "length":
+        return Reason("cut", said)  # objects within one that is cut are not the reply
+    return Reason(reply if isinstance(reply, str) else f"no_{key}", said)
+
+
+def _text_of(completion: Completion, key: str) -> str | Reason:
+    text = _value_of(completion, key)
+    if isinstance(text, Reason):
+        return text
     if isinstance(text, str) and text.strip():
         return text.strip()
-    return Reason(f"no_{key}", f"the reply has the keys {sorted(map(str, reply))}")
+    return Reason(f"no_{key}", completion.text[-300:])
 
 
-def _described(text: str, reply: dict[str, Any] | str) -> Template | Reason:
-    documents = _text_of(reply, DESCRIPTION_KEY)
+def _described(text: str, completion: Completion) -> Template | Reason:
+    documents = _text_of(completion, DESCRIPTION_KEY)
     if isinstance(documents, Reason):
         return documents
     if "<fi>" in documents or "</fi>" in documents:
@@ -224,20 +277,17 @@ def _described(text: str, reply: dict[str, Any] | str) -> Template | Reason:
     return Template(text, " ".join(documents.split()))
 
 
-def _from_spans(query: str, reply: dict[str, Any] | str) -> str | Reason:
-    if isinstance(reply, str):
-        return Reason(reply, "the reply holds no JSON object that counts")
-    spans = reply.get("spans")
-    if not isinstance(spans, list) or not spans:
-        return Reason("no_spans", f"the reply has the keys {sorted(map(str, reply))}")
-    found = []
-    for span in spans:
-        text, described = (
-            (span.get("text"), span.get("description")) if isinstance(span, dict) else (None, None)
-        )
-        if not isinstance(text, str) or not isinstance(described, str):
-            return Reason("no_spans", f"{span!r} has no text and description")
-        found.append((text.strip(), described))
+def _from_spans(query: str, completion: Completion) -> str | Reason:
+    spans = _value_of(completion, "spans")
+    if isinstance(spans, Reason):
+        return spans
+    found: list[tuple[str, str]] = []
+    for span in spans if isinstance(spans, list) else ():
+        told = (span.get("text"), span.get("description")) if isinstance(span, dict) else ()
+        if len(told) == 2 and all(isinstance(one, str) for one in told):
+            found.append((told[0].strip(), told[1]))
+    if not found or len(found) < len(spans):
+        return Reason("no_spans", completion.text[-300:])
     # As they stand in the query, whatever the order they are told in.
     found.sort(key=lambda one: query.find(one[0]))
     return template_from_spans(query, found)

@@ -46,6 +46,25 @@ in otherwise, each copied letter for letter, in their order, none of them touchi
 another; and say for each in a few words what kind of text stands there. Do not quote the words \
 that say what is wanted."""
 
+_SPANS_SHOTS = (
+    ("who founded the city of Odessa and when", (("Odessa", "name of a city"),)),
+    (
+        "Write a short summary for a 10 year old of how vaccines train the immune system.",
+        (
+            ("10 year old", "a reader's age or role"),
+            ("vaccines train the immune system", "process or mechanism to be explained"),
+        ),
+    ),
+    (
+        "I'm flying to Lisbon in March with two kids, what should I pack?",
+        (
+            ("Lisbon", "place to travel to"),
+            ("March", "month or season"),
+            ("two kids", "who comes along"),
+        ),
+    ),
+)
+
 _DESCRIPTION_TASK = """\
 Below is a template of something that people ask; its tags <fi>...</fi> say what kind of text is \
 to be filled in. Describe the documents that one could fill it in from and find the answer in: \
@@ -113,11 +132,11 @@ def template_prompt(query: str) -> str:
 def spans_prompt(query: str, reason: str) -> str:
     """Asks for the spans of a query whose template was rejected for `reason`."""
     form = 'Reply with JSON alone: {"spans": [{"text": "...", "description": "..."}]}'
-    shot, spans = (
-        "who founded the city of Odessa and when",
-        [{"text": "Odessa", "description": "name of a city"}],
+    shown = "\n\n".join(
+        f"{_block('Query', asked)}\n"
+        + _reply({"spans": [{"text": text, "description": what} for text, what in spans]})
+        for asked, spans in _SPANS_SHOTS
     )
-    shown = f"{_block('Query', shot)}\n{_reply({'spans': spans})}"
     task = _SPANS_TASK.format(reason=reason)
     return f"{task}\n\n{form}\n\n{shown}\n\n{_block('Query', query)}\n"
 

@@ -18,6 +18,7 @@ from data_gen.fine_instructions.descriptions import Describe, DescribeConfig
 from data_gen.fine_instructions.genericize import (
     Genericize,
     GenericizeConfig,
+    mend_template,
     render_reply,
     template_from_spans,
 )
@@ -46,6 +47,7 @@ SAID: dict[str, tuple[str, str]] = {
     "Sum up this.": ('{"template": "<fi>all of it</fi>"}',
                      '{"spans": [{"text": "that", "description": "x"}]}'),
     "Why is it late?": ('{"template": "Why is <fi>it late?"}', '{"spans": []}'),
+    "why does rust form": ('{"template": "Why does <fi>a thing</fi> form?"}', ""),
     "How old is Rome?": ('{"template": "How old is <fi>a city</fi>?"}', ""),
 }  # fmt: skip
 DESCRIBED = "An article about\n such  things."
@@ -82,14 +84,14 @@ def test_queries_become_templates_or_are_rejected_and_a_stopped_run_goes_on(tmp_
         )
 
     summary, asked = run_stopped_and_whole(make, say, after=7)
-    assert summary["documents_in"] == 7 and summary["templates"] == 3 and summary["repaired"] == 2
+    assert summary["documents_in"] == 8 and summary["templates"] == 4 and summary["repaired"] == 3
     assert summary["plain_reasons"] == {"no_span": 1, "no_spans": 1, "engine_error": 1}
     # What was repaired is told of too.
     assert summary["rejected_pieces"] == {
-        "changed": 1, "no_json": 1, "whole_query": 1, "unbalanced_tag": 1,
+        "changed": 2, "no_json": 1, "whole_query": 1, "unbalanced_tag": 1,
         "no_span": 1, "no_spans": 1, "engine_error": 1,
     }  # fmt: skip
-    assert rejected_of(tmp_path / "whole")["q6"] == "tag_in_query"
+    assert rejected_of(tmp_path / "whole")["q7"] == "tag_in_query"
     made = {one.provenance["query"]: one for one in records_of(tmp_path / "whole/shards/templates")}
     first = made["what effects does gout have on the heart?"]
     assert (first.id, first.text, first.source) == ("fi_templates/q0", GOOD, "fi_templates")
@@ -100,6 +102,7 @@ def test_queries_become_templates_or_are_rejected_and_a_stopped_run_goes_on(tmp_
         "parents": ["q0"], "query_source": "gooaq", "talks_to_a_model": False,
         "documents": "An article about such things.", "complexity": 2, "repaired": False,
     }  # fmt: skip
+    assert made["why does rust form"].text == "why does <fi>a thing</fi> form"
     repaired = made["Is Oslo or Bergen older?"]
     assert repaired.text == "Is <fi>a city</fi> or <fi>a city</fi> older?"
     assert made["Who wrote Emma?"].provenance["talks_to_a_model"] is True
@@ -149,6 +152,29 @@ def test_spans_of_a_query_give_a_template_of_it(data: st.DataObject) -> None:
     assert isinstance(lost, Reason) and lost.reason == "no_span"
     bad = template_from_spans(query, [(words[0], "<fi>x")])
     assert isinstance(bad, Reason) and bad.reason == "bad_description"
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "mended"),
+    [
+        ("who holds the record", "Who holds <fi>a thing</fi>?", "who holds <fi>a thing</fi>"),
+        ("Who wrote\nEmma?", "who wrote <fi>a book</fi>", "Who wrote\n<fi>a book</fi>?"),
+        ("is  a or b older", "Is <fi>x</fi> OR <fi>y</fi> older.",
+         "is  <fi>x</fi> or <fi>y</fi> older"),
+        ("Emma, who wrote it?", "<fi>a book</fi>,  who wrote it", "<fi>a book</fi>, who wrote it?"),
+        ("play a b c", "play <fi>x</fi> <fi>y</fi>", "play <fi>x</fi> <fi>y</fi>"),
+        ("Who wrote Emma?", "Who authored <fi>a book</fi>?", None),
+        ("Who wrote Emma?", "Who wrote Emma<fi>a book</fi>?", None),
+        ("Who wrote Emma", "Who wrote Emma<fi>a book</fi>?", None),
+        ("Who wrote", "who <fi>x</fi> wrote?", None),
+        ("Who wrote Emma?", "who wrote Emma", None),
+        ("Who wrote Emma?", "who wrote <fi>x", None),
+    ],
+)  # fmt: skip
+def test_templates_are_mended_where_their_words_are_the_querys(
+    query: str, text: str, mended: str | None
+) -> None:
+    assert mend_template(text, query) == mended
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
