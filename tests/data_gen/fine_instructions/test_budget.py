@@ -63,6 +63,15 @@ def test_a_block_spends_what_its_documents_have_and_no_more(
     assert alone == found[:1]
 
 
+def test_each_document_draws_an_order_of_its_own() -> None:
+    kept = set()
+    for number in range(40):
+        one = document(number, 20)
+        (found,) = budget_block([(one, [pair(one.id, k, 5) for k in range(6)])], count, 0)  # type: ignore[arg-type]
+        kept.add(tuple(found.kept))
+    assert {len(places) for places in kept} == {2} and len(kept) > 8  # of 15 pairs of places
+
+
 def folders(tmp_path: Path) -> tuple[str, str]:
     documents = [document(n, 30 + 7 * (n % 5)) for n in range(23)]
     pairs = [pair(f"d{n}", k, 5 + 3 * k + n % 4) for n in range(0, 23, 2) for k in range(5)]
