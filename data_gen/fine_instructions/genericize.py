@@ -283,9 +283,10 @@ def _from_spans(query: str, completion: Completion) -> str | Reason:
         return spans
     found: list[tuple[str, str]] = []
     for span in spans if isinstance(spans, list) else ():
-        told = (span.get("text"), span.get("description")) if isinstance(span, dict) else ()
-        if len(told) == 2 and all(isinstance(one, str) for one in told):
-            found.append((told[0].strip(), told[1]))
+        fields = span if isinstance(span, dict) else {}
+        text, told = fields.get("text"), fields.get("description")
+        if isinstance(text, str) and isinstance(told, str):
+            found.append((text.strip(), told))
     if not found or len(found) < len(spans):
         return Reason("no_spans", completion.text[-300:])
     # As they stand in the query, whatever the order they are told in.
