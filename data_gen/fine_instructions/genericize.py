@@ -39,11 +39,8 @@ _WRONG = {
 }
 _EDGE = re.compile(r"(</?fi>)")
 # Of constrained replies.
-_TAG_TEXT, _DESCRIPTION, _MOST_TAGS = (
-    json_text_regex(3, 80, "<>"),
-    json_text_regex(20, 900, "<"),
-    16,
-)
+_TAG_TEXT, _MOST_TAGS = json_text_regex(3, 80, "<>"), 16
+_DESCRIPTION = json_text_regex(20, 900, "<")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +85,12 @@ def template_from_spans(query: str, spans: Sequence[tuple[str, str]]) -> str | R
 def mend_template(text: str, query: str) -> str | None:
     """The template with the query's own words outside of its tags, where it differs from the query
     in case, white space and marks at the very end alone; None where it differs in more."""
-    parts = _EDGE.split(text)
+    parts, query = _EDGE.split(text), query.strip()
     if len(parts) % 4 != 1 or len(parts) == 1:
         return None
     *kept, last = parts[::4]
     ends = [_loose(one) for one in kept]
-    ends.append(_loose(last.rstrip(" \n.?!")) + r"[.?!]*\s*\Z")
+    ends.append(_loose(last.rstrip(" \n.?!")) + r"[.?!]{0,9}\Z")
     pieces, place = list[str](), 0
     for number, pattern in enumerate(ends):
         # Behind a tag, which stands for something.

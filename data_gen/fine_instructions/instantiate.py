@@ -6,6 +6,7 @@ Reads match records: documents with `provenance["templates"]`, a list of
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -36,7 +37,7 @@ from ipt_jax.core.records import Record
 from ipt_jax.core.rejection import Reason, Rejection
 from ipt_jax.core.tokenizers import load_tokenizer
 
-METHOD, PAIRS = "fi_instantiate", "pairs"
+METHOD, PAIRS, NULLS = "fi_instantiate", "pairs", "null"
 BEFORE, BETWEEN = "Instruction: ", "\n\nAnswer: "
 """Section 4.2's form of a pair."""
 # The second of each is the published data's name for it.
@@ -117,6 +118,8 @@ class Instance:
 
     instruction: Expansion
     answer: Expansion
+    reply: str
+    """As a model that is tuned to it writes it: JSON on one line, excerpts not filled in."""
 
 
 def read_instance(completion: Completion, source: Source, least_share: float) -> Instance | Reason:
@@ -150,7 +153,8 @@ def read_instance(completion: Completion, source: Source, least_share: float) ->
             return Reason(reason, f"{name}: {error.detail}")
         if left := _LEFT.search(expanded[-1].text):
             return Reason("tags_left", f"{name}: {left[0]} is left in the text")
-    instance = Instance(*expanded)
+    reply = dict(zip(("instruction", "answer"), texts, strict=True))
+    instance = Instance(expanded[0], expanded[1], json.dumps(reply, ensure_ascii=False))
     if instance.answer.share < least_share:
         share = f"{instance.answer.share:.3f} of the answer is copied"
         return Reason("low_share", f"{share}: {instance.answer.text[:300]!r}")
@@ -170,7 +174,7 @@ class Instantiate(AskingStage[InstantiateConfig]):
     """A model fills each template of a document in and answers it with the document's words."""
 
     name, version, Config = METHOD, 1, InstantiateConfig
-    parts = (PAIRS,)
+    parts = (PAIRS, NULLS)
     free = ("tokenizer",)
 
     def __init__(self, config: InstantiateConfig) -> None:
@@ -207,7 +211,7 @@ class Instantiate(AskingStage[InstantiateConfig]):
 
     def work(self, unit: Record) -> Generator[Request, Completion, UnitOutput]:
         templates = self._templates(carried_by(unit))
-        source, made = Source(unit.text), list[tuple[Record, Instance]]()
+        source, records, made = Source(unit.text), list[tuple[str, Record]](), list[Instance]()
         language = self._language(unit.text) if self._identify and templates else None
         pieces, counts = list[Rejection](), Counter[str]()
         for number, template in enumerate(templates):
@@ -218,9 +222,12 @@ class Instantiate(AskingStage[InstantiateConfig]):
                 found = self._gates(found, language) or found
             counts["asked"] += 1
             if isinstance(found, Instance):
-                record = self._record(unit, number, template, prompt, found)
-                made.append((record, found))
+                records.append((PAIRS, self._pair(unit, number, template, prompt, found)))
+                made.append(found)
             elif found.reason == "null":
+                told = self._told(unit, template, prompt, "null")
+                name = f"{unit.id}#{number}"
+                records.append((NULLS, Record(name, template.text, METHOD, provenance=told)))
                 counts["null"] += 1
             else:
                 pieces.append(Rejection(f"{unit.id}#{number}", template.id, *found))
@@ -228,11 +235,11 @@ class Instantiate(AskingStage[InstantiateConfig]):
         counts["documents"] = int(bool(made))
         if not made:
             reason = "no_pairs" if pieces else "all_null" if templates else "no_templates"
-            return UnitOutput((), pieces, counts, {unit.id: reason})
-        pairs = [{"instruction": i.instruction.text, "response": i.answer.text} for _, i in made]
+            return UnitOutput(records, pieces, counts, {unit.id: reason})
+        pairs = [{"instruction": i.instruction.text, "response": i.answer.text} for i in made]
         shown = {"id": unit.id, "text": unit.text, "pairs": pairs}
         sample = {"id": unit.id, "source": METHOD, "documents": [shown]}
-        return UnitOutput([(PAIRS, one) for one, _ in made], pieces, counts, samples=[sample])
+        return UnitOutput(records, pieces, counts, samples=[sample])
 
     def _language(self, text: str) -> tuple[str, float] | None:
         """Of the middle of a text, and how sure that is."""
@@ -255,22 +262,32 @@ class Instantiate(AskingStage[InstantiateConfig]):
                 return Reason("other_language", f"{read!r}; its document reads as {language[0]!r}")
         return None
 
-    def _record(
-        self, unit: Record, number: int, template: MatchedTemplate, prompt: str, found: Instance
-    ) -> Record:
-        parts = pair_parts(found.instruction.text, found.answer.text)
-        provenance = {
+    def _told(
+        self, unit: Record, template: MatchedTemplate, prompt: str, reply: str
+    ) -> dict[str, Any]:
+        """Where a reply came from; with document, template text and reply a student is tuned."""
+        return {
             **self.asked_provenance([prompt]),
             "parents": [unit.id],
             "sources": [unit.source],
             "template": template.id,
+            "template_text": template.text,
             "chunk": template.chunk,
             "score": template.score,
+            "reply": reply,
+            "document_characters": len(unit.text),
+        }
+
+    def _pair(
+        self, unit: Record, number: int, template: MatchedTemplate, prompt: str, found: Instance
+    ) -> Record:
+        parts = pair_parts(found.instruction.text, found.answer.text)
+        provenance = {
+            **self._told(unit, template, prompt, found.reply),
             "excerpt_share": round(found.answer.share, 4),
             # First character and end of each in the document.
             "answer_excerpts": [list(place) for place in found.answer.places],
             "instruction_excerpts": [list(place) for place in found.instruction.places],
-            "document_characters": len(unit.text),
         }
         name = f"{unit.id}#{number}"
         return Record(name, "".join(parts), METHOD, parts, (0.0, 1.0), provenance)
@@ -300,7 +317,8 @@ class Instantiate(AskingStage[InstantiateConfig]):
                 f"{summary['pairs']:,} instructions with answers, made of templates of people's "
                 "queries and of documents that fit them by a language model; at least "
                 f"{self.config.excerpt_share:.0%} of each answer is copied from its document "
-                "(FineInstructions, section 3.3). No judge has read them."
+                "(FineInstructions, section 3.3). No judge has read them. `shards/null` holds the "
+                f"{summary['null']:,} templates that the model said do not fit their document."
             ),
             gates=[
                 "A reply is one JSON object with instruction and answer; null leaves it out.",

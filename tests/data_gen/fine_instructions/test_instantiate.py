@@ -164,6 +164,16 @@ def test_templates_become_pairs_and_a_stopped_run_goes_on(tmp_path: Path) -> Non
         "answer_excerpts": [[0, DOCUMENT.index(" It was")]], "instruction_excerpts": [],
         "document_characters": len(DOCUMENT), "method": "fi_instantiate", "model": "fake-model",
     }  # fmt: skip
+    # What a student is tuned on: a reply that gives the pair again, or null.
+    assert first.provenance["template_text"] == "good of <fi>a thing</fi>?"
+    again = Completion("r", first.provenance["reply"], "stop", 1, 1)
+    found = read_instance(again, Source(DOCUMENT), 0.8)
+    assert isinstance(found, Instance) and found.answer.text == answer
+    assert found.reply == first.provenance["reply"] and "<...>" in found.reply
+    nulls = records_of(tmp_path / "whole/shards/null")
+    assert [one.id for one in nulls] == ["d0#1", "d1#0"]
+    assert nulls[0].text == nulls[0].provenance["template_text"] == "null of <fi>a thing</fi>?"
+    assert nulls[0].provenance["reply"] == "null"
     # All prompts of a document are the same but for their ends.
     prompts = [one.prompt[0].content for one in asked if one.id.startswith("d0/")]  # type: ignore[union-attr]
     ends = [len(one.rpartition("<<<Instruction Template:\n")[2]) for one in prompts]
