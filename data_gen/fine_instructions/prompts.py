@@ -80,13 +80,13 @@ _DESCRIPTION_SHOTS = (
 )
 
 _KNOWLEDGE_TASK = """\
-Describe what kind of knowledge the document above holds: what it is about, which questions a \
+Describe what kind of knowledge the document below holds: what it is about, which questions a \
 reader could find answered in it, how detailed it is. Two or three sentences, one paragraph, that \
 would fit every document with the same kind of knowledge: name the kind of subject, and do not \
 retell what the document says."""
 
 _INSTANTIATE_TASK = """\
-The document above may hold what someone asked for. You get a template of such a query, a text in \
+You get a document that may hold what someone asked for, and a template of such a query: a text in \
 natural language whose variables stand in tags ("<fi>what kind of text stands there</fi>").
 
 1. Task: fill every variable in with something that the document speaks of, so that the result is \
@@ -101,20 +101,41 @@ the tags: <excerpt>whole quotation</excerpt>
 3. Answerability: if the document does not hold what the variables ask for, or not the answer, the \
 template does not fit. Then reply with null and nothing else."""
 
-_INSTANTIATE_SHOTS = (
+_INSTANTIATE_SHOTS: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = (
     (
         "Lake Baikal lies in southern Siberia. It is the deepest lake on Earth: 1,642 metres from "
         "the surface to the bottom. More than three hundred rivers flow into it, and only one, the "
         "Angara, flows out.",
         (
-            "how <fi>adjective of size</fi> is <fi>name of a lake or river</fi>",
-            {
-                "instruction": "how deep is Lake Baikal",
-                "answer": "Lake Baikal is <excerpt>the deepest lake on Earth<...>surface to the "
-                "bottom.</excerpt>",
-            },
+            (
+                "how <fi>adjective of size</fi> is <fi>name of a lake or river</fi>",
+                {
+                    "instruction": "how deep is Lake Baikal",
+                    "answer": "Lake Baikal is <excerpt>the deepest lake on Earth<...>surface to "
+                    "the bottom.</excerpt>",
+                },
+            ),
+            ("Give me a recipe for <fi>name of a dish</fi>.", None),
         ),
-        ("Give me a recipe for <fi>name of a dish</fi>.", None),
+    ),
+    (
+        "To repot an orchid, soak its roots in lukewarm water for ten minutes, so that they bend "
+        "without breaking. Cut off whatever is brown or hollow. Set the plant on coarse bark in a "
+        "clear pot that is barely wider than the roots, fill in bark up to the lowest leaf, and do "
+        "not water it for a week.",
+        (
+            (
+                "I just bought <fi>a kind of plant</fi>. How do I <fi>a task of gardening</fi> "
+                "without <fi>a kind of damage</fi>?",
+                {
+                    "instruction": "I just bought an orchid. How do I repot it without breaking "
+                    "its roots?",
+                    "answer": "<excerpt>soak its roots in lukewarm<...>is brown or "
+                    "hollow.</excerpt> Then <excerpt>fill in bark up to the lowest "
+                    "leaf</excerpt>.",
+                },
+            ),
+        ),
     ),
 )
 
@@ -154,23 +175,23 @@ def description_prompt(template: str) -> str:
 def knowledge_prompt(document: str) -> str:
     """Asks what kind of knowledge a document holds."""
     form = 'Reply with JSON alone: {"description": "..."}'
-    return f"{_block('Document', document)}\n\n{_KNOWLEDGE_TASK}\n\n{form}\n"
+    return f"{_KNOWLEDGE_TASK}\n\n{form}\n\n{_block('Document', document)}\n"
 
 
 def instantiate_prompt(document: str, template: str) -> str:
-    """Asks for a template's instruction and answer; the prompts of a document differ at the end
-    alone, so that an engine reads what comes before once."""
-    shots = ""
-    for text, *asked in _INSTANTIATE_SHOTS:
-        shots += (
-            f"Examples, about a document of their own:\n\n{_block('Compatible Document', text)}"
-        )
-        for one, wanted in asked:
-            shots += f"\n\n{_block('Instruction Template', one)}\n{_reply(wanted)}"
+    """Asks for a template's instruction and answer.
+
+    What all prompts share stands first, then the document, and the template last: an engine that
+    keeps what it has read reads the rules once a run and a document once for all its templates.
+    """
     form = 'Reply with JSON alone: {"instruction": "...", "answer": "..."}, or null.'
-    first = f"{_block('Compatible Document', document)}\n\n{_INSTANTIATE_TASK}\n\n{form}"
-    last = f"Now about the document at the very top:\n\n{_block('Instruction Template', template)}"
-    return f"{first}\n\n{shots}\n\n{last}\n"
+    blocks = [_INSTANTIATE_TASK, form]
+    for shown, asked in _INSTANTIATE_SHOTS:
+        blocks.append(_block("Compatible Document", shown))
+        blocks += [f"{_block('Instruction Template', one)}\n{_reply(said)}" for one, said in asked]
+    blocks.append(_block("Compatible Document", document))
+    blocks.append(_block("Instruction Template", template))
+    return "\n\n".join(blocks) + "\n"
 
 
 def published_instantiate_prompt(document: str, template: str) -> str:

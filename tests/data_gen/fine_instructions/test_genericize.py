@@ -22,6 +22,7 @@ from data_gen.fine_instructions.genericize import (
     render_reply,
     template_from_spans,
 )
+from data_gen.fine_instructions.prompts import _SPANS_SHOTS, _TEMPLATE_SHOTS
 from data_gen.fine_instructions.templates import Template, check_template
 from data_gen.stages.asking import json_regex, json_text_regex
 from data_gen.stages.stage import run_stage
@@ -175,6 +176,13 @@ def test_templates_are_mended_where_their_words_are_the_querys(
     query: str, text: str, mended: str | None
 ) -> None:
     assert mend_template(text, query) == mended
+
+
+def test_the_examples_of_the_prompts_are_templates_themselves() -> None:
+    for query, text in _TEMPLATE_SHOTS:
+        assert check_template(text, query) is None
+    for query, spans in _SPANS_SHOTS:
+        assert check_template(str(template_from_spans(query, spans)), query) is None
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

@@ -21,6 +21,7 @@ from data_gen.fine_instructions.instantiate import (
     pair_parts,
     read_instance,
 )
+from data_gen.fine_instructions.prompts import _INSTANTIATE_SHOTS
 from data_gen.stages.stage import estimate_stage, run_stage
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import Record
@@ -174,11 +175,19 @@ def test_templates_become_pairs_and_a_stopped_run_goes_on(tmp_path: Path) -> Non
     assert [one.id for one in nulls] == ["d0#1", "d1#0"]
     assert nulls[0].text == nulls[0].provenance["template_text"] == "null of <fi>a thing</fi>?"
     assert nulls[0].provenance["reply"] == "null"
-    # All prompts of a document are the same but for their ends.
+    # All prompts of a document are the same but for their ends; its rules are those of all.
     prompts = [one.prompt[0].content for one in asked if one.id.startswith("d0/")]  # type: ignore[union-attr]
     ends = [len(one.rpartition("<<<Instruction Template:\n")[2]) for one in prompts]
     assert len({one[:-end] for one, end in zip(prompts, ends, strict=True)}) == 1
-    assert prompts[0].startswith(f"<<<Compatible Document:\n{DOCUMENT}") and max(ends) < 50
+    assert f"<<<Compatible Document:\n{DOCUMENT}\n>>>" in prompts[0][-900:] and max(ends) < 50
+
+
+def test_the_examples_of_the_prompt_are_pairs_themselves() -> None:
+    for document, asked in _INSTANTIATE_SHOTS:
+        for _, reply in asked:
+            completion = Completion("r", json.dumps(reply), "stop", 1, 1)
+            found = read_instance(completion, Source(document), 0.8)
+            assert (found[0] == "null") if isinstance(found, Reason) else found.answer.share >= 0.8
 
 
 def test_settings_let_more_and_fewer_pairs_pass(tmp_path: Path) -> None:
