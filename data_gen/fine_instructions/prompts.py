@@ -98,8 +98,9 @@ out: <excerpt>first words<...>last words</excerpt> stands for the document's tex
 words through those last words. Copy the words at both ends letter for letter, four to eight of \
 them, and choose ends that stand in the document only once. A short quotation stands whole between \
 the tags: <excerpt>whole quotation</excerpt>
-3. Answerability: if the document does not hold what the variables ask for, or not the answer, the \
-template does not fit. Then reply with null and nothing else."""
+3. Answerability: the template was chosen for this document, and mostly it fits. Only if the \
+document holds nothing that the variables or the answer could be taken from, reply with null and \
+nothing else."""
 
 _INSTANTIATE_SHOTS: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = (
     (
@@ -107,6 +108,7 @@ _INSTANTIATE_SHOTS: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = (
         "the surface to the bottom. More than three hundred rivers flow into it, and only one, the "
         "Angara, flows out.",
         (
+            ("Give me a recipe for <fi>name of a dish</fi>.", None),
             (
                 "how <fi>adjective of size</fi> is <fi>name of a lake or river</fi>",
                 {
@@ -115,7 +117,6 @@ _INSTANTIATE_SHOTS: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = (
                     "the bottom.</excerpt>",
                 },
             ),
-            ("Give me a recipe for <fi>name of a dish</fi>.", None),
         ),
     ),
     (
