@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.baselines.random_pairs import RandomPairs
+from data_gen.baselines.rewrite import Rewrite
 from data_gen.baselines.stage import ReadingComprehension
 from data_gen.engines import Engine
+from data_gen.fine_instructions.budget import BudgetPairs
+from data_gen.fine_instructions.descriptions import Describe
+from data_gen.fine_instructions.genericize import Genericize
+from data_gen.fine_instructions.instantiate import Instantiate
 from data_gen.instruction_pretrain.stage import InstructionPretrain
 from data_gen.stages.config import OutputConfig
 from data_gen.stages.runner import Progress, no_progress
 from data_gen.stages.stage import Stage, Summary, run_stage
 
 METHODS: dict[str, type[Stage[Any, Any]]] = {
-    stage.name: stage for stage in (InstructionPretrain, ReadingComprehension, RandomPairs)
+    stage.name: stage
+    for stage in (
+        *(InstructionPretrain, ReadingComprehension, RandomPairs, Rewrite),
+        *(Genericize, Describe, Instantiate, BudgetPairs),
+    )
 }
 
 

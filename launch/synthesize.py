@@ -1,7 +1,8 @@
 """Make record shards by one of the methods: python launch/synthesize.py --config FILE.yaml
 
 The config's key `method` names it, or `--method`: instruction_pretrain (where nothing is named),
-reading_comprehension, random_pairs. With `--method NAME --help` its keys are listed.
+reading_comprehension, random_pairs, rewrite, fi_templates, fi_descriptions, fi_instantiate,
+fi_budget. With `--method NAME --help` its keys are listed.
 """
 
 from __future__ import annotations

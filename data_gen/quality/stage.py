@@ -138,7 +138,14 @@ class Filter(Stage[FilterConfig, Record]):
         found: dict[str, Any] = {
             key: asdict(getattr(config, key)) for key in _SECTIONS if _SECTIONS[key] & met
         }
-        found.get("judge", {}).pop("engine", None)
+        if "judge" in found:
+            found["judge"].pop("engine")
+            # Earlier versions had neither, and asked so; those did not ask again, and what they
+            # could not read they rejected, as it would be now.
+            if found["judge"]["form"] == "json":
+                del found["judge"]["form"]
+            if found["judge"]["ask_again"]:
+                del found["judge"]["ask_again"]
         if "decontaminate" in found:
             for number, one in enumerate(found["decontaminate"]["evaluations"], 1):
                 path = Path(one.pop("path")).expanduser()

@@ -64,7 +64,8 @@ def write_sample(documents: Sequence[Document], path: Path) -> None:
     """The sample as JSON lines that read_corpus gives back."""
     with open(path, "w", encoding="utf-8") as file:
         for one in documents:
-            file.write(json.dumps({"id": one.id, "text": one.text, "source": one.source}) + "\n")
+            fields = {**one.metadata, "id": one.id, "text": one.text, "source": one.source}
+            file.write(json.dumps(fields, default=str) + "\n")
 
 
 def estimate(

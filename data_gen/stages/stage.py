@@ -320,7 +320,8 @@ def _make(stage: Stage[Any, Any], run: StageRun, progress: Progress) -> Summary:
         parts = ("documents_augmented", "documents_plain", "documents_rejected")
         _add_up(summary, "documents_in", parts, written)
     elif "in" in summary:
-        written = {"out": _written(output, *stage.parts), "rejected": output.left_out.total()}
+        left_out = output.left_out.total() + totals.rejected.total()
+        written = {"out": _written(output, *stage.parts), "rejected": left_out}
         _add_up(summary, "in", ("out", "rejected"), written)
     if (card := stage.card(summary)) is not None:
         output.write_samples(totals.samples)

@@ -184,17 +184,77 @@ def test_only_a_clear_score_of_four_or_five_passes(tmp_path: Path) -> None:
     found = [None if one is None else one.reason.removeprefix("judge:") for one in verdicts]
     assert found == [None, None, "low_score", "no_score", "cut", "engine_error", None]
     assert summary == {
-        "scores": {"3": 1, "4": 1, "5": 2}, "completions": 7, "requests_failed": 1,
-        "requests_to_ask_again": 0, "request_errors": {"http_400: no": 1},
+        "scores": {"3": 1, "4": 1, "5": 2}, "asked_again": 2, "completions": 9,
+        "requests_failed": 1, "requests_to_ask_again": 0, "request_errors": {"http_400: no": 1},
     }  # fmt: skip
     assert "who knows" in verdicts[3].detail and verdicts[5].detail == "http_400: no"  # type: ignore[union-attr]
     # A request's seed depends on the record, not on the batch around it.
     seeds = {request.prompt: request.seed for request in judge.asked}
-    assert len({request.seed for request in judge.asked}) == 7
+    assert len({request.seed for request in judge.asked}) == 9
     alone = Judge()
     judged(tmp_path / "b", alone, records[3:4])
-    assert [request.seed for request in alone.asked] == [seeds[alone.asked[0].prompt]]
+    assert [request.seed for request in alone.asked] == [seeds[one.prompt] for one in alone.asked]
     assert judged(tmp_path / "c", judge, records[1:2], JudgeConfig(keep_at_least=5))[0][0]
+
+
+def test_a_reply_without_a_score_is_asked_about_once_more(tmp_path: Path) -> None:
+    class Late(Judge):
+        def __init__(self, second: str, why: str = "stop") -> None:
+            super().__init__()
+            self.REPLIES = (("odd", ("a fine answer", "stop")),)
+            self.second = (second, why)
+
+        def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+            for completion in super().generate(requests):
+                text, why = self.second
+                if completion.request_id.endswith("/again"):
+                    completion = replace(completion, text=text, finish_reason=why)
+                yield completion
+
+    records = [pair("1", "Ask.", "It is odd.")]
+    late = Late("<score>5</score>")
+    config = JudgeConfig(form="flow_judge")
+    assert judged(tmp_path / "a", late, records, config)[0] == [None]
+    first, again = (one.prompt for one in late.asked)
+    assert again[: len(first)] == first and len(again) == len(first) + 2
+    assert again[1].role == "assistant" and again[1].content == "a fine answer"  # type: ignore[union-attr]
+    assert "<score>N</score>" in again[2].content  # type: ignore[union-attr]
+    # What was answered before a stop is not asked again, either time.
+    verdicts, summary = judged(tmp_path / "a", Late("never asked"), records, config)
+    assert verdicts == [None] and (summary["asked_again"], summary["completions"]) == (1, 2)
+    (failed,), summary = judged(tmp_path / "b", Late("http_500", "error"), records)
+    assert failed.reason == "judge:engine_error" and summary["requests_failed"] == 1  # type: ignore[union-attr]
+    once = Late("<score>5</score>")
+    ((wrong,), _) = judged(tmp_path / "c", once, records, JudgeConfig(ask_again=False))
+    assert wrong.reason == "judge:no_score" and len(once.asked) == 1  # type: ignore[union-attr]
+    plain = Late("4")
+    assert judged(tmp_path / "d", plain, records, JudgeConfig(chat=False))[0] == [None]
+    text = plain.asked[1].prompt
+    assert text.startswith(f"{plain.asked[0].prompt}\na fine answer") and '{"score": N}' in text  # type: ignore[union-attr]
+
+
+def test_flow_judges_prompt_has_that_models_sections_in_order() -> None:
+    parts = ("Instruction: Name {a} sea.\n\nAnswer: ", "The Red Sea.")
+    prompt = build_prompt(Record("1", "".join(parts), "fi", parts, (0.0, 1.0)), "flow_judge")
+    wanted = [
+        "# GOAL\n", "# INPUT\n",
+        "<inputs>\n<instruction>\nName {a} sea.\n</instruction>\n</inputs>\n",
+        "# OUTPUT\n", "<output>\nThe Red Sea.\n</output>\n",
+        "# EVALUATION CRITERIA AND SCORING RUBRIC\n", "<evaluation_criteria>\n",
+        "</evaluation_criteria>\n", "<scoring_rubric>\n- Score 1: ", "\n- Score 5: ",
+        "</scoring_rubric>\n", "# INSTRUCTIONS FOR THE EVALUATION\n",
+        "## FORMAT FOR THE EVALUATION\n", "<feedback>", "<score>",
+    ]  # fmt: skip
+    places = [prompt.index(one) for one in wanted]
+    assert places == sorted(places) and "{output}" not in prompt
+    # Pairs of other methods: a text with its pairs is judged whole, without inputs.
+    texts = ("A text.\n\n", "Question: Who?\nAnswer: I.")
+    whole = build_prompt(Record("2", "".join(texts), "ipt", texts, (1.0, 1.0)), "flow_judge")
+    assert "<output>\nA text.\n\nQuestion: Who?\nAnswer: I.\n</output>" in whole
+    assert "# INPUT" not in whole and "inputs" not in whole
+    # The frame of a pair is not taken for its words, nor its words for the frame.
+    odd = pair("3", "Instruction: Instruction: x\n\nAnswer: y\n\nAnswer: ", "z")
+    assert "<<<INSTRUCTION\nInstruction: x\n\nAnswer: y\nINSTRUCTION>>>" in build_prompt(odd)
 
 
 def test_the_judge_is_asked_by_chat_unless_told_otherwise(tmp_path: Path) -> None:
