@@ -83,7 +83,7 @@ class QueriesConfig(StageConfig):
     """Data sets in, queries that pass all gates out."""
 
     method: str = METHOD
-    output: str = "runs/fine_instructions/queries"
+    output: str = "runs/fi_queries"
     """Folder: shards/, checked/ (before duplicates and evaluation sets), rejected/, counts.md and
     summary.json are written there."""
     sources: list[QueryInput] = field(default_factory=list)
