@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_gen.corpus import find_files
+from data_gen.corpus import CorpusFile, find_files
+from data_gen.corpus.documents import Raw
 from data_gen.corpus.seen_ids import SeenIds
 from data_gen.fine_instructions.bank import description_of, origin_of
 from data_gen.fine_instructions.budget import BudgetConfig, BudgetPairs
 from data_gen.fine_instructions.instantiate import pair_parts
 from data_gen.ingest import IngestConfig, ingest
-from data_gen.published import PUBLISHED
+from data_gen.published import PUBLISHED, RowShape
 from data_gen.stages.stage import run_stage
 from ipt_jax.core.configuration import parse_config
 from ipt_jax.core.errors import UserError
@@ -93,6 +94,10 @@ def test_pairs_are_joined_to_their_documents_by_id(nemotron: Path) -> None:
     assert (summary["documents"], summary["pairs"]) == (2, 3)
     assert sum(summary["rejected"].values()) == 5 and summary["rejected"]["no_document"] == 1
     assert ingest(config).items() >= summary.items()
+    fsspec = pytest.importorskip("fsspec", reason="opens URLs")
+    fsspec.filesystem("memory").put(f"{nemotron}/", "/nemotron", recursive=True)
+    away = replace(config, input=["memory:///nemotron/train-*.parquet"], output=f"{nemotron}/away")
+    assert ingest(away)["rejected"] == summary["rejected"]
     # What goes by documents takes them as they are.
     folders = [str(nemotron / "out/shards" / name) for name in ("pairs", "documents")]
     kept = {"output": f"{nemotron}/kept", "tokenizer": "mistral-7b-v0.1"}
@@ -110,6 +115,10 @@ def test_scores_that_are_not_there_are_named(nemotron: Path) -> None:
     with pytest.raises(UserError) as refused:
         ingest(config)
     assert (refused.value.key, refused.value.path) == ("least_score", str(beside))
+    row = dict(zip(ROWS, ("a", "", 1, "Why?", "So.", 0), strict=True))
+    with pytest.raises(UserError) as refused:  # streamed, no file has a name
+        next(RowShape(PUBLISHED[FI], 4)(Raw("b:1", row), CorpusFile("hf://a/b", "hub")))
+    assert refused.value.key == "least_score"
     ingest(replace(config, least_score=0, output=f"{nemotron}/all"))
     scored = [one.provenance.get("judge_score") for one in records(nemotron / "all/shards/pairs")]
     assert scored == [4, 5, 3, None]  # those of the other file are kept
