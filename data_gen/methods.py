@@ -10,6 +10,7 @@ from data_gen.baselines.random_pairs import RandomPairs
 from data_gen.baselines.rewrite import Rewrite
 from data_gen.baselines.stage import ReadingComprehension
 from data_gen.engines import Engine
+from data_gen.fine_instructions import chain
 from data_gen.fine_instructions.budget import BudgetPairs
 from data_gen.fine_instructions.descriptions import Describe
 from data_gen.fine_instructions.genericize import Genericize
@@ -29,6 +30,12 @@ METHODS: dict[str, type[Stage[Any, Any]]] = {
         *(Queries, Genericize, Describe, MinePairs, FiMatch, Instantiate, BudgetPairs),
     )
 }
+
+
+CHAINS: dict[str, tuple[type[OutputConfig], Callable[[Any], dict[str, Any]]]] = {
+    chain.METHOD: (chain.FineInstructionsConfig, chain.run_fine_instructions),
+}
+"""Several of them as jobs: the settings, and what gives the summaries of all steps in order."""
 
 
 def stage_of(config: OutputConfig) -> Stage[Any, Any]:

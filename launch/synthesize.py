@@ -14,12 +14,7 @@ with importing():
     import json
     from pathlib import Path
 
-    from data_gen.fine_instructions.chain import (
-        METHOD,
-        FineInstructionsConfig,
-        run_fine_instructions,
-    )
-    from data_gen.methods import METHODS, stage_of
+    from data_gen.methods import CHAINS, METHODS, stage_of
     from data_gen.stages.config import AskingConfig
     from data_gen.stages.estimate import print_estimate
     from data_gen.stages.failed_requests import FailedRequests
@@ -31,14 +26,13 @@ with importing():
 
 def main() -> None:
     """Read the config, run, print the summary."""
-    method = choice_of("method", [*METHODS, METHOD], default="instruction_pretrain")
-    cls = FineInstructionsConfig if method == METHOD else METHODS[method].Config
+    method = choice_of("method", [*METHODS, *CHAINS], default="instruction_pretrain")
+    cls = CHAINS[method][0] if method in CHAINS else METHODS[method].Config
     config = parse_config(cls, None, prog="launch/synthesize.py", description=__doc__ or "")
-    if isinstance(config, FineInstructionsConfig):
-        made = run_fine_instructions(config)
-        print(json.dumps(made["budget"], indent=1))
-        folder = Path(config.output).expanduser().resolve()
-        print(f"written to {folder / 'budget' / 'shards'}; {folder / 'report.html'} tells the way")
+    if method in CHAINS:
+        *_, (step, summary) = CHAINS[method][1](config).items()
+        print(json.dumps(summary, indent=1))
+        print(f"written to {Path(config.output) / step}, with report.html beside it")
         return
     stage, asking = stage_of(config), config if isinstance(config, AskingConfig) else AskingConfig()
     if asking.dry_run:

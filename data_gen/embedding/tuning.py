@@ -10,17 +10,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from ipt_jax.core.bounds import Above, Amount, Config, Fraction, Positive
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import naming, sync_folder
 from ipt_jax.core.seeds import generator_of, seed_of
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -60,6 +60,8 @@ class LabelledPair:
 
 def pair_scores(model: Any, pairs: Sequence[LabelledPair], batch_pairs: int = 32) -> np.ndarray:
     """Cosine of each pair, float32 [N]; NaN where a text has no vector."""
+    import torch
+
     found = [np.empty(0, np.float32)]
     with torch.inference_mode():
         for first in range(0, len(pairs), batch_pairs):
@@ -82,6 +84,8 @@ def tune_encoder(
     Raises:
       UserError: a loss that is no number.
     """
+    import torch
+
     total = steps.epochs * -(-len(pairs) // steps.batch_pairs)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=steps.weight_decay)
@@ -118,6 +122,8 @@ def tune_encoder(
 
 def _cosines(model: Any, pairs: Sequence[LabelledPair]) -> torch.Tensor:
     """float32 [N]."""
+    import torch
+
     vectors_NCE = _vectors(model, [pair.text for pair in pairs])
     chunks_N = torch.tensor([pair.chunk for pair in pairs], device=vectors_NCE.device)
     ours_NE = vectors_NCE[torch.arange(len(pairs), device=vectors_NCE.device), chunks_N]
@@ -127,6 +133,8 @@ def _cosines(model: Any, pairs: Sequence[LabelledPair]) -> torch.Tensor:
 
 def _vectors(model: Any, texts: Sequence[str]) -> torch.Tensor:
     """[N, C + 1, E] of length 1."""
+    import torch
+
     features = model.preprocess(list(texts))
     features = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
@@ -143,6 +151,9 @@ def _batches(count: int, steps: TuningSteps) -> Iterator[np.ndarray]:
 
 
 def _save(path: Path, model: Any, optimizer: Any, weights: Any, losses: list[float]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     tensors = {f"model/{name}": value.contiguous() for name, value in model.state_dict().items()}
     for number, weight in enumerate(weights):
         for name, value in optimizer.state[weight].items():
@@ -159,6 +170,8 @@ def _save(path: Path, model: Any, optimizer: Any, weights: Any, losses: list[flo
 
 def _restore(path: Path, model: Any, optimizer: Any, weights: Any) -> list[float]:
     """Put a checkpoint back where there is one; the losses of the steps that it has behind it."""
+    from safetensors import safe_open
+
     if not path.is_file():
         return []
     with safe_open(path, "pt") as file:

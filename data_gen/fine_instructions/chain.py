@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_gen.embedding.embedder import EncoderConfig
 from data_gen.engines import Engine, identify_engine
@@ -37,15 +37,16 @@ from data_gen.stages.progress import terminal_progress
 from data_gen.stages.stage import Stage, run_stage, stage_fingerprint
 from ipt_jax.core.bounds import Config
 from ipt_jax.core.configuration import as_yaml, write_run_files
-from ipt_jax.core.errors import UserError
 from ipt_jax.core.jobs import Job, Results, hold_jobs, job_seconds, run_jobs
 from ipt_jax.core.report.page import PAGE_NAME, write_page
 from ipt_jax.core.report.values import Facts, Part, Report, Section, Table
 
 METHOD = "fine_instructions"
-_STEPS = ("queries", "templates", "bank", "descriptions")
-_LATER = ("calibration", "threshold", "match", "instantiate", "judged", "budget")
-_MOST_ROUNDS = 4
+_FOLDERS = (
+    *("queries", "templates", "bank", "descriptions"),
+    *(f"round_{number}_{what}" for number in (1, 2) for what in ("pairs", "encoder", "bank")),
+    *("calibration", "threshold", "match", "instantiate", "judged", "budget"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,40 +73,36 @@ class FineInstructionsConfig(OutputConfig):
     """The documents; of it `input`, `limit` and the fields count."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """Embeds templates and documents, until it is tuned."""
-    queries: QueriesConfig | None = None
-    """Where queries come from; null: `templates.input` is a corpus of them."""
+    queries: QueriesConfig = field(default_factory=QueriesConfig)
+    """Where queries come from; without `sources`, `templates.input` is a corpus of them."""
     templates: GenericizeConfig = field(default_factory=GenericizeConfig)
     """Queries to templates."""
     bank: BankConfig = field(default_factory=BankConfig)
     """Templates to an index."""
-    descriptions: DescribeConfig | None = None
-    """Of documents, for the first round; null: it is left out where there is no round."""
-    rounds: list[RoundConfig] = field(default_factory=list)
-    """Of tuning the encoder: none, one or, as in the paper, two."""
-    calibration: MineConfig | None = None
-    """Pairs judged over a range of ranks, to find the threshold with the last encoder; null:
-    `match.threshold` is used."""
+    tuning_rounds: Literal[0, 1, 2] = 0
+    """Rounds of tuning the encoder; the paper's two are `round_1` and `round_2`."""
+    descriptions: DescribeConfig = field(default_factory=DescribeConfig)
+    """Of documents, by which round 1 retrieves."""
+    round_1: RoundConfig = field(default_factory=RoundConfig)
+    """Whole documents by their descriptions."""
+    round_2: RoundConfig = field(default_factory=RoundConfig)
+    """Chunks of documents by themselves."""
+    calibrate: bool = False
+    """Find the threshold with the last encoder; false: `match.threshold` is used."""
+    calibration: MineConfig = field(default_factory=lambda: MineConfig(ranks=[0, 3, 10, 30, 99]))
+    """What is judged for it, over a range of ranks."""
     threshold: CalibrateConfig = field(default_factory=CalibrateConfig)
     """What it has to reach."""
     match: MatchConfig = field(default_factory=MatchConfig)
     """Documents to their templates."""
     instantiate: InstantiateConfig = field(default_factory=InstantiateConfig)
     """Templates to pairs."""
-    judge: FilterConfig | None = field(default_factory=FilterConfig)
-    """Gates of pairs, the judge last; null: the ablation of Table 5."""
+    judged: bool = True
+    """Let pairs pass `judge`; false: the ablation of Table 5."""
+    judge: FilterConfig = field(default_factory=lambda: FilterConfig(gates=["exact_text", "judge"]))
+    """Gates of pairs, the judge last."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """As many tokens of pairs as the documents have."""
-
-    def check_together(self) -> None:
-        if len(self.rounds) > _MOST_ROUNDS:
-            said = f"rounds: {len(self.rounds)} are given, at most {_MOST_ROUNDS} can be."
-            raise UserError(said, key="rounds")
-        if self.rounds and self.descriptions is None:
-            raise UserError(
-                "rounds: the first retrieves templates by descriptions of documents, and "
-                "`descriptions` is null: give its settings.",
-                key="descriptions",
-            )
 
 
 def run_fine_instructions(
@@ -119,33 +116,29 @@ def run_fine_instructions(
       UserError: as the steps do; or too many requests of a step failed.
     """
     folder = Path(config.output).expanduser()
-    rounds = [f"round_{n}_{what}" for n in range(1, 1 + _MOST_ROUNDS) for what in _OF_A_ROUND]
-    folders = (*_STEPS, *rounds, *_LATER)
-    with hold_jobs(folder, METHOD, folders, first="templates", fresh=config.fresh):
+    with hold_jobs(folder, METHOD, _FOLDERS, first="templates", fresh=config.fresh):
         write_run_files(folder, config)
         results = run_jobs(folder, chain_jobs(replace(config, output=str(folder)), engine))
         write_page(folder / PAGE_NAME, chain_report(results, job_seconds(folder)))
     return results
 
 
-_OF_A_ROUND = ("pairs", "encoder", "bank")
-
-
 def chain_jobs(config: FineInstructionsConfig, engine: Engine | None = None) -> list[Job]:
     """The steps of the chain in order, each after all those before it."""
     chain = _Chain(config, engine)
     templates, encoder = config.templates, config.encoder
-    if config.queries is not None:
+    if config.queries.sources:
         queries = replace(config.queries, output=chain.at("queries"))
         chain.stage("queries", Queries, queries)
         templates = replace(templates, input=[chain.at("queries/shards")])
     chain.stage("templates", Genericize, replace(templates, output=chain.at("templates")))
     made = chain.at(f"templates/shards/{TEMPLATES}")
     bank = chain.bank("bank", encoder, made)
-    if config.rounds and config.descriptions is not None:
+    if config.tuning_rounds:
         chain.stage("descriptions", Describe, chain.of_corpus(config.descriptions, "descriptions"))
     told: str | None = chain.at(f"descriptions/shards/{DESCRIPTIONS}")
-    for number, one in enumerate(config.rounds, 1):
+    rounds = [config.round_1, config.round_2][: config.tuning_rounds]
+    for number, one in enumerate(rounds, 1):
         name = f"round_{number}"
         which = {"templates": made, "bank": bank, "encoder": encoder, "descriptions": told}
         mine = replace(chain.of_corpus(one.mine, f"{name}_pairs"), **which)
@@ -158,7 +151,7 @@ def chain_jobs(config: FineInstructionsConfig, engine: Engine | None = None) -> 
         encoder = replace(encoder, model=chain.at(f"{name}_encoder/{ENCODER}"), revision=None)
         bank = chain.bank(f"{name}_bank", encoder, made)
     which = {"templates": made, "bank": bank, "encoder": encoder}
-    if config.calibration is not None:
+    if config.calibrate:
         mine = chain.of_corpus(config.calibration, "calibration")
         chain.stage("calibration", MinePairs, replace(mine, **which, descriptions=None))
         pairs = [chain.at(f"calibration/shards/{JUDGED}")]
@@ -179,7 +172,7 @@ def chain_jobs(config: FineInstructionsConfig, engine: Engine | None = None) -> 
     )
     chain.stage("instantiate", Instantiate, instantiate)
     pairs = chain.at(f"instantiate/shards/{PAIRS}")
-    if config.judge is not None:
+    if config.judged:
         judge = replace(config.judge, input=[pairs], output=chain.at("judged"))
         chain.stage("judged", Filter, judge)
         pairs = chain.at("judged/shards")

@@ -182,9 +182,8 @@ class MinePairs(AskingStage[MineConfig]):
             vectors_CE, texts, first = self._embedder.embed([told.text])[0], [unit.text], 0
         else:
             (vectors_CE, texts), first = self._embedder.embed_windows(unit.text), 1
-        good_C = np.isfinite(vectors_CE).all(1)
         for chunk, (vector_E, text) in enumerate(zip(vectors_CE, texts, strict=True), first):
-            if not good_C[chunk - first]:
+            if not np.isfinite(vector_E).all():
                 continue
             rows, scores = self._bank.index.search(vector_E[None], 1 + max(self.config.ranks))
             for rank in self.config.ranks:

@@ -17,7 +17,6 @@ from data_gen.fine_instructions.chain import (
     RoundConfig,
     run_fine_instructions,
 )
-from data_gen.fine_instructions.descriptions import DescribeConfig
 from data_gen.fine_instructions.genericize import GenericizeConfig
 from data_gen.fine_instructions.instantiate import InstantiateConfig
 from data_gen.fine_instructions.match import MatchConfig
@@ -27,7 +26,6 @@ from data_gen.fine_instructions.queries import QueriesConfig, QueryInput
 from data_gen.fine_instructions.tune_matching import CalibrateConfig, TuneEncoderConfig
 from data_gen.quality.stage import FilterConfig
 from data_gen.stages.config import CorpusConfig
-from ipt_jax.core.errors import UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 from tests.data_gen.fine_instructions.stages import Stopping, records_of
 
@@ -83,6 +81,7 @@ def config(folder: Path, **changed: object) -> FineInstructionsConfig:
             sources=[source], root=str(folder), moderation=None, near_duplicates=None
         ),
         "templates": GenericizeConfig(),
+        "calibrate": True,
         "calibration": mine,
         "threshold": CalibrateConfig(precision=0.7, least_pairs=6),
         "match": MatchConfig(weights="none", threshold=0.1),
@@ -118,14 +117,12 @@ def test_queries_and_documents_become_pairs(tmp_path: Path) -> None:
 
 
 def test_without_calibration_and_judge(tmp_path: Path) -> None:
-    chain = config(tmp_path, calibration=None, judge=None)
+    chain = config(tmp_path, calibrate=False, judged=False)
     results = run_fine_instructions(chain, ScriptedEngine(say))
     assert "judged" not in results and results["match"]["threshold"] == 0.1
     # With a judge now: what is before it stays.
     asked = ScriptedEngine(say)
-    later = run_fine_instructions(
-        replace(chain, judge=FilterConfig(gates=["judge"]), output=chain.output + "2"), asked
-    )
+    later = run_fine_instructions(replace(chain, judged=True, output=chain.output + "2"), asked)
     assert later["judged"]["in"] == later["judged"]["out"] == later["instantiate"]["pairs"]
 
 
@@ -134,16 +131,8 @@ def test_a_round_of_tuning_gives_the_encoder_that_matches(tmp_path: Path) -> Non
     encoder = EncoderConfig(model="all-minilm-l6-v2", max_tokens=64)
     tuning = TuneEncoderConfig(held_out=0.2)
     one = RoundConfig(mine=MineConfig(ranks=[0, 5, 11]), tune=tuning)
-    chain = config(
-        tmp_path, encoder=encoder, descriptions=DescribeConfig(), rounds=[one], judge=None
-    )
+    chain = config(tmp_path, encoder=encoder, tuning_rounds=1, round_1=one, judged=False)
     results = run_fine_instructions(chain, ScriptedEngine(say))
     first, second = results["bank"], results["round_1_bank"]
     assert first["encoder"] != second["encoder"] == results["match"]["encoder"]
     assert results["round_1_encoder"]["pairs"]
-
-
-def test_rounds_need_descriptions(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as refused:
-        config(tmp_path, rounds=[RoundConfig()])
-    assert refused.value.key == "descriptions"

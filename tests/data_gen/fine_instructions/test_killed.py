@@ -19,7 +19,6 @@ from data_gen.fine_instructions.chain import (
     RoundConfig,
     run_fine_instructions,
 )
-from data_gen.fine_instructions.descriptions import DescribeConfig
 from data_gen.fine_instructions.match import FiMatch
 from data_gen.fine_instructions.mine import MineConfig
 from data_gen.fine_instructions.queries import Queries
@@ -66,15 +65,14 @@ def run(chain: FineInstructionsConfig, text: str, within: tuple[type, str] | Non
 
 def small_blocks(chain: FineInstructionsConfig) -> FineInstructionsConfig:
     """Several blocks in each step."""
-    assert chain.queries and chain.calibration and chain.descriptions and chain.judge
-    (one,), size = chain.rounds, {"records_per_shard": 2}
+    one, size = chain.round_1, {"records_per_shard": 2}
     return replace(
         chain,
         queries=replace(chain.queries, **size),
         templates=replace(chain.templates, **size),
         bank=replace(chain.bank, rows_per_block=3),
         descriptions=replace(chain.descriptions, **size),
-        rounds=[replace(one, mine=replace(one.mine, **size))],
+        round_1=replace(one, mine=replace(one.mine, **size)),
         calibration=replace(chain.calibration, **size),
         match=replace(chain.match, **size),
         instantiate=replace(chain.instantiate, **size),
@@ -96,8 +94,8 @@ def test_a_chain_that_is_killed_in_each_step_makes_the_same(tmp_path: Path) -> N
         config(
             tmp_path,
             encoder=EncoderConfig(model="all-minilm-l6-v2", max_tokens=48),
-            descriptions=DescribeConfig(),
-            rounds=[RoundConfig(mine=MineConfig(ranks=[0, 5, 11]), tune=tune)],
+            tuning_rounds=1,
+            round_1=RoundConfig(mine=MineConfig(ranks=[0, 5, 11]), tune=tune),
         )
     )
     places: list[tuple[str, tuple[type, str] | None, int]] = [
