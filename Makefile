@@ -88,7 +88,7 @@ lock:
 	$(call lock_file,Quickstart and tests on a CPU,--extra test,locks/cpu.txt)
 	$(call lock_file,Training on GPU machines,--extra cuda --extra tokenizers,locks/cuda-train.txt)
 	$(call lock_file,Training on TPU machines,--extra tpu --extra tokenizers,locks/tpu-train.txt,manylinux_2_31)
-	$(call lock_file,Synthesis on GPU machines,--no-config --extra synthesis --extra vllm,locks/cuda-synthesis.txt)
+	$(call lock_file,Synthesis on GPU machines,--no-config --extra synthesis --extra vllm --extra matching,locks/cuda-synthesis.txt)
 
 clean:
 	rm -rf .venv .tools .chips
