@@ -11,7 +11,7 @@ from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis
 from data_gen.instruction_pretrain.analysis.contamination import Contamination
 from data_gen.instruction_pretrain.analysis.generations import PAIR_FORMATS
 from data_gen.instruction_pretrain.analysis.histograms import histogram
-from data_gen.instruction_pretrain.analysis.report import (
+from data_gen.stages.measurement import (
     Absent,
     Measurement,
     cell,

@@ -30,7 +30,7 @@ from data_gen.instruction_pretrain.analysis.pair_quality import (
     pairs_tasks,
     score_pairs,
 )
-from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Measurement
+from data_gen.stages.measurement import GENERATIONS_NAME, Measurement
 from data_gen.instruction_pretrain.analysis.response_accuracy import (
     answer_prompt,
     answer_question,

@@ -16,7 +16,7 @@ from data_gen.instruction_pretrain.analysis.helpfulness import (
     WITHOUT,
 )
 from data_gen.instruction_pretrain.analysis.pair_quality import FEW, ZERO
-from data_gen.instruction_pretrain.analysis.report import (
+from data_gen.stages.measurement import (
     Absent,
     Measurement,
     cell,
