@@ -51,7 +51,7 @@ class InstructionAnalysis(Config):
     behind another, as all of these write them."""
     templates: Annotated[str, NotEmpty("the folder of the templates' shards")] = ""
     """Folder of the templates' shards, of which the bank was made."""
-    null: list[str] = field(default_factory=list)
+    nulls: list[str] = field(default_factory=list)
     """Folders of `shards/null` of `fi_instantiate`; empty: no null share."""
     instantiated: list[str] = field(default_factory=list)
     """Folders of the pairs that came with those, where `pairs` were judged or budgeted since."""
@@ -246,8 +246,8 @@ def analyse_instructions(
             key="templates",
             path=config.templates,
         )
-    if "null" in others:
-        null, made = len(others["null"]), len(others.get("instantiated", pairs))
+    if "nulls" in others:
+        null, made = len(others["nulls"]), len(others.get("instantiated", pairs))
         values["null"] = {"null": null, "pairs": made, "share": null / max(1, null + made)}
     if "matches" in others:
         values["drawn"] = _drawn(others["matches"])
@@ -258,7 +258,7 @@ def analyse_instructions(
     return report
 
 
-_OTHERS = ("null", "instantiated", "matches", "categories")
+_OTHERS = ("nulls", "instantiated", "matches", "categories")
 
 
 def _by_uses(uses: Mapping[bytes, int]) -> dict[str, Any]:
@@ -358,7 +358,7 @@ def _field(record: Record, name: str, key: str) -> Any:
     if isinstance(value, list):
         return value
     raise UserError(
-        f"the record {record.id!r} has no list `{name}` in its provenance: `{key}` takes the shards "
+        f"the record {record.id!r} has no list `{name}` in its provenance: `{key}` takes shards "
         f"of {'fi_match' if key == 'matches' else 'fi_categories'}.",
         key=key,
         record=record.id,

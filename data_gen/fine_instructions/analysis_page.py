@@ -27,7 +27,7 @@ TABLE_4 = {
     "reasoning": ("Reasoning task", 10.99),
     "tasky": ("Tasky vs. Q&A", 6.42),
 }
-_STEPS = {"bank": "templates of the bank", "drawn": "drawn for documents", "pairs": "instructions"}
+_STEPS = {"bank": "Bank", "drawn": "Drawn", "pairs": "Instructions"}
 
 
 def instructions_report(values: Mapping[str, Any]) -> Measurement:
@@ -49,7 +49,7 @@ def instructions_report(values: Mapping[str, Any]) -> Measurement:
         why = "name the shards of `fi_match` in `matches`."
         report.absent.append(Absent("What was drawn, and how much of it the encoder saw", why))
     if "null" not in values:
-        report.absent.append(Absent("Null share", "name `shards/null` in `null`."))
+        report.absent.append(Absent("Null share", "name `shards/null` in `nulls`."))
     if values["power_law"] is None:
         why = "it is fitted to points that are a tenth of a decade of documents apart: there are "
         why += "fewer than three, or all have as many templates."
@@ -61,11 +61,14 @@ def instructions_report(values: Mapping[str, Any]) -> Measurement:
     found = values.get("categories", {})
     if found.get("pairs"):
         report.tables.append(_table_4(values))
-        rows = [(title, [_of(found, name)]) for name, (title, _) in TABLE_4.items()]
-        report.figures.append(share_bars("Table 4, per cent of instructions", ("pairs",), rows))
+        rows = [(title, [_of(found, k), paper / 100]) for k, (title, paper) in TABLE_4.items()]
+        both = ("here", "paper")
+        report.figures.append(share_bars("Table 4, per cent of instructions", both, rows))
         report.figures += _tasks(found["tasks"])
     else:
-        why = "make them with `launch/synthesize.py --method fi_categories`, and name its shards in "
+        why = (
+            "make them with `launch/synthesize.py --method fi_categories`, and name its shards in "
+        )
         why += "`categories`."
         if found:
             why = "no instruction was made of a template that `categories` has."
@@ -138,16 +141,16 @@ def _sources(shares: Mapping[str, Mapping[str, float]]) -> Table:
     ]
     return Table(
         "Sources of the templates' queries (section 6.1)",
-        ("Source", *(_STEPS[step].capitalize() for step in shares), "Paper"),
+        ("Source", *(_STEPS[step] for step in shares), "Paper"),
         rows,
-        "Per cent of each column; the paper's are of its instructions.",
+        "Per cent of the bank's templates, of those drawn for documents, of instructions.",
     )
 
 
 def _places(values: Mapping[str, Any]) -> Table:
     seen, whole = values["in_seen"], values["in_document"]
     chunks = len(whole["means"]) - 1
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"Chunk {k}" if k else "Whole document",
             cell(whole["answers"][k]),
@@ -157,20 +160,19 @@ def _places(values: Mapping[str, Any]) -> Table:
         )
         for k in range(chunks + 1)
     ]
-    for title, key, paper in (
-        ("Correlation over pairs", "over_pairs", ""),
-        ("Correlation over chunk means", "over_chunk_means", ""),
-    ):
-        rows.append((title, "", *(format_cell(of[key], 3) for of in (whole, seen)), paper))
+    for title, key in (("over pairs", "over_pairs"), ("over chunk means", "over_chunk_means")):
+        both = (format_cell(of[key], 3) for of in (whole, seen))
+        rows.append((f"Correlation {title}", "", *both, ""))
     low, high = PAPER_PLACES
     within = [_within(of["hundredths"]) for of in (whole, seen)]
     rows.append((f"Answers between {low} and {high}%, %", "", *map(per_cent, within), ""))
     return Table(
         "Chunk and place of the answer (section 3.2)",
-        ("", "Answers", "Place in the document", "Place in what was seen", "Chunk's centre"),
+        ("", "Answers", "Document", "Seen", "Centre"),
         rows,
         "The place of an answer is the mean place of the characters it copied, in per cent of the "
-        "way through the document, and through what of it the encoder saw, on average. "
+        "way through the document, and through what of it the encoder saw; rows of chunks are "
+        "means, beside the chunk's centre. "
         "Correlations are Pearson's, of the chunk that found the template and the place, without "
         f"those that the whole document found. The paper: 0.99, and most from {low} to {high}%.",
     )
@@ -183,11 +185,11 @@ def _within(hundredths: Sequence[int]) -> float | None:
 
 def _growth(values: Mapping[str, Any]) -> Lines:
     points, law = values["growth"], values["power_law"]
-    series = [Series("templates used", *([p[n] for p in points] for n in (0, 1)))]
+    series = [Series("templates used", [x for x, *_ in points], [y for _, y, _ in points])]
     title = "Templates used by number of documents"
     if law:
         fitted = [(x, y) for x, _, y in points if y is not None]
-        series.append(Series("power law", *zip(*fitted, strict=True), like=0))
+        series.append(Series("power law", [x for x, _ in fitted], [y for _, y in fitted], like=0))
         title += f"; dashed: {format_number(law['factor'])} x^{law['exponent']:.2f}"
     return Lines(title, series, "documents", "templates used", smooth=False, logarithmic=True)
 
@@ -205,7 +207,10 @@ def _uses(found: Mapping[str, Sequence[int]]) -> Histogram:
 
 def _tags(shares: Mapping[str, Mapping[int, float]]) -> Bars:
     rows = [
-        (f"{n + 1}{' or more' if n + 1 == BINS else ''}", [of.get(n, 0.0) for of in shares.values()])
+        (
+            f"{n + 1}{' or more' if n + 1 == BINS else ''}",
+            [of.get(n, 0.0) for of in shares.values()],
+        )
         for n in range(BINS)
     ]
     return share_bars("Tags of a template, per cent", [_STEPS[step] for step in shares], rows)
@@ -218,7 +223,7 @@ def _middles(values: Mapping[str, Any]) -> Histogram:
     behind = f" ({found[-1]:,} behind its end)" if found[-1] else ""
     return Histogram(
         "Places that answers were taken from",
-        range(0, 101, 2),
+        [*range(0, 101, 2)],
         [sum(found[n : n + 2]) for n in range(0, 100, 2)],
         f"per cent of the way through {what}{behind}",
         "answers",
@@ -255,8 +260,8 @@ def _tasks(tasks: Mapping[str, Any]) -> list[Sunburst]:
 
 def _commonest(values: Mapping[str, Any]) -> Table:
     rows = [
-        (text, origin, cell(count), per_cent(count / values["pairs"], 3))
-        for text, origin, count in values["commonest"]
+        (text, cell(count), per_cent(count / values["pairs"], 3))
+        for text, _, count in values["commonest"]
     ]
-    header = ("Template", "Source", "Instructions", "%")
-    return Table("The commonest templates", header, rows, text_columns=2)
+    header = ("Template", "Instructions", "%")
+    return Table("The commonest templates", header, rows)

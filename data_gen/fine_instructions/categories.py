@@ -76,8 +76,8 @@ def made_of(pair: Record) -> tuple[str, str]:
     if isinstance(parents, list) and len(parents) == 1 and isinstance(template, str) and template:
         return str(parents[0]), template
     raise UserError(
-        f"the pair {pair.id!r} names the documents {parents!r} and the template {template!r} in its "
-        "provenance: give shards of pairs that `fi_instantiate` made.",
+        f"the pair {pair.id!r} names the documents {parents!r} and the template {template!r} in "
+        "its provenance: give shards of pairs that `fi_instantiate` made.",
         key="pairs",
         record=pair.id,
     )

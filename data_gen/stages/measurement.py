@@ -107,9 +107,7 @@ class Measurement:
         ]
         return Report(self.title, self.subtitle, opening, sections)
 
-    def write(
-        self, folder: Path, generations: Iterable[Mapping[str, Any]] | None = None
-    ) -> None:
+    def write(self, folder: Path, generations: Iterable[Mapping[str, Any]] | None = None) -> None:
         """Write the folder's files; results.json last. `generations`: what models wrote, if any."""
         folder.mkdir(parents=True, exist_ok=True)
         if generations is not None:

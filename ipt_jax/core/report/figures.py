@@ -255,6 +255,8 @@ class Sunburst(Figure):
             "insidetextfont": {"color": "--card"},
         }
         layout = {"height": self.height, "margin": {"l": 0, "r": 0, "t": 8, "b": 8}}
+        # Shades that plotly would make of the colours are too dark or too light to be written on.
+        layout["extendsunburstcolors"] = False
         return {"data": [trace], "layout": layout}
 
 

@@ -26,7 +26,12 @@ TASKS = {"t0": ("give", "advice"), "t2": ("name", "cause"), "t3": ("name", "sum"
 
 
 def pair(document: str, template: str, chunk: Any = 1, excerpts: Any = ((0, 9),)) -> Record:
-    told = {"parents": [document], "template": template, "chunk": chunk, "answer_excerpts": excerpts}
+    told = {
+        "parents": [document],
+        "template": template,
+        "chunk": chunk,
+        "answer_excerpts": excerpts,
+    }
     sizes = {"document_characters": 1000, "seen_characters": SEEN.get(document, 1000)}
     return Record(f"{document}#{template}", "text", "fi_instantiate", provenance=told | sizes)
 
@@ -40,7 +45,9 @@ def write_instructions(folder: Path, says: str = "", **changed: Any) -> Instruct
     ]  # fmt: skip
     drawn = [{"origin": "gooaq", "tags": 1}, {"origin": "reddit_qa", "tags": 11}]
     matches = [
-        Record(name, "x" * 1000, "web", provenance={"templates": drawn[:n], "seen_characters": seen})
+        Record(
+            name, "x" * 1000, "web", provenance={"templates": drawn[:n], "seen_characters": seen}
+        )
         for name, n, seen in (("d0", 2, 1000), ("d1", 1, 500), ("d2", 1, None))
     ]
     told = [
@@ -52,7 +59,7 @@ def write_instructions(folder: Path, says: str = "", **changed: Any) -> Instruct
     shards = {
         "pairs": [pair(*one) for one in PAIRS],
         "templates": templates,
-        "null": [Record(f"null{n}", "x", "fi_instantiate") for n in range(2)],
+        "nulls": [Record(f"null{n}", "x", "fi_instantiate") for n in range(2)],
         "matches": matches,
         "categories": told,
     }

@@ -121,8 +121,12 @@ def say(prompt: str) -> str | None:
 
 def matches(folder: Path, drawn: Sequence[Sequence[str]]) -> list[str]:
     records = [
-        Record(f"d{n}", DOCUMENT, "news",
-               provenance={"templates": [template(t) for t in names], "seen_characters": 99})
+        Record(
+            f"d{n}",
+            DOCUMENT,
+            "news",
+            provenance={"templates": [template(t) for t in names], "seen_characters": 99},
+        )
         for n, names in enumerate(drawn)
     ]
     return [write_shards(folder / "in", [*records, Record("plain", DOCUMENT, "news")])]
