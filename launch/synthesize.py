@@ -1,8 +1,9 @@
 """Make record shards by one of the methods: python launch/synthesize.py --config FILE.yaml
 
 The config's key `method` names it, or `--method`: instruction_pretrain (where nothing is named),
-reading_comprehension, random_pairs, rewrite, fi_templates, fi_descriptions, fi_instantiate,
-fi_budget. With `--method NAME --help` its keys are listed.
+reading_comprehension, random_pairs, rewrite, FineInstructions' steps (fi_queries,
+fi_templates, fi_descriptions, fi_pairs_mined, fi_match, fi_instantiate, fi_budget), or
+fine_instructions, the chain of these. With `--method NAME --help` its keys are listed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ with importing():
     import json
     from pathlib import Path
 
+    from data_gen.fine_instructions.chain import (
+        METHOD,
+        FineInstructionsConfig,
+        run_fine_instructions,
+    )
     from data_gen.methods import METHODS, stage_of
     from data_gen.stages.config import AskingConfig
     from data_gen.stages.estimate import print_estimate
@@ -25,13 +31,15 @@ with importing():
 
 def main() -> None:
     """Read the config, run, print the summary."""
-    method = choice_of("method", METHODS, default="instruction_pretrain")
-    config = parse_config(
-        METHODS[method].Config,
-        None,
-        prog="launch/synthesize.py",
-        description=__doc__ or "",
-    )
+    method = choice_of("method", [*METHODS, METHOD], default="instruction_pretrain")
+    cls = FineInstructionsConfig if method == METHOD else METHODS[method].Config
+    config = parse_config(cls, None, prog="launch/synthesize.py", description=__doc__ or "")
+    if isinstance(config, FineInstructionsConfig):
+        made = run_fine_instructions(config)
+        print(json.dumps(made["budget"], indent=1))
+        folder = Path(config.output).expanduser().resolve()
+        print(f"written to {folder / 'budget' / 'shards'}; {folder / 'report.html'} tells the way")
+        return
     stage, asking = stage_of(config), config if isinstance(config, AskingConfig) else AskingConfig()
     if asking.dry_run:
         with terminal_progress("sample") as progress:

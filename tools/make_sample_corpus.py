@@ -18,6 +18,13 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from data_gen.quality.dedup import MinHashConfig, NearDuplicateGate
+from data_gen.quality.gate import RecordList
+from data_gen.quality.moderation import ModerationConfig, ModerationGate
+from data_gen.quality.rules import RulesConfig, RulesGate
+from ipt_jax.core.records import Record
 
 OUTPUT = Path(__file__).resolve().parent.parent / "data_gen" / "sample_corpus"
 MIN_CHARACTERS, MAX_CHARACTERS = 400, 2000
@@ -27,6 +34,25 @@ BOOKS = (
     "carroll-alice chesterton-brown edgeworth-parents"
 ).split()
 PASSAGES_PER_BOOK = 3
+
+SHORT_QUERY, LONG_QUERY = 3, 600  # words, characters
+# How many of each source, in the order of the file.
+QUERIES = {
+    "chatbot_arena": 80,
+    "oasst1": 120,
+    "expertqa": 160,
+    "self_instruct": 100,
+    "awesome_chatgpt_prompts": 40,
+}
+TALK_TO_A_MODEL = ("chatbot_arena", "oasst1")
+# What no sample should ask for, beside the rules of data_gen/quality/moderation_rules.yaml.
+NOT_FOR_ALL = re.compile(
+    r"\b(?:sex\w*|porn\w*|nud\w+|erotic\w*|crotch|flirt\w*|kill\w*|suicid\w*|murder\w*|rape\w*|"
+    r"weapons?|guns?|bombs?|terror\w*|attack\w*|violen\w*|fight|drugs?|cocaine|synthesi[sz]e|hack\w*|"
+    r"exploit\w*|malware|shell ?code|racis\w*|nazi\w*|hitler|genocide|offensive|\w*stereotype\w*|"
+    r"psychopath|address of|democrats?|republicans?)\b|\d{3}-\d{3}-\d{4}|@\w+\.\w",
+    re.IGNORECASE,
+)
 
 ATTRIBUTION = """# The sample corpus
 
@@ -38,6 +64,13 @@ line breaks joined where the source wraps its lines.
 | source | documents | held out | licence | from |
 |---|---|---|---|---|
 {rows}
+
+{queries} queries of people in `queries.jsonl`, each with whether it was put to a language model
+(`talks_to_a_model`): English, at most {characters} characters, as they were asked.
+
+| source | queries | licence | from |
+|---|---|---|---|
+{query_rows}
 """
 ORIGINS = {
     "pubmedqa": (
@@ -61,6 +94,32 @@ ORIGINS = {
         "`resources/corpora/gutenberg`: passages",
     ),
 }
+QUERY_ORIGINS = {
+    "chatbot_arena": (
+        "Apache-2.0",
+        "github.com/lmarena/arena-hard-auto @ 196f6b826783, `data/arena-hard-v0.1/question.jsonl`: "
+        "prompts of Chatbot Arena",
+    ),
+    "oasst1": (
+        "Apache-2.0",
+        "github.com/LAION-AI/Open-Assistant @ f1e6ed9526f5, `model/model_eval/manual/data` "
+        "(Köpf et al. 2023): first messages that people wrote",
+    ),
+    "expertqa": (
+        "MIT",
+        "github.com/chaitanyamalaviya/ExpertQA @ 1aa7ba81bd4c, `data/r1_data_anon.jsonl` "
+        "(Malaviya et al. 2023)",
+    ),
+    "self_instruct": (
+        "Apache-2.0",
+        "github.com/yizhongw/self-instruct @ 0b26ccaa4159, `data/seed_tasks.jsonl`, `human_eval` "
+        "(Wang et al. 2022): instructions with their first input",
+    ),
+    "awesome_chatgpt_prompts": (
+        "CC0",
+        "github.com/f/awesome-chatgpt-prompts @ 94deb7a76c84, `prompts.csv`",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +130,13 @@ class Entry:
     text: str
     source: str
     licence: str
+
+
+@dataclass(frozen=True)
+class Query(Entry):
+    """One line of the queries."""
+
+    talks_to_a_model: bool
 
 
 def entry(source: str, name: str, text: str) -> Entry:
@@ -89,7 +155,7 @@ def unwrapped(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip())
 
 
-def spread(entries: list[Entry], count: int) -> list[Entry]:
+def spread[E: Entry](entries: list[E], count: int) -> list[E]:
     """`count` entries at even steps."""
     return [entries[i * len(entries) // count] for i in range(count)]
 
@@ -156,8 +222,70 @@ def adaptllm(data: Path) -> list[Entry]:
     return [entry("adaptllm", path.stem, path.read_text(encoding="utf-8")) for path in paths]
 
 
+def lines_of(path: Path) -> Iterator[Any]:
+    """Values of a file of JSON lines, packed or not."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        yield from map(json.loads, file)
+
+
+def asked(data: Path) -> Iterator[tuple[str, str, str]]:
+    """Source, id and text of every query of the sources."""
+    for row in lines_of(data / "queries_arena_hard" / "arena-hard-v0.1_question.jsonl"):
+        yield "chatbot_arena", row["uid"], row["prompt"]
+    for row in lines_of(data / "oasst_sample" / "en_100_message.jsonl.gz"):
+        if not row["synthetic"]:
+            yield "oasst1", row["message_id"], row["text"]
+    rows = lines_of(data / "oasst_sample" / "prompt_lottery_en_250_text.jsonl")
+    for number, text in enumerate(rows, 1):
+        yield "oasst1", f"lottery/{number}", text
+    for number, row in enumerate(lines_of(data / "expertqa" / "r1_data_anon.jsonl"), 1):
+        yield "expertqa", str(number), row["question"]
+    for name in ("seed_tasks", "user_oriented_instructions"):
+        for row in lines_of(data / "self_instruct" / f"{name}.jsonl"):
+            parts = (row["instruction"], row["instances"][0]["input"])
+            yield "self_instruct", row["id"], "\n\n".join(filter(None, parts))
+    with open(
+        data / "awesome_chatgpt_prompts" / "prompts.csv", encoding="utf-8", newline=""
+    ) as file:
+        for row in csv.DictReader(file):
+            yield "awesome_chatgpt_prompts", row["act"], row["prompt"]
+
+
+def queries(data: Path) -> list[Query]:
+    """Of each source so many as QUERIES says, at even steps of those that pass the gates."""
+    found = [
+        Query(
+            f"{source}/{name}", text.replace("\r\n", "\n").strip(), source,
+            QUERY_ORIGINS[source][0], source in TALK_TO_A_MODEL,
+        )
+        for source, name, text in asked(data)
+        if not NOT_FOR_ALL.search(text)
+    ]  # fmt: skip
+    rules = RulesConfig(
+        min_words=SHORT_QUERY,
+        max_characters=LONG_QUERY,
+        min_alphabetic=0.6,
+        languages=["en"],
+        min_language_score=0.9,
+    )
+    for gate in (
+        RulesGate(rules),
+        ModerationGate(ModerationConfig()),
+        NearDuplicateGate(MinHashConfig()),
+    ):
+        records = [Record(one.id, one.text, one.source) for one in found]
+        gate.prepare(RecordList(records))
+        verdicts = gate.check(records)
+        found = [one for one, wrong in zip(found, verdicts, strict=True) if wrong is None]
+    return [
+        one
+        for source, count in QUERIES.items()
+        for one in spread([one for one in found if one.source == source], count)
+    ]
+
+
 def main() -> None:
-    """Write documents.jsonl, held_out.jsonl and ATTRIBUTION.md."""
+    """Write documents.jsonl, held_out.jsonl, queries.jsonl and ATTRIBUTION.md."""
     parser = argparse.ArgumentParser(description="Make the sample corpus.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the source sets")
     data: Path = parser.parse_args().data
@@ -173,19 +301,32 @@ def main() -> None:
     held_out = held_abstracts + spread(held_tales, 60)
     assert not {one.text for one in documents} & {one.text for one in held_out}
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    for name, entries in (("documents.jsonl", documents), ("held_out.jsonl", held_out)):
+    real = queries(data)
+    files = {"documents": documents, "held_out": held_out, "queries": real}
+    for name, entries in files.items():
         lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in entries]
-        (OUTPUT / name).write_text("".join(lines), encoding="utf-8")
+        (OUTPUT / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     rows = [
         f"| {source} | {sum(one.source == source for one in documents)} "
         f"| {sum(one.source == source for one in held_out)} | {licence} | {origin} |"
         for source, (licence, origin) in ORIGINS.items()
     ]
+    query_rows = [
+        f"| {source} | {QUERIES[source]} | {licence} | {origin} |"
+        for source, (licence, origin) in QUERY_ORIGINS.items()
+    ]
     text = ATTRIBUTION.format(
-        documents=len(documents), held_out=len(held_out), rows="\n".join(rows)
+        documents=len(documents),
+        held_out=len(held_out),
+        rows="\n".join(rows),
+        queries=len(real),
+        characters=LONG_QUERY,
+        query_rows="\n".join(query_rows),
     )
     (OUTPUT / "ATTRIBUTION.md").write_text(text, encoding="utf-8")
-    print(f"{len(documents)} documents and {len(held_out)} held out, in {OUTPUT}")
+    print(
+        f"{len(documents)} documents and {len(held_out)} held out, {len(real)} queries, in {OUTPUT}"
+    )
 
 
 if __name__ == "__main__":

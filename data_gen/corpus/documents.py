@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from data_gen.corpus.seen_ids import SeenIds
@@ -26,6 +27,8 @@ class Document:
     """Other fields of the record."""
     parts: tuple[str, ...] = ()
     """Of a record of pairs, instruction and response in turn; they join to the text."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Of data that other projects made: what is known of how."""
 
 
 # Reasons of a Rejection: `undecodable`, `not_json`, `no_text`, `empty`, `nul_character`,
@@ -48,6 +51,8 @@ class Raw(NamedTuple):
     """As Document's."""
     own: bool = False
     """The reader named the fields `text` and `id`, whatever the corpus calls its own."""
+    provenance: Mapping[str, Any] = MappingProxyType({})
+    """As Document's."""
 
 
 class Checker:
@@ -86,7 +91,7 @@ class Checker:
         own_source = fields.pop("source", None)
         if isinstance(own_source, str) and own_source:
             source = own_source
-        return Document(name, text, source, fields, raw.parts)
+        return Document(name, text, source, fields, raw.parts, raw.provenance)
 
     def _wrong(self, text: object, text_field: str) -> tuple[str, str] | None:
         if not isinstance(text, str):

@@ -33,6 +33,8 @@ class CorpusFile:
     """`gz`, `zst` or nothing."""
     label: str = ""
     """Short name, unique in a run: the file's name, after its folders' where several share it."""
+    stated: bool = False
+    """Its form is that which `#FORM` behind its path states, whatever its ending says."""
     filesystem: Any = field(default=None, compare=False, repr=False)
     """The fsspec filesystem of what does not lie on this machine."""
     key: str = field(default="", compare=False, repr=False)

@@ -17,14 +17,16 @@ from ipt_jax.core.errors import UserError
 from ipt_jax.core.records import MANIFEST_NAME
 
 _ENDINGS = {
-    "jsonl": re.compile(r"\.jsonl?(\.gz|\.zst)?$"),
-    "txt": re.compile(r"\.txt(\.gz|\.zst)?$"),
+    "jsonl": re.compile(r"\.jsonl?(\.gz|\.zstd?)?$"),
+    "txt": re.compile(r"\.txt(\.gz|\.zstd?)?$"),
     "parquet": re.compile(r"\.parquet$"),
     "arrayrecord": re.compile(r"\.array_?record(-\d{5}-of-\d{5})?$"),
     "wet": re.compile(r"\.wet(\.gz)?$"),
     "warc": re.compile(r"\.warc(\.gz)?$"),
 }
 _SAVED = ("state.json", "dataset_dict.json")  # of Hugging Face `save_to_disk`
+_PACKED = re.compile(r"\.(gz|zst)d?$")
+_STATED = re.compile(rf"#({'|'.join(_ENDINGS)})$")
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]*(://|::)", re.IGNORECASE)
 
 
@@ -34,7 +36,8 @@ def find_files(paths: Sequence[str]) -> list[CorpusFile]:
     A path is a file, a folder of record shards, a folder of a saved Hugging Face data set, a glob
     pattern, any of these at a URL that fsspec opens (`s3://…`, `gs://…`, `memory://…`), or
     `hf://NAME[@REVISION][?subset=…&split=…]`, a data set on the hub (split `train` unless named).
-    Files of a data set on the hub have URLs too: `hf://datasets/NAME[@REVISION]/PATH`.
+    Files of a data set on the hub have URLs too: `hf://datasets/NAME[@REVISION]/PATH`. `#FORM`
+    behind a path (`texts/*.txt#jsonl`) is the form of its files, whatever their endings say.
 
     Raises UserError for a path that does not exist, a pattern that matches nothing, a form that
     cannot be read, and a URL that cannot be reached.
@@ -43,27 +46,28 @@ def find_files(paths: Sequence[str]) -> list[CorpusFile]:
         raise input_error("no corpus is given: name at least one file or pattern in `input`.")
     found: dict[str, CorpusFile] = {}
     for path in paths:
-        for file in _expanded(path):
+        stated = _STATED.search(path)
+        for file in _expanded(_STATED.sub("", path), stated[1] if stated else ""):
             here = file.filesystem is None and file.form != "hub"
             found.setdefault(os.path.abspath(file.path) if here else file.path, file)
     return _labelled(list(found.values()))
 
 
-def _expanded(path: str) -> list[CorpusFile]:
+def _expanded(path: str, stated: str) -> list[CorpusFile]:
     if path.startswith(HUB) and not path.startswith(f"{HUB}datasets/"):
         return [CorpusFile(str(HubName.parse(path)), "hub")]
     if path.startswith("file://"):
         path = path.removeprefix("file://")
     expanded = os.path.expanduser(path)
     if _PROTOCOL.match(expanded) and not os.path.exists(expanded):
-        return _elsewhere(path)
+        return _elsewhere(path, stated)
     if os.path.exists(expanded):
-        return [_local(expanded)]
+        return [_local(expanded, stated)]
     if glob.has_magic(expanded):
         matches = sorted(glob.glob(expanded, recursive=True))
         if not matches:
             raise _no_match(path)
-        return [_local(os.path.normpath(match)) for match in matches]
+        return [_local(os.path.normpath(match), stated) for match in matches]
     raise input_error(
         f"the corpus '{path}' does not exist: correct `input` (seen from {os.getcwd()}), or put "
         "the file there.",
@@ -77,13 +81,14 @@ def _no_match(path: str) -> UserError:
     )
 
 
-def _local(path: str) -> CorpusFile:
+def _local(path: str, stated: str) -> CorpusFile:
     if not os.path.isdir(path):
-        return CorpusFile(path, *_form(path, path))
+        form, packed = _form(path, path, stated)
+        return CorpusFile(path, form, packed, stated=bool(stated))
     return CorpusFile(path, _folder_form(path, os.listdir(path)))
 
 
-def _elsewhere(path: str) -> list[CorpusFile]:
+def _elsewhere(path: str, stated: str) -> list[CorpusFile]:
     fsspec = optional("fsspec", missing_package(path, "fsspec"))
     try:
         filesystem, key = fsspec.core.url_to_fs(path)
@@ -92,7 +97,7 @@ def _elsewhere(path: str) -> list[CorpusFile]:
             keys = sorted(str(match) for match in filesystem.glob(key))
             if not keys:
                 raise _no_match(path)
-        files = [_remote(filesystem, key, path) for key in keys]
+        files = [_remote(filesystem, key, stated) for key in keys]
     except UserError:
         raise
     except ImportError as error:
@@ -112,7 +117,7 @@ def _elsewhere(path: str) -> list[CorpusFile]:
     return files
 
 
-def _remote(filesystem: Any, key: str, path: str) -> CorpusFile:
+def _remote(filesystem: Any, key: str, stated: str) -> CorpusFile:
     url = str(filesystem.unstrip_protocol(key))
     # Not `isdir`: over HTTP that downloads the file to look for links in it.
     if filesystem.info(key).get("type") == "directory":
@@ -120,8 +125,9 @@ def _remote(filesystem: Any, key: str, path: str) -> CorpusFile:
         form, packed = _folder_form(url, names), ""
     else:
         # What a web address asks for behind its path is no part of the name.
-        form, packed = _form(key.partition("?")[0] if "http" in url.partition(":")[0] else key, url)
-    return CorpusFile(url, form, packed, filesystem=filesystem, key=key)
+        name = key.partition("?")[0] if "http" in url.partition(":")[0] else key
+        form, packed = _form(name, url, stated)
+    return CorpusFile(url, form, packed, stated=bool(stated), filesystem=filesystem, key=key)
 
 
 def _folder_form(path: str, names: Sequence[str]) -> str:
@@ -136,10 +142,11 @@ def _folder_form(path: str, names: Sequence[str]) -> str:
     )
 
 
-def _form(name: str, path: str) -> tuple[str, str]:
+def _form(name: str, path: str, stated: str) -> tuple[str, str]:
+    packed = found[1] if (found := _PACKED.search(name)) else ""
     for form, ending in _ENDINGS.items():
-        if ending.search(name):
-            return form, name.rpartition(".")[2] if name.endswith((".gz", ".zst")) else ""
+        if stated == form or (not stated and ending.search(name)):
+            return form, packed
     raise input_error(f"{path}: not a form of corpus that can be read; give {FORMS}.", path=path)
 
 

@@ -30,12 +30,13 @@ def corpus_sha256(files: Sequence[CorpusFile]) -> str:
     Of a file on this machine its bytes count; of one elsewhere its size and the checksum,
     version or else time that its filesystem gives, and its bytes where that gives none; of a
     folder of shards the manifest, which has their checksums; of a data set on the hub the commit;
-    of web archives also the version of what extracts their texts. Raises UserError naming the
-    file that cannot be read.
+    of web archives also the version of what extracts their texts; of all the form that is stated.
+    Raises UserError naming the file that cannot be read.
     """
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.label}\n".encode())
+        stated = f"#{file.form}" if file.stated else ""
+        digest.update(f"{file.label}{stated}\n".encode())
         with read_errors(file):
             digest.update(_content(file))
     return digest.hexdigest()

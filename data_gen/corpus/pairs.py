@@ -13,6 +13,9 @@ from ipt_jax.core.errors import require
 # Names of the two speakers in the data sets that are about.
 _ASKS = {"human", "user", "prompter", "instruction"}
 _ANSWERS = {"gpt", "assistant", "bot", "chatgpt", "model", "response"}
+PairForm = tuple[str, str]
+"""What stands before an instruction, and between it and its response."""
+PLAIN_FORM: PairForm = ("", "\n\n")
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class PairLayout(Config):
     response: str = "response"
     """Key of the response."""
     conversation: str = ""
-    """Key of a list of turns, in place of both: texts that take turns, or mappings with `from` or
-    `role` and `value` or `content`."""
+    """Key of a list, in place of both: texts that take turns, mappings with `from` or `role` and
+    `value` or `content`, or mappings that have the keys above and so hold a pair each."""
 
     def check_together(self) -> None:
         for key in ("instruction", "response"):
@@ -39,7 +42,7 @@ class PairLayout(Config):
         return [self.conversation] if self.conversation else [*self.instruction, self.response]
 
 
-def as_pair(raw: Raw, layouts: Sequence[PairLayout]) -> Raw:
+def as_pair(raw: Raw, layouts: Sequence[PairLayout], form: PairForm = PLAIN_FORM) -> Raw:
     """The record with its pairs as `text` and `parts`, instruction and response in turn; with
     the reason `no_pair` where it is of no layout. The first that it has all keys of counts."""
     if raw.fields is None:
@@ -56,17 +59,20 @@ def as_pair(raw: Raw, layouts: Sequence[PairLayout]) -> Raw:
         return Raw(raw.place, None, "no_pair", str(error)[:300], named)
     for key in layout.keys:
         fields.pop(key, None)
-    parts = (*(f"{turn}\n\n" for turn in turns[:-1]), turns[-1])
-    return raw._replace(fields={**fields, "text": "".join(parts)}, parts=parts)
+    parts = [
+        f"{turn}\n\n" if number % 2 else f"{form[0]}{turn}{form[1]}"
+        for number, turn in enumerate(turns)
+    ]
+    parts[-1] = turns[-1]
+    return raw._replace(fields={**fields, "text": "".join(parts)}, parts=tuple(parts))
 
 
 def _turns(fields: Mapping[str, Any], layout: PairLayout) -> list[str]:
     """Instruction and response in turn; raises ValueError where there are none such."""
     if not layout.conversation:
-        asked = [_text(fields[key] or "", key) for key in layout.instruction]
-        turns = ["\n\n".join(filter(None, asked)), _text(fields[layout.response], layout.response)]
+        turns = _pair(fields, layout)
     else:
-        turns = _talk(fields[layout.conversation], layout.conversation)
+        turns = _talk(fields[layout.conversation], layout)
     if len(turns) < 2 or len(turns) % 2:
         raise ValueError(f"{len(turns)} turns, where each instruction has its response")
     if not all(turns):
@@ -74,7 +80,13 @@ def _turns(fields: Mapping[str, Any], layout: PairLayout) -> list[str]:
     return turns
 
 
-def _talk(said: Any, key: str) -> list[str]:
+def _pair(fields: Mapping[str, Any], layout: PairLayout) -> list[str]:
+    asked = [_text(fields.get(key) or "", key) for key in layout.instruction]
+    return ["\n\n".join(filter(None, asked)), _text(fields[layout.response], layout.response)]
+
+
+def _talk(said: Any, layout: PairLayout) -> list[str]:
+    key = layout.conversation
     if not isinstance(said, list):
         raise ValueError(f"`{key}` is a {type(said).__name__}, not a list of turns")
     turns: list[str] = []
@@ -82,6 +94,9 @@ def _talk(said: Any, key: str) -> list[str]:
     for one in said:
         if not isinstance(one, Mapping):
             turns.append(_text(one, key))
+            continue
+        if layout.response in one:
+            turns += _pair(one, layout)
             continue
         role = str(one.get("from", one.get("role"))).lower()
         text = _text(one.get("value", one.get("content")), key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from data_gen.corpus.array_records import read_examples, read_records
 from data_gen.corpus.documents import MAX_CHARACTERS, Checker, Document, Raw
@@ -10,13 +10,14 @@ from data_gen.corpus.files import CorpusFile
 from data_gen.corpus.finding import find_files
 from data_gen.corpus.hugging_face import read_hub, read_saved
 from data_gen.corpus.lines import read_jsonl, read_txt
-from data_gen.corpus.pairs import PairLayout, as_pair
 from data_gen.corpus.tables import read_parquet
 from data_gen.corpus.web_archives import read_web_archive
 from data_gen.errors.shared import input_error
 from ipt_jax.core.rejection import Rejection
 
 _UNREADABLE = {"undecodable", "not_json", "damaged"}
+Shape = Callable[[Raw, CorpusFile], Iterable[Raw]]
+"""Makes of what a file holds the records that it stands for; of one that cannot be used, why."""
 
 
 def read_corpus(
@@ -26,19 +27,19 @@ def read_corpus(
     id_field: str = "id",
     max_characters: int = MAX_CHARACTERS,
     limit: int | None = None,
-    pairs: Sequence[PairLayout] = (),
+    shape: Shape | None = None,
 ) -> Iterator[Document | Rejection]:
     """Every document of the corpus in order, or in its place what was wrong with it.
 
     `paths` as for find_files. `limit` ends the corpus after that many records, rejected ones
-    counted too. With `pairs` the records hold pairs, which become the text.
+    counted too. With `shape` the records are what it makes of them, and have a `text`.
 
     Raises:
       UserError: a path is missing, a file's form is unknown, a file cannot be read as a whole,
         or the corpus holds no record at all or none that can be read.
     """
-    asked = ("" if pairs else text_field, id_field)
-    checker = Checker("text" if pairs else text_field, id_field, max_characters)
+    asked = ("" if shape else text_field, id_field)
+    checker = Checker("text" if shape else text_field, id_field, max_characters)
     count, readable, first = 0, False, ""
     for file in find_files(paths):
         source = file.source
@@ -46,13 +47,14 @@ def read_corpus(
             if limit is not None and count >= limit:
                 return
             count += 1
-            found = checker.check(as_pair(raw, pairs) if pairs else raw, source)
-            if not readable:
-                if isinstance(found, Document) or found.reason not in _UNREADABLE:
-                    readable = True
-                else:
-                    first = first or f"{found.where}: {found.detail}"
-            yield found
+            for one in shape(raw, file) if shape else (raw,):
+                found = checker.check(one, source)
+                if not readable:
+                    if isinstance(found, Document) or found.reason not in _UNREADABLE:
+                        readable = True
+                    else:
+                        first = first or f"{found.where}: {found.detail}"
+                yield found
     if not count:
         names = ", ".join(paths)
         raise input_error(f"the corpus is empty ({names}): give files that hold documents.")

@@ -28,9 +28,13 @@ class SeenIds:
     def __len__(self) -> int:
         return self._count
 
+    def __contains__(self, name: str) -> bool:
+        digest = _digest(name)
+        return digest in (self._bucket_of(digest) if self._set is None else self._set)
+
     def add(self, name: str) -> bool:
         """Remember an id; False where it was there already."""
-        digest = blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+        digest = _digest(name)
         if self._set is not None:
             if digest in self._set:
                 return False
@@ -39,7 +43,7 @@ class SeenIds:
             if self._count > _MOST_IN_SET:
                 self._pack(self._set)
             return True
-        bucket = self._buckets[int.from_bytes(digest[:4], "little") & (len(self._buckets) - 1)]
+        bucket = self._bucket_of(digest)
         if digest in bucket:
             return False
         bucket += digest
@@ -47,6 +51,9 @@ class SeenIds:
         if self._count > _DIGESTS_IN_BUCKET * len(self._buckets):
             self._split()
         return True
+
+    def _bucket_of(self, digest: bytes) -> bytearray:
+        return self._buckets[int.from_bytes(digest[:4], "little") & (len(self._buckets) - 1)]
 
     def _pack(self, digests: set[bytes]) -> None:
         self._set = None
@@ -66,3 +73,7 @@ class SeenIds:
             self._buckets[number] = bytearray(words[~high].tobytes())
             upper.append(bytearray(words[high].tobytes()))
         self._buckets += upper
+
+
+def _digest(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()

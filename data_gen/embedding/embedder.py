@@ -82,6 +82,14 @@ class Embedder(Protocol):
         """
         ...
 
+    def embed_windows(self, text: str) -> tuple[np.ndarray, list[str]]:
+        """float16 [C, E], of each chunk as the model sees it without the rest of the text, and the
+        chunks themselves: the tokens whose Gaussian is at least 0.5 (section 3.2, round 2).
+
+        NaN where there is no vector.
+        """
+        ...
+
 
 def open_embedder(config: EncoderConfig) -> Embedder:
     """The encoder that the settings name.
@@ -149,6 +157,37 @@ class SentenceEmbedder:
         )
         with torch.inference_mode():
             return self.pooling.split(joined_NV).half().cpu().numpy()
+
+    def embed_windows(self, text: str) -> tuple[np.ndarray, list[str]]:
+        """See Embedder. The tokens keep their places, so that places in the whole stay known."""
+        import torch
+
+        transformer, tokenizer = self.model[0], self.model.tokenizer
+        encoded = tokenizer(
+            text,
+            truncation=True,
+            max_length=self.model.max_seq_length,
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        offsets_T2 = encoded.pop("offset_mapping")[0]
+        mask_1T = encoded["attention_mask"]
+        windows_CT = self.pooling.pooling.windows(mask_1T)[0]
+        device, C = self.model.device, len(windows_CT)
+        rows = {name: value.expand(C, -1).to(device) for name, value in encoded.items()}
+        rows["attention_mask"] = windows_CT.to(mask_1T.dtype).to(device)
+        with torch.inference_mode():
+            hidden_CTE = transformer(rows)["token_embeddings"].float()
+            weights_CT = rows["attention_mask"].float()
+            mean_CE = torch.einsum("CT,CTE->CE", weights_CT, hidden_CTE)
+            found_CE = mean_CE / mean_CE.norm(dim=-1, keepdim=True)
+        texts = list[str]()
+        for window_T in windows_CT:
+            own_N2 = offsets_T2[window_T]
+            own_N2 = own_N2[own_N2[:, 1] > own_N2[:, 0]]  # special tokens stand for no text
+            start, end = (int(own_N2[0, 0]), int(own_N2[-1, 1])) if len(own_N2) else (0, 0)
+            texts.append(text[start:end])
+        return found_CE.half().cpu().numpy(), texts
 
 
 def encoder_folder(config: EncoderConfig) -> Path:
@@ -305,6 +344,19 @@ class HashedWords:
                 pooled_CE = self._pooling(torch.from_numpy(hidden_TE)[None], mask_BT)[0].numpy()
                 found_NCE[row] = pooled_CE / np.linalg.norm(pooled_CE, axis=-1, keepdims=True)
         return found_NCE
+
+    def embed_windows(self, text: str) -> tuple[np.ndarray, list[str]]:
+        """See Embedder."""
+        import torch
+
+        words = [match.span() for match in _WORD.finditer(text)]
+        if not words:
+            return np.full((self.chunks, self.width), np.nan, np.float16), [""] * self.chunks
+        windows_CT = self._pooling.windows(torch.ones(1, len(words), dtype=torch.bool))[0]
+        places = [window_T.nonzero().flatten().tolist() for window_T in windows_CT]
+        texts = [text[words[own[0]][0] : words[own[-1]][1]] for own in places]
+        whole = HashedWords(self.width, chunks=0)
+        return whole.embed(texts)[:, 0], texts
 
 
 @functools.lru_cache(maxsize=1 << 16)

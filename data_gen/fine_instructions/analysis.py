@@ -6,6 +6,7 @@ that was used.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 import time
@@ -18,10 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 
 from data_gen.fine_instructions.analysis_page import instructions_report
-from data_gen.fine_instructions.bank import origin_of
+from data_gen.fine_instructions.bank import bare_name, origin_of
 from data_gen.fine_instructions.categories import made_of, template_digest
 from data_gen.fine_instructions.drawing import BINS
 from data_gen.fine_instructions.prompts import CATEGORIES
+from data_gen.fine_instructions.query_sources import OTHER, SOURCES
 from data_gen.fine_instructions.templates import Template
 from data_gen.quality.inputs import InputShards
 from data_gen.stages.cached import ProgressFactory, silent
@@ -275,7 +277,7 @@ def _by_template(templates: InputShards, uses: Mapping[bytes, int]) -> dict[str,
     tags = {key: np.zeros(BINS, np.int64) for key in counts}
     commonest: list[tuple[int, int, str, str]] = []
     for number, record in enumerate(RecordUnits(templates)):
-        used, origin = uses.get(template_digest(record.id), 0), origin_of(record)
+        used, origin = uses.get(template_digest(record.id), 0), _source_of(origin_of(record))
         place = _bin(Template(record.text, "").complexity)
         for key, count in (("bank", 1), ("pairs", used)):
             counts[key][origin] += count
@@ -294,13 +296,21 @@ def _by_template(templates: InputShards, uses: Mapping[bytes, int]) -> dict[str,
     }
 
 
+@functools.lru_cache(maxsize=1024)
+def _source_of(origin: str) -> str:
+    """The name in SOURCES, where data that others made have a longer one (`allenai/gooaq`)."""
+    bare = bare_name(origin)
+    long = (name for name in SOURCES if len(name) > 4 and name != OTHER.name)
+    return next((name for name in long if bare_name(name) in bare), origin)
+
+
 def _drawn(matches: InputShards) -> dict[str, Any]:
     """What was drawn for documents, and how much of them the encoder saw."""
     origins, tags, documents = Counter[str](), np.zeros(BINS, np.int64), Counter[str]()
     share = 0.0
     for record in RecordUnits(matches):
         for one in _field(record, "templates", "matches"):
-            origins[one["origin"]] += 1
+            origins[_source_of(one["origin"])] += 1
             tags[_bin(one["tags"])] += 1
         documents["all"] += 1
         seen = record.provenance.get("seen_characters")

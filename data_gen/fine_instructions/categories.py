@@ -73,11 +73,11 @@ class TemplateTask:
 def made_of(pair: Record) -> tuple[str, str]:
     """Ids of the document and the template of a pair. Raises UserError where it does not say."""
     parents, template = (pair.provenance.get(key) for key in ("parents", "template"))
-    if isinstance(parents, list) and len(parents) == 1 and isinstance(template, str) and template:
-        return str(parents[0]), template
+    if isinstance(parents, list) and len(parents) == 1 and template not in (None, ""):
+        return str(parents[0]), str(template)  # published data number their templates
     raise UserError(
         f"the pair {pair.id!r} names the documents {parents!r} and the template {template!r} in "
-        "its provenance: give shards of pairs that `fi_instantiate` made.",
+        "its provenance: give shards of `fi_instantiate`, or of published pairs.",
         key="pairs",
         record=pair.id,
     )

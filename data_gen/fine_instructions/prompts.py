@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 TEMPLATE_KEY, DESCRIPTION_KEY = "template", "compatible_document_description"
+COMPATIBLE_KEY = "compatible"
 
 _TEMPLATE_TASK = """\
 Below is something that a person asked an assistant. Make a template of it, so that the same thing \
@@ -188,6 +189,27 @@ _INSTANTIATE_SHOTS: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = (
 )
 
 
+_COMPATIBLE_TASK = """\
+Below are a document and a template of something that people ask; its tags <fi>...</fi> say what \
+kind of text is to be filled in. Judge whether the two go together: the document has to hold \
+something for every tag, so that a question comes out that someone could really ask, and the \
+document itself has to answer that question. A document that is merely about the same field does \
+not go together with the template."""
+
+_COMPATIBLE_SHOTS = (
+    (
+        "Lake Baikal lies in southern Siberia. It is the deepest lake on Earth: 1,642 metres from "
+        "the surface to the bottom.",
+        (
+            ("how deep is <fi>name of a lake</fi>", True),
+            ("which fish live in <fi>name of a lake</fi>", False),
+            ("Give me a recipe for <fi>name of a dish</fi>.", False),
+            ("where is <fi>name of a lake or mountain</fi>", True),
+        ),
+    ),
+)
+
+
 def template_prompt(query: str) -> str:
     """Asks for the template of a query."""
     shots = "".join(
@@ -242,6 +264,20 @@ def knowledge_prompt(document: str) -> str:
     """Asks what kind of knowledge a document holds."""
     form = 'Reply with JSON alone: {"description": "..."}'
     return f"{_KNOWLEDGE_TASK}\n\n{form}\n\n{_block('Document', document)}\n"
+
+
+def compatible_prompt(document: str, template: str) -> str:
+    """Asks whether a template can be filled in and answered out of a document."""
+    form = f'Reply with JSON alone: {{"{COMPATIBLE_KEY}": true}} or {{"{COMPATIBLE_KEY}": false}}'
+    blocks = [_COMPATIBLE_TASK, form]
+    for shown, asked in _COMPATIBLE_SHOTS:
+        blocks.append(_block("Document", shown))
+        blocks += [
+            f"{_block('Instruction Template', one)}\n{_reply({COMPATIBLE_KEY: fits})}"
+            for one, fits in asked
+        ]
+    blocks += [_block("Document", document), _block("Instruction Template", template)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def instantiate_prompt(document: str, template: str) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from data_gen.corpus.dataset_files import Located
 from data_gen.corpus.seen_ids import SeenIds
 from data_gen.engines import Completion, Request
 from data_gen.fine_instructions.query_files import QueryFiles
@@ -28,7 +29,6 @@ from data_gen.fine_instructions.query_sources import (
     flagged,
     query_of,
 )
-from data_gen.instruction_pretrain.collection.files import Located
 from data_gen.quality.decontaminate import DecontaminateConfig, open_rule
 from data_gen.quality.dedup import ExactGate, MinHashConfig, NearDuplicateGate
 from data_gen.quality.gate import Gate
@@ -83,7 +83,7 @@ class QueriesConfig(StageConfig):
     """Data sets in, queries that pass all gates out."""
 
     method: str = METHOD
-    output: str = "runs/fine_instructions/queries"
+    output: str = "runs/fi_queries"
     """Folder: shards/, checked/ (before duplicates and evaluation sets), rejected/, counts.md and
     summary.json are written there."""
     sources: list[QueryInput] = field(default_factory=list)

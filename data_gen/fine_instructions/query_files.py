@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 
 from data_gen.corpus import CorpusFile, corpus_sha256, find_files
+from data_gen.corpus.dataset_files import DataFile, Files, Located
 from data_gen.corpus.hub_names import HUB
 from data_gen.corpus.hugging_face import read_hub, read_saved
 from data_gen.fine_instructions.query_sources import QuerySource
-from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located
 from ipt_jax.core.errors import UserError, did_you_mean
 from ipt_jax.core.fingerprint import file_digest, folder_digest
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from data_gen.instruction_pretrain.collection.base import MALFORMED
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
+    MALFORMED,
     UNREADABLE,
     DataFile,
     Located,
@@ -24,7 +24,7 @@ from data_gen.instruction_pretrain.collection.files import (
     unquoted_rows,
     unreadable,
 )
-from data_gen.instruction_pretrain.collection.nested import pieces, whole
+from data_gen.corpus.nested_records import pieces, whole
 from ipt_jax.core.json_lines import parse_json
 from ipt_jax.core.rejection import Reason
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from data_gen.corpus.dataset_files import MALFORMED, DataFile, Located
 from data_gen.fine_instructions.query_layouts import (
     Layout,
     anthropic_rows,
@@ -25,8 +26,6 @@ from data_gen.fine_instructions.query_layouts import (
     text_of,
     unwrapped,
 )
-from data_gen.instruction_pretrain.collection.base import MALFORMED
-from data_gen.instruction_pretrain.collection.files import DataFile, Located
 from ipt_jax.core.rejection import Reason
 
 PAPER_STATES = 18_000_000

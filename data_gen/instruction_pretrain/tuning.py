@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from data_gen.corpus.dataset_files import Files
 from data_gen.engines import Completion, Request
 from data_gen.engines.hub import fetch
 from data_gen.instruction_pretrain.analysis.held_out import held_out_line
 from data_gen.instruction_pretrain.collection import DATASETS, Dataset, Example, Gathered, gather
 from data_gen.instruction_pretrain.collection.base import MOST_EXAMPLES
-from data_gen.instruction_pretrain.collection.files import Files
 from data_gen.instruction_pretrain.formats import (
     BOS,
     CONTEXT_CLOSE,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from data_gen.corpus import MAX_CHARACTERS, Document, read_corpus
-from data_gen.corpus.pairs import PairLayout
+from data_gen.corpus.reading import Shape
 from data_gen.engines import EngineConfig
 from data_gen.stages.estimate import SAMPLE_DOCUMENTS
 from ipt_jax.core.bounds import Amount, AtLeast, Config, NotNegative, Positive
@@ -49,7 +49,7 @@ class CorpusConfig(FolderConfig):
     input: list[str] = field(default_factory=list)
     """Files (.jsonl, .json, .txt, also .gz and .zst; .parquet, .array_record, .warc and .wet),
     folders of record shards, saved Hugging Face data sets, hf://NAME, patterns, and any address
-    that fsspec reads."""
+    that fsspec reads. `#jsonl` (or another form) behind one says what its ending does not."""
     limit: Positive | None = None
     """Read only so many records of the corpus."""
     max_characters: Positive = MAX_CHARACTERS
@@ -59,15 +59,15 @@ class CorpusConfig(FolderConfig):
     id_field: str = "id"
     """Field of a record that holds the id."""
 
-    def documents(self, pairs: Sequence[PairLayout] = ()) -> Iterator[Document | Rejection]:
-        """The corpus, record by record; with layouts of `pairs` its records are those."""
+    def documents(self, shape: Shape | None = None) -> Iterator[Document | Rejection]:
+        """The corpus, record by record, as `shape` makes them of it."""
         return read_corpus(
             self.input,
             text_field=self.text_field,
             id_field=self.id_field,
             max_characters=self.max_characters,
             limit=self.limit,
-            pairs=pairs,
+            shape=shape,
         )
 
 

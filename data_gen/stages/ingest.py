@@ -84,6 +84,7 @@ def ingested_before(ledger: Ledger) -> Ingested:
 def _record(document: Document) -> Record:
     metadata, parts = dict(document.metadata), document.parts
     kept = {"metadata": _jsonable(metadata)} if metadata else {}
+    kept |= _jsonable(dict(document.provenance)) if document.provenance else {}
     loss = tuple(float(number % 2) for number in range(len(parts))) if parts else None
     return Record(document.id, document.text, document.source, parts or None, loss, kept)
 

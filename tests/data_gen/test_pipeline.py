@@ -7,6 +7,7 @@ import random
 import runpy
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from data_gen.engines import Completion, EngineIdentity, Request
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.formats import parse_pairs
 from data_gen.methods import synthesize
+from data_gen.quality.moderation import ModerationConfig, ModerationGate
+from data_gen.quality.rules import RulesConfig, RulesGate
 from data_gen.stages import stage
 from data_gen.stages.failed_requests import TOO_MANY_FAILED, FailedRequests
 from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record
 from tests.data_gen.fakes import FakeEngine
 from tests.data_gen.written import records, written
 from tests.forked import Forked
@@ -301,3 +305,22 @@ def test_the_sample_corpus_is_what_its_page_says() -> None:
     for one in [*documents, *held_out]:
         assert f"| {one['source']} |" in page and one["licence"] in page
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+
+
+def test_the_sample_queries_are_those_of_the_page_and_pass_the_gates() -> None:
+    folder = REPOSITORY / "data_gen" / "sample_corpus"
+    found = [
+        json.loads(line) for line in (folder / "queries.jsonl").read_text("utf-8").splitlines()
+    ]
+    page = (folder / "ATTRIBUTION.md").read_text("utf-8")
+    for (source, licence), count in Counter((q["source"], q["licence"]) for q in found).items():
+        assert f"| {source} | {count} | {licence} |" in page
+    assert len(found) == len({q["id"] for q in found}) == len({q["text"].lower() for q in found})
+    assert len(found) == 500 and max(len(q["text"]) for q in found) <= 600
+    talks = {q["source"] for q in found if q["talks_to_a_model"]}
+    assert talks == {"chatbot_arena", "oasst1"}
+    queries = [Record(q["id"], q["text"], q["source"]) for q in found]
+    rules = RulesConfig(min_words=3, languages=["en"])
+    for gate in (ModerationGate(ModerationConfig()), RulesGate(rules)):
+        assert gate.check(queries) == [None] * 500
+    assert (folder / "queries.jsonl").stat().st_size < 150_000

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from data_gen.corpus.dataset_files import DataFile, Files, Located, by_file, rows
+from data_gen.corpus.nested_records import nested, whole
 from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, by_file, rows
 from data_gen.instruction_pretrain.collection.flan import flan_records
-from data_gen.instruction_pretrain.collection.nested import nested, whole
 from data_gen.instruction_pretrain.collection.questions import choice, one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from data_gen.instruction_pretrain.collection.files import Files, Located
+from data_gen.corpus.dataset_files import MALFORMED, Files, Located, Records
 from data_gen.instruction_pretrain.collection.windows import window
 from data_gen.instruction_pretrain.formats import (
     ANSWER,
@@ -29,14 +29,11 @@ DOMAINS = (
     *("social_media", "code"),
 )
 MULTI_DOMAIN = "multi_domain"
-Records = Callable[[Files], Iterator[Located]]
 Questions = Callable[[Any], Iterator["Question | Reason"]]
 Adapter = tuple[Records, Questions]
 """How a set's files are read, and how a record becomes questions."""
 _TAGS = (CONTEXT_OPEN, CONTEXT_CLOSE, QUESTION, ANSWER, END, "</s>")
 _NO_LABEL = (None, "", -1)  # in files whose answers are withheld
-# What a record that is not as its layout promises makes an adapter raise.
-MALFORMED = (KeyError, TypeError, IndexError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from data_gen.corpus.dataset_files import rows
 from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.files import rows
 from data_gen.instruction_pretrain.collection.questions import conversation
 from data_gen.instruction_pretrain.collection.squad import squad_questions, squad_records
 from data_gen.instruction_pretrain.collection.tables import table_questions, table_records

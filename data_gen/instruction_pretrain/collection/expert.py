@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from data_gen.corpus.nested_records import entries, nested
 from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.nested import entries, nested
 from data_gen.instruction_pretrain.collection.questions import conversation, one_by_one
 from data_gen.instruction_pretrain.collection.squad import squad_questions, squad_records
 from data_gen.instruction_pretrain.formats import Pair

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
     DataFile,
     Files,
     Located,
@@ -16,8 +15,9 @@ from data_gen.instruction_pretrain.collection.files import (
     rows,
     unquoted_rows,
 )
+from data_gen.corpus.nested_records import listed, nested
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
 from data_gen.instruction_pretrain.collection.flan import flan_records
-from data_gen.instruction_pretrain.collection.nested import listed, nested
 from data_gen.instruction_pretrain.collection.questions import choice, labelled, one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason

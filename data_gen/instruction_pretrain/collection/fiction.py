@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
     DataFile,
     Files,
     Located,
     by_file,
     unquoted_rows,
 )
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
 from data_gen.instruction_pretrain.collection.questions import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
     DataFile,
     Files,
     Located,

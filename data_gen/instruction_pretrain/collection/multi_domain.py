@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
     UNREADABLE,
     DataFile,
     Files,
@@ -16,7 +15,8 @@ from data_gen.instruction_pretrain.collection.files import (
     rows,
     unreadable,
 )
-from data_gen.instruction_pretrain.collection.nested import listed, nested
+from data_gen.corpus.nested_records import listed, nested
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
 from data_gen.instruction_pretrain.collection.questions import (
     choice,
     conversation,

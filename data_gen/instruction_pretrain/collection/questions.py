@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import MALFORMED, Question
+from data_gen.corpus.dataset_files import MALFORMED
+from data_gen.instruction_pretrain.collection.base import Question
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 

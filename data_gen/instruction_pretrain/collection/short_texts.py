@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from data_gen.corpus.dataset_files import DataFile, Files, Located, by_file, rows
+from data_gen.corpus.nested_records import laid_out, pieces
 from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.files import DataFile, Files, Located, by_file, rows
-from data_gen.instruction_pretrain.collection.nested import laid_out, pieces
 from data_gen.instruction_pretrain.collection.questions import one_by_one
 from data_gen.instruction_pretrain.collection.squad import squad_questions, squad_records
 from data_gen.instruction_pretrain.formats import Pair

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from data_gen.corpus.nested_records import nested
 from data_gen.instruction_pretrain.collection.base import Question
-from data_gen.instruction_pretrain.collection.nested import nested
 from data_gen.instruction_pretrain.collection.questions import one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason

@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Question
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
     UNREADABLE,
     DataFile,
     Files,
@@ -18,6 +17,7 @@ from data_gen.instruction_pretrain.collection.files import (
     converted,
     unquoted_rows,
 )
+from data_gen.instruction_pretrain.collection.base import Question
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import Adapter, Question
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
     DataFile,
     Files,
     Located,
@@ -21,7 +20,8 @@ from data_gen.instruction_pretrain.collection.files import (
     rows,
     unquoted_rows,
 )
-from data_gen.instruction_pretrain.collection.nested import laid_out
+from data_gen.corpus.nested_records import laid_out
+from data_gen.instruction_pretrain.collection.base import Adapter, Question
 from data_gen.instruction_pretrain.collection.questions import choice, one_by_one
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.rejection import Reason

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from data_gen.corpus.dataset_files import Files, rows, unquoted_rows
+from data_gen.corpus.nested_records import pieces, whole
 from data_gen.instruction_pretrain.collection import DATASETS, DOMAINS, MULTI_DOMAIN, gather
 from data_gen.instruction_pretrain.collection.base import (
     Dataset,
@@ -18,8 +20,6 @@ from data_gen.instruction_pretrain.collection.base import (
     Question,
     example_id,
 )
-from data_gen.instruction_pretrain.collection.files import Files, rows, unquoted_rows
-from data_gen.instruction_pretrain.collection.nested import pieces, whole
 from data_gen.instruction_pretrain.formats import Pair
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.rejection import Reason

@@ -10,7 +10,12 @@ from ipt_jax.core.records import Record
 from tests.data_gen.fine_instructions.stages import write_shards
 
 # Name -> origin of its query, tags.
-TEMPLATES = {"t0": ("gooaq", 1), "t1": ("reddit_qa", 2), "t2": ("gooaq", 12), "t3": ("my/own", 1)}
+TEMPLATES = {
+    "t0": ("allenai/gooaq", 1),
+    "t1": ("reddit_qa", 2),
+    "t2": ("gooaq", 12),
+    "7": ("my/own", 1),
+}
 # Document, template, chunk, excerpts of the answer; each document has 1,000 characters.
 PAIRS = [
     ("d0", "t0", 1, [[100, 300]]),
@@ -21,8 +26,8 @@ PAIRS = [
     ("d3", "t0", 3, [[490, 510]]),
 ]
 SEEN = {"d1": 500}  # characters that the encoder saw, where not all
-CATEGORIES = {"t0": ["science", "reasoning"], "t2": ["medicine"], "t3": ["math"]}
-TASKS = {"t0": ("give", "advice"), "t2": ("name", "cause"), "t3": ("name", "sum")}
+CATEGORIES = {"t0": ["science", "reasoning"], "t2": ["medicine"], "7": ["math"]}
+TASKS = {"t0": ("give", "advice"), "t2": ("name", "cause"), "7": ("name", "sum")}
 
 
 def pair(document: str, template: str, chunk: Any = 1, excerpts: Any = ((0, 9),)) -> Record:

@@ -72,7 +72,7 @@ def test_everything_is_counted(tmp_path: Path) -> None:
     sources = tables["Sources of the templates' queries (section 6.1)"].rows
     assert sources[0] == ("GooAQ", "50.0", "75.0", "83.3", "~50")
     assert sources[-1] == ("my/own", "25.0", "0.0", "0.0", "")
-    # t0 (4 pairs) and t2 (1) have categories, and t3 was not used.
+    # t0 (4 pairs) and t2 (1) have categories, and 7 was not used.
     shares = {row[0]: row[1:] for row in tables["Table 4: categories"].rows}
     assert shares["Science"] == ("80.00", "36.61") and shares["Medicine"] == ("20.00", "10.40")
     assert TABLE_4.keys() == CATEGORIES.keys() and shares["Math"][0] == "0.00"
@@ -89,7 +89,7 @@ def test_everything_is_counted(tmp_path: Path) -> None:
 
 def test_what_is_not_given_is_left_out_and_said(tmp_path: Path) -> None:
     only = {name: [] for name in ("nulls", "instantiated", "matches", "categories")}
-    made = [Record("a", "x", "x", provenance={"parents": ["d"], "template": "t0"})]
+    made = [Record("a", "x", "x", provenance={"parents": ["d"], "template": 7})]  # as published
     only["pairs"] = [write_shards(tmp_path / "bare", made)]
     report = analyse_instructions(write_instructions(tmp_path, **only))
     assert [one.what for one in report.absent] == [
@@ -98,6 +98,7 @@ def test_what_is_not_given_is_left_out_and_said(tmp_path: Path) -> None:
         *("Table 4 (categories)", "Figure 3 (tasks by verb and object)"),
     ]
     assert report.measured["in_document"]["over_pairs"] is None
+    assert report.measured["by_origin"]["pairs"]["my/own"] == 1
 
 
 def test_a_power_law_is_found_again() -> None:

@@ -63,6 +63,8 @@ PAPERS: dict[str, dict[str, Any]] = {
     "instruction_tune_500m": {"preset": "ipt_500m"},
     "fi_1_8b_ipt": {"preset": "fi_1_8b", "epochs": 4, "tokens": 92e9},
     "fi_1_8b_nemotron": {"preset": "fi_1_8b", "epochs": 1, "tokens": 300e9},
+    "fi_300m_nemotron": {"preset": "fi_300m", "epochs": 1, "tokens": 300e9},
+    "fi_7b_nemotron": {"preset": "fi_7b", "epochs": 1, "tokens": 300e9},
     "fi_genericizer": {"preset": "llama3_2_1b"},
     "fi_instantiator": {"preset": "llama3_2_3b"},
     "genqa_llama3_8b": {"preset": "llama3_8b", "batch": 128 * 2048, "row": 2048, "rate": 1e-6},
@@ -158,6 +160,39 @@ def test_ablations_change_one_thing(domain):
         source = f"runs/ipt_{domain}/{ablation}/shards/augmented"
         augmented = dataclasses.replace(tasks["augmented"], source=source)
         assert read_mixture(f"_{ablation}") == (rates, {**tasks, "augmented": augmented})
+
+
+def rows_of_the_tables() -> dict[tuple[str, str], tuple[str, str, str]]:
+    """Of docs/fineinstructions_rows.md: tables, mixture and data by corpus and row."""
+    page = (ROOT / "docs" / "fineinstructions_rows.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- rows -->")[2].partition("<!-- end of rows -->")[0]
+    cells = [re.split(r"\s*\|\s*", line.strip("| ")) for line in table.strip().splitlines()[2:]]
+    return {
+        (corpus, row): (tables, mixture.strip("`"), data.strip("`"))
+        for tables, corpus, row, mixture, data in cells
+    }
+
+
+def test_every_row_of_fine_instructions_is_a_config_with_another_mixture(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = rows_of_the_tables()
+    # Its Tables 1, 5 and 6; Table 1 has the judged pairs under the method's plain name.
+    both = {"Standard Pre-Training", "FineInstructions", "FineInstructions (judged)"}
+    named = {"IPT": both | {"IPT"}, "Nemotron-CC": both | {"WRAP", "Q&A", "Nemotron-CC"}}
+    assert rows.keys() == {(corpus, row) for corpus, of in named.items() for row in of}
+    assert {row for (_, row), (tables, *_) in rows.items() if "6" in tables} == {
+        *("Standard Pre-Training", "Nemotron-CC", "FineInstructions (judged)")
+    }
+    for (corpus, row), (tables, mixture, data) in rows.items():
+        for size in ("1_8b", *(("300m", "7b") if "6" in tables else ())):
+            name = f"fi_{size}_{corpus.partition('-')[0].lower()}"
+            own = read(name)
+            other = read(name, "--data.mixture", f"configs/mixtures/{mixture}.yaml")
+            (task,) = load_mixture(other.data).tasks
+            assert (task.source.partition("/shards")[0], task.loss) == (data, "all")
+            assert dataclasses.replace(other, data=own.data) == own
+            if row == "FineInstructions (judged)":
+                assert own.data == other.data
 
 
 # Runs the real command once for each config, in one process: JAX and its imports are paid once.

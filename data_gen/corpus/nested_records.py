@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from data_gen.instruction_pretrain.collection.base import MALFORMED, Records
-from data_gen.instruction_pretrain.collection.files import (
+from data_gen.corpus.dataset_files import (
+    MALFORMED,
     UNREADABLE,
     DataFile,
     Files,
     Located,
+    Records,
     by_file,
     unreadable,
 )

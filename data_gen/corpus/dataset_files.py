@@ -27,6 +27,8 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 csv.field_size_limit(1 << 27)
 # What a file that is damaged, or is none of its kind, makes its readers raise.
 UNREADABLE = (OSError, EOFError, ValueError, csv.Error, zlib.error, ElementTree.ParseError)
+# What a record that is not as its layout promises makes its adapter raise.
+MALFORMED = (KeyError, TypeError, IndexError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,10 @@ def _matching(files: Iterable[DataFile], patterns: Sequence[str]) -> list[DataFi
     return list(dict.fromkeys(found))
 
 
+Records = Callable[[Files], Iterator[Located]]
+"""Reads the chosen files of a data set, one record at a time."""
+
+
 def unreadable(file: DataFile, error: Exception) -> Located:
     """A file that cannot be read is one record that could not be."""
     return Located(file.name, error=f"cannot be read: {error}")
@@ -253,7 +259,7 @@ def unquoted_rows(file: DataFile) -> Iterator[Located]:
 
 def by_file(
     read: Callable[[Files, DataFile], Iterable[Located]],
-) -> Callable[[Files], Iterator[Located]]:
+) -> Records:
     """Reads each of the chosen files by `read`."""
 
     @functools.wraps(read)

@@ -1,0 +1,302 @@
+"""FineInstructions as one command: each step a job, resumed where it stopped.
+
+queries -> templates -> bank -> rounds of tuning the encoder -> threshold -> match -> instantiate
+-> judge -> budget. Each lies in a folder of its own below the chain's, and can be rerun alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_gen.embedding.embedder import EncoderConfig
+from data_gen.engines import Engine, identify_engine
+from data_gen.fine_instructions.bank import BANK, BankConfig, build_bank
+from data_gen.fine_instructions.budget import BudgetConfig, BudgetPairs
+from data_gen.fine_instructions.descriptions import DESCRIPTIONS, Describe, DescribeConfig
+from data_gen.fine_instructions.genericize import TEMPLATES, Genericize, GenericizeConfig
+from data_gen.fine_instructions.instantiate import PAIRS, Instantiate, InstantiateConfig
+from data_gen.fine_instructions.match import MATCHED, FiMatch, MatchConfig
+from data_gen.fine_instructions.mine import JUDGED, MineConfig, MinePairs
+from data_gen.fine_instructions.queries import Queries, QueriesConfig
+from data_gen.fine_instructions.tune_matching import (
+    ENCODER,
+    SUMMARY,
+    THRESHOLD,
+    CalibrateConfig,
+    TuneEncoderConfig,
+    run_calibration,
+    run_tuning,
+)
+from data_gen.quality.stage import Filter, FilterConfig
+from data_gen.stages.config import CorpusConfig, OutputConfig
+from data_gen.stages.page import synthesis_report
+from data_gen.stages.progress import terminal_progress
+from data_gen.stages.stage import Stage, run_stage, stage_fingerprint
+from ipt_jax.core.bounds import Config
+from ipt_jax.core.configuration import as_yaml, write_run_files
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.jobs import Job, Results, hold_jobs, job_seconds, run_jobs
+from ipt_jax.core.report.page import PAGE_NAME, write_page
+from ipt_jax.core.report.values import Facts, Part, Report, Section, Table
+
+METHOD = "fine_instructions"
+_STEPS = ("queries", "templates", "bank", "descriptions")
+_LATER = ("calibration", "threshold", "match", "instantiate", "judged", "budget")
+_MOST_ROUNDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundConfig(Config):
+    """A round of tuning the encoder (section 3.2): mine, judge, train."""
+
+    mine: MineConfig = field(default_factory=MineConfig)
+    """What is judged; folders and encoder follow from the chain."""
+    tune: TuneEncoderConfig = field(default_factory=TuneEncoderConfig)
+    """The training; folders and encoder follow from the chain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineInstructionsConfig(OutputConfig):
+    """Data sets of queries and a corpus in, pairs within the corpus's tokens out.
+
+    What a step reads of another, and the folders, follow from `output`.
+    """
+
+    method: str = METHOD
+    output: str = "runs/fine_instructions"
+    """Folder of the chain; the pairs lie in budget/shards."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """The documents; of it `input`, `limit` and the fields count."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Embeds templates and documents, until it is tuned."""
+    queries: QueriesConfig | None = None
+    """Where queries come from; null: `templates.input` is a corpus of them."""
+    templates: GenericizeConfig = field(default_factory=GenericizeConfig)
+    """Queries to templates."""
+    bank: BankConfig = field(default_factory=BankConfig)
+    """Templates to an index."""
+    descriptions: DescribeConfig | None = None
+    """Of documents, for the first round; null: it is left out where there is no round."""
+    rounds: list[RoundConfig] = field(default_factory=list)
+    """Of tuning the encoder: none, one or, as in the paper, two."""
+    calibration: MineConfig | None = None
+    """Pairs judged over a range of ranks, to find the threshold with the last encoder; null:
+    `match.threshold` is used."""
+    threshold: CalibrateConfig = field(default_factory=CalibrateConfig)
+    """What it has to reach."""
+    match: MatchConfig = field(default_factory=MatchConfig)
+    """Documents to their templates."""
+    instantiate: InstantiateConfig = field(default_factory=InstantiateConfig)
+    """Templates to pairs."""
+    judge: FilterConfig | None = field(default_factory=FilterConfig)
+    """Gates of pairs, the judge last; null: the ablation of Table 5."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """As many tokens of pairs as the documents have."""
+
+    def check_together(self) -> None:
+        if len(self.rounds) > _MOST_ROUNDS:
+            said = f"rounds: {len(self.rounds)} are given, at most {_MOST_ROUNDS} can be."
+            raise UserError(said, key="rounds")
+        if self.rounds and self.descriptions is None:
+            raise UserError(
+                "rounds: the first retrieves templates by descriptions of documents, and "
+                "`descriptions` is null: give its settings.",
+                key="descriptions",
+            )
+
+
+def run_fine_instructions(
+    config: FineInstructionsConfig, engine: Engine | None = None
+) -> dict[str, Any]:
+    """Do what is not done of the chain; gives back the summaries of its steps by name.
+
+    `engine` answers in place of those that the steps name.
+
+    Raises:
+      UserError: as the steps do; or too many requests of a step failed.
+    """
+    folder = Path(config.output).expanduser()
+    rounds = [f"round_{n}_{what}" for n in range(1, 1 + _MOST_ROUNDS) for what in _OF_A_ROUND]
+    folders = (*_STEPS, *rounds, *_LATER)
+    with hold_jobs(folder, METHOD, folders, first="templates", fresh=config.fresh):
+        write_run_files(folder, config)
+        results = run_jobs(folder, chain_jobs(replace(config, output=str(folder)), engine))
+        write_page(folder / PAGE_NAME, chain_report(results, job_seconds(folder)))
+    return results
+
+
+_OF_A_ROUND = ("pairs", "encoder", "bank")
+
+
+def chain_jobs(config: FineInstructionsConfig, engine: Engine | None = None) -> list[Job]:
+    """The steps of the chain in order, each after all those before it."""
+    chain = _Chain(config, engine)
+    templates, encoder = config.templates, config.encoder
+    if config.queries is not None:
+        queries = replace(config.queries, output=chain.at("queries"))
+        chain.stage("queries", Queries, queries)
+        templates = replace(templates, input=[chain.at("queries/shards")])
+    chain.stage("templates", Genericize, replace(templates, output=chain.at("templates")))
+    made = chain.at(f"templates/shards/{TEMPLATES}")
+    bank = chain.bank("bank", encoder, made)
+    if config.rounds and config.descriptions is not None:
+        chain.stage("descriptions", Describe, chain.of_corpus(config.descriptions, "descriptions"))
+    told: str | None = chain.at(f"descriptions/shards/{DESCRIPTIONS}")
+    for number, one in enumerate(config.rounds, 1):
+        name = f"round_{number}"
+        which = {"templates": made, "bank": bank, "encoder": encoder, "descriptions": told}
+        mine = replace(chain.of_corpus(one.mine, f"{name}_pairs"), **which)
+        chain.stage(f"{name}_pairs", MinePairs, mine)
+        pairs, told = [chain.at(f"{name}_pairs/shards/{JUDGED}")], None
+        tune = replace(
+            one.tune, output=chain.at(f"{name}_encoder"), pairs=pairs, encoder=encoder, fresh=False
+        )
+        chain.job(f"{name}_encoder", tune, run_tuning, SUMMARY)
+        encoder = replace(encoder, model=chain.at(f"{name}_encoder/{ENCODER}"), revision=None)
+        bank = chain.bank(f"{name}_bank", encoder, made)
+    which = {"templates": made, "bank": bank, "encoder": encoder}
+    if config.calibration is not None:
+        mine = chain.of_corpus(config.calibration, "calibration")
+        chain.stage("calibration", MinePairs, replace(mine, **which, descriptions=None))
+        pairs = [chain.at(f"calibration/shards/{JUDGED}")]
+        place = {"output": chain.at("threshold"), "fresh": False}
+        threshold = replace(config.threshold, **place, pairs=pairs, encoder=encoder)
+        chain.job("threshold", threshold, run_calibration, THRESHOLD)
+    match = replace(chain.of_corpus(config.match, "match"), **which, vectors=None)
+
+    def matched(results: Results) -> MatchConfig:
+        found = results.get("threshold")
+        return replace(match, threshold=found["threshold"]) if found else match
+
+    chain.stage("match", FiMatch, matched)
+    instantiate = replace(
+        config.instantiate,
+        input=[chain.at(f"match/shards/{MATCHED}")],
+        output=chain.at("instantiate"),
+    )
+    chain.stage("instantiate", Instantiate, instantiate)
+    pairs = chain.at(f"instantiate/shards/{PAIRS}")
+    if config.judge is not None:
+        judge = replace(config.judge, input=[pairs], output=chain.at("judged"))
+        chain.stage("judged", Filter, judge)
+        pairs = chain.at("judged/shards")
+    budget = replace(
+        config.budget,
+        input=[pairs],
+        documents=[chain.at("instantiate/shards/raw")],
+        output=chain.at("budget"),
+    )
+    chain.stage("budget", BudgetPairs, budget)
+    return chain.jobs
+
+
+class _Chain:
+    """Jobs one after another."""
+
+    def __init__(self, config: FineInstructionsConfig, engine: Engine | None) -> None:
+        self._config, self._folder, self._engine = config, Path(config.output), engine
+        self.jobs: list[Job] = []
+
+    def at(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def of_corpus[C: CorpusConfig](self, config: C, name: str) -> C:
+        """The settings of a step that reads the documents; a limit of its own stays."""
+        corpus = self._config.corpus
+        keys = ("input", "max_characters", "text_field", "id_field")
+        given = {key: getattr(corpus, key) for key in keys}
+        limit = config.limit or corpus.limit
+        return replace(config, **given, limit=limit, output=self.at(name))
+
+    def stage(self, name: str, made: type[Stage[Any, Any]], config: Any) -> None:
+        """`config`: the settings, or what gives them once the results before are there."""
+        given: Callable[[Results], Any] = config if callable(config) else lambda _: config
+
+        def work(results: Results) -> Any:
+            own = replace(given(results), fresh=False)
+            stage, folder = made(own), Path(own.output)
+            with terminal_progress(name) as progress:
+                summary = run_stage(
+                    stage,
+                    progress,
+                    engine=self._engine,
+                    on_start=lambda folder: write_run_files(folder, own),
+                )
+            if asked := stage.engine_config:
+                failed = stage.failed_requests(summary)
+                failed.tell(asked.max_failed_share, folder / "rejected")
+            if made is not Filter:
+                synthesis_report(folder)
+            return summary
+
+        def inputs(results: Results) -> Mapping[str, Any]:
+            stage = made(given(results))
+            asked, who = stage.engine_config, None
+            if asked is not None and self._engine is not None:
+                who = identify_engine(asked, self._engine)
+            return {"config": as_yaml(stage.config), "content": stage_fingerprint(stage, who)}
+
+        self._add(name, work, inputs, "summary.json")
+
+    def bank(self, name: str, encoder: EncoderConfig, templates: str) -> str:
+        config = replace(
+            self._config.bank, output=self.at(name), templates=templates, encoder=encoder
+        )
+        self.job(name, config, build_bank, BANK)
+        return config.output
+
+    def job(self, name: str, config: Any, make: Callable[..., Any], made: str) -> None:
+        def work(_: Results) -> Any:
+            return make(config, print, on_start=lambda folder: write_run_files(folder, config))
+
+        def inputs(results: Results) -> Mapping[str, Any]:
+            return {"config": as_yaml(config), "after": results}
+
+        self._add(name, work, inputs, made)
+
+    def _add(self, name: str, work: Any, inputs: Any, made: str) -> None:
+        after = [job.name for job in self.jobs]
+        self.jobs.append(Job(name, work, inputs, [self._folder / name / made], after))
+
+
+def chain_report(results: Results, seconds: Mapping[str, float]) -> Report:
+    """Where queries, templates, documents and pairs went, step by step."""
+    rows: list[tuple[object, ...]] = []
+    for name, found in results.items():
+        told = [
+            ", ".join(f"{found[key]:,} {word}" for key, word in words if key in found)
+            for words in (_WENT_IN, _CAME_OUT)
+        ]
+        rows.append((name.replace("_", " "), *told, round(seconds.get(name, 0.0), 1)))
+    header = ("step", "in", "out", "seconds")
+    note = "Seconds of a step's last run; each step has a folder with a card and a page of its own."
+    parts: list[Part] = [Table("", header, rows, note, text_columns=3)]
+    budget, asked = results["budget"], results["instantiate"]
+    facts = [
+        (f"{budget['out']:,}", "pairs"),
+        (f"{budget['pair_tokens']:,}", "tokens of pairs"),
+        (f"{asked['valid_share']:.1%}", "of what was no null passed the structural gates"),
+        (f"{asked['null_share']:.1%}", "of templates did not fit (null)"),
+    ]
+    threshold = results["match"]["threshold"]
+    about = f"templates from a cosine of {threshold:.3f} on"
+    return Report("FineInstructions", about, [Facts(facts)], [Section("Steps", parts)])
+
+
+_WENT_IN: Sequence[tuple[str, str]] = (
+    ("queries_in", "records"),
+    ("documents_in", "documents"),
+    ("templates_asked", "templates"),
+    ("in", "pairs"),
+)
+_CAME_OUT: Sequence[tuple[str, str]] = (
+    ("queries_out", "queries"),
+    ("templates", "templates"),
+    ("pairs", "pairs"),
+    ("fit", "of them fit"),
+    ("null", "null"),
+    ("out", "pairs"),
+)
