@@ -227,8 +227,9 @@ def test_the_examples_of_the_prompt_are_replies_that_count() -> None:
 
 
 def test_settings(root: Path) -> None:
-    path = str(root / "configs/analyse/fi_instructions.yaml")
-    config = parse_config(InstructionAnalysis, ["--config", path], prog="x", description="")
+    for name in ("fi_small", "fi_instructions"):
+        path = str(root / f"configs/analyse/{name}.yaml")
+        config = parse_config(InstructionAnalysis, ["--config", path], prog="x", description="")
     assert config.matches == ["runs/fi_match/shards/matched"] and config.categories == []
     for cls, values, key in (
         (InstructionAnalysis, {"pairs": []}, "pairs"),
