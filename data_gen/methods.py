@@ -12,6 +12,7 @@ from data_gen.baselines.stage import ReadingComprehension
 from data_gen.engines import Engine
 from data_gen.fine_instructions import chain
 from data_gen.fine_instructions.budget import BudgetPairs
+from data_gen.fine_instructions.categories import Categorise
 from data_gen.fine_instructions.descriptions import Describe
 from data_gen.fine_instructions.genericize import Genericize
 from data_gen.fine_instructions.instantiate import Instantiate
@@ -27,7 +28,7 @@ METHODS: dict[str, type[Stage[Any, Any]]] = {
     stage.name: stage
     for stage in (
         *(InstructionPretrain, ReadingComprehension, RandomPairs, Rewrite),
-        *(Queries, Genericize, Describe, MinePairs, FiMatch, Instantiate, BudgetPairs),
+        *(Queries, Genericize, Describe, MinePairs, FiMatch, Instantiate, BudgetPairs, Categorise),
     )
 }
 

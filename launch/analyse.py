@@ -1,7 +1,8 @@
-"""Measure a synthesizer on held-out examples, or what a synthesised corpus holds.
+"""Measure a synthesizer on held-out examples, what a synthesised corpus holds, or instructions.
 
 python launch/analyse.py synthesizer --config configs/analyse/ipt_synthesizer.yaml
 python launch/analyse.py corpus --config configs/analyse/ipt_corpus.yaml
+python launch/analyse.py instructions --config configs/analyse/fi_instructions.yaml
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from ipt_jax.core.errors import importing
 with importing():
     import argparse
 
+    from data_gen.fine_instructions.analysis import InstructionAnalysis, analyse_instructions
     from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis, SynthesizerAnalysis
     from data_gen.instruction_pretrain.analysis.corpus import analyse_corpus
-    from data_gen.instruction_pretrain.analysis.report import PAGE_NAME, TABLES_NAME, hold_analysis
     from data_gen.instruction_pretrain.analysis.synthesizer import analyse_synthesizer
+    from data_gen.stages.measurement import PAGE_NAME, TABLES_NAME, hold_analysis
     from data_gen.stages.progress import terminal_progress
     from ipt_jax.core.configuration import parse_config, run_main, write_run_files
 
 KINDS = {
     "synthesizer": (SynthesizerAnalysis, analyse_synthesizer),
     "corpus": (CorpusAnalysis, analyse_corpus),
+    "instructions": (InstructionAnalysis, analyse_instructions),
 }
 
 
@@ -28,7 +31,8 @@ def main() -> None:
     """Read the config, measure, print the tables."""
     parser = argparse.ArgumentParser(
         prog="launch/analyse.py",
-        description="Section 5 of Instruction Pre-Training: tables beside the paper's.",
+        description="Section 5 of Instruction Pre-Training (synthesizer, corpus) and 6.1 of "
+        "FineInstructions (instructions): tables beside the papers'.",
         epilog="`launch/analyse.py KIND --help` lists the keys of each kind.",
     )
     parser.add_argument("kind", choices=list(KINDS), help="what is measured")

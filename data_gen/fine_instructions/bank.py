@@ -202,8 +202,8 @@ class Bank:
         Names are compared without case, punctuation and what stands round them: `lmsys_chat` is
         `lmsys/lmsys-chat-1m`.
         """
-        bare = [_bare(name) for name in wanted]
-        real = [any(name in _bare(origin) for name in bare) for origin in self.about["origins"]]
+        bare = [bare_name(name) for name in wanted]
+        real = [any(name in bare_name(origin) for name in bare) for origin in self.about["origins"]]
         return np.array(real, bool)[self.origins_N]
 
 
@@ -262,5 +262,5 @@ def _print_of(store: VectorStore) -> str:
     return digest_of([header.fingerprint, header.settings, header.texts, header.count])
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())

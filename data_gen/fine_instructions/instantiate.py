@@ -276,6 +276,7 @@ class Instantiate(AskingStage[InstantiateConfig]):
             "score": template.score,
             "reply": reply,
             "document_characters": len(unit.text),
+            "seen_characters": carried_by(unit).get("seen_characters"),
         }
 
     def _pair(

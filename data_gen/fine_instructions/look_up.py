@@ -21,9 +21,10 @@ from data_gen.errors.shared import optional
 from data_gen.fine_instructions.bank import open_index
 from ipt_jax.core.errors import UserError
 
-Found = tuple[np.ndarray, np.ndarray]
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows in the bank int64 [N, C + 1, K], -1 where there is none, and their cosines float32; NaN
-where a document has no vector."""
+where a document has no vector. And how many characters of each document the encoder saw, int64 [N];
+-1 where vectors were handed over."""
 
 
 class LookUp:
@@ -43,10 +44,11 @@ class LookUp:
     def find(self, piece: Sequence[str] | np.ndarray) -> Found:
         """The nearest templates of documents, given as texts or as vectors [N, C + 1, E]."""
         if isinstance(piece, np.ndarray):
-            found_NCE = piece
+            found_NCE, seen_N = piece, np.full(len(piece), -1)
         else:
             assert self._embedder is not None
             found_NCE = self._embedder.embed(piece)
+            seen_N = np.array(self._embedder.seen(piece), np.int64)
         N, C, E = found_NCE.shape
         good_N = np.isfinite(found_NCE).all((1, 2))
         rows_NCK = np.full((N, C, self._k), -1, np.int64)
@@ -55,7 +57,7 @@ class LookUp:
             rows_QK, scores_QK = self._index.search(found_NCE[good_N].reshape(-1, E), self._k)
             rows_NCK[good_N] = rows_QK.reshape(-1, C, self._k)
             scores_NCK[good_N] = scores_QK.reshape(-1, C, self._k)
-        return rows_NCK, scores_NCK
+        return rows_NCK, scores_NCK, seen_N
 
     def find_all(self, pieces: Sequence[Sequence[str] | np.ndarray]) -> Iterator[Found]:
         """`find` of each piece, in order."""

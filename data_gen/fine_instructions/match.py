@@ -96,7 +96,8 @@ class FiMatch(Stage[MatchConfig, Batch]):
 
     A record is the document as it came, and `templates` in its provenance: of each `id` and `text`,
     the `origin` of its query, how many `tags`, the `chunk` that found it (0: the whole) and the
-    `score`. A stage that reads the shards as its corpus finds them in `metadata.provenance`.
+    `score`; and `seen_characters`, how many of the document the encoder saw (null: its vectors came
+    from a store). A stage that reads the shards as its corpus finds both in `metadata.provenance`.
     """
 
     name, version, Config = METHOD, 1, MatchConfig
@@ -144,9 +145,11 @@ class FiMatch(Stage[MatchConfig, Batch]):
         pieces = [documents[first : first + size] for first in range(0, len(documents), size)]
         found = self._look_up.find_all([self._asked(piece) for piece in pieces])
         drawn = [
-            self._drawn(document, rows_CK, scores_CK)
-            for piece, (rows_NCK, scores_NCK) in zip(pieces, found, strict=True)
-            for document, rows_CK, scores_CK in zip(piece, rows_NCK, scores_NCK, strict=True)
+            self._drawn(document, rows_CK, scores_CK, int(seen))
+            for piece, (rows_NCK, scores_NCK, seen_N) in zip(pieces, found, strict=True)
+            for document, rows_CK, scores_CK, seen in zip(
+                piece, rows_NCK, scores_NCK, seen_N, strict=True
+            )
         ]
         # All at once: a group of records is unpacked for each single one.
         rows = sorted({match.template for one in drawn for match in one.matches})
@@ -165,16 +168,18 @@ class FiMatch(Stage[MatchConfig, Batch]):
                 found_NCE[place] = vectors_NCE[row]
         return found_NCE
 
-    def _drawn(self, document: Record, rows_CK: np.ndarray, scores_CK: np.ndarray) -> _Drawn:
+    def _drawn(
+        self, document: Record, rows_CK: np.ndarray, scores_CK: np.ndarray, seen: int
+    ) -> _Drawn:
         if np.isnan(scores_CK).any():
-            return _Drawn(document, [], np.nan)
+            return _Drawn(document, [], np.nan, seen)
         config = self.config
         generator = generator_of(config.seed, METHOD, document.id)
         drawn = draw_templates(rows_CK, scores_CK, self._weights_N, config.threshold, generator)
         if len(drawn) > config.most_templates:
             kept = generator.choice(len(drawn), config.most_templates, replace=False)
             drawn = [drawn[place] for place in sorted(kept)]
-        return _Drawn(document, drawn, float(scores_CK.max()))
+        return _Drawn(document, drawn, float(scores_CK.max()), seen)
 
     def _output(self, drawn: _Drawn, templates: Mapping[int, Record]) -> UnitOutput:
         config, document, best = self.config, drawn.document, drawn.best
@@ -192,6 +197,7 @@ class FiMatch(Stage[MatchConfig, Batch]):
             "encoder": self._encoder["fingerprint"],
             "threshold": config.threshold,
             "parents": [document.id],
+            "seen_characters": drawn.seen if drawn.seen >= 0 else None,
             "templates": told,
         }
         record = Record(document.id, document.text, document.source, provenance=provenance)
@@ -297,6 +303,8 @@ class _Drawn:
     matches: Sequence[Match]
     best: float
     """Highest score of any candidate; NaN where the document has no vector."""
+    seen: int
+    """Characters that the encoder saw; -1: not known."""
 
 
 class _Batches(Sequence[Batch]):

@@ -86,6 +86,53 @@ reader could find answered in it, how detailed it is. Two or three sentences, on
 would fit every document with the same kind of knowledge: name the kind of subject, and do not \
 retell what the document says."""
 
+TASK_KEYS = ("task", "verb", "object")
+CATEGORIES = {
+    "science": "it is about nature, technology or society as a science studies them",
+    "math": "something is to be calculated or proved, or it is about mathematics",
+    "code": "program code is to be read, written or mended, or it is about programming",
+    "medicine": "it is about illness, the body, treatment, medicines or how to stay well",
+    "personal_life": "it is about somebody's own everyday life: home, family, friends, feelings, "
+    "money, travel, hobbies",
+    "reasoning": "the answer has to be worked out of what is known: compared, weighed, explained "
+    "by causes, concluded; to look it up is not enough",
+    "tasky": "something is to be made or done, such as a text to write, a plan, a list of ideas, a "
+    "rewriting, and no question answered",
+}
+"""Those of Table 4, by what has to hold of a template."""
+_CATEGORY_TASK = """\
+Below is a template of something that people ask; its tags <fi>...</fi> say what kind of text is \
+to be filled in.
+
+First say the task in one short sentence, as an order to the one who does it. The sentence begins \
+with a verb and names no tag. Give that verb again, as it stands there, and the noun that is its \
+object, without article.
+
+Then say "yes" or "no" to each of these; several may hold, or none:
+"""
+_CATEGORY_SHOTS = (
+    (
+        "why does <fi>name of a medicine</fi> cause <fi>a side effect</fi>",
+        ("Name the reason why a medicine has a side effect.", "name", "reason"),
+        ("science", "medicine", "reasoning"),
+    ),
+    (
+        "write me a limerick about <fi>an animal</fi> who <fi>something it does</fi>",
+        ("Write a limerick about an animal.", "write", "limerick"),
+        ("tasky",),
+    ),
+    (
+        "My <fi>relative</fi> keeps <fi>a bad habit</fi>. How do I bring it up?",
+        ("Give advice on how to speak to a relative about a habit.", "give", "advice"),
+        ("personal_life",),
+    ),
+    (
+        "how tall is <fi>name of a building</fi>",
+        ("Tell the height of a building.", "tell", "height"),
+        (),
+    ),
+)
+
 _INSTANTIATE_TASK = """\
 You get a document that may hold what someone asked for, and a template of such a query: a text in \
 natural language whose variables stand in tags ("<fi>what kind of text stands there</fi>").
@@ -193,6 +240,24 @@ def description_prompt(template: str) -> str:
     )
     form = f'Reply with JSON alone: {{"{DESCRIPTION_KEY}": "..."}}'
     return f"{_DESCRIPTION_TASK}\n\n{form}\n\n{shots}{_block('Instruction Template', template)}\n"
+
+
+def category_prompt(template: str) -> str:
+    """Asks what task a template sets, and which of CATEGORIES it belongs to."""
+    kinds = "\n".join(f"- {name}: {what}" for name, what in CATEGORIES.items())
+    keys = [*TASK_KEYS, *CATEGORIES]
+    form = f"Reply with JSON alone: {json.dumps(dict.fromkeys(keys, '...'))}"
+    shots = "".join(
+        f"{_block('Instruction Template', text)}\n"
+        + _reply(
+            dict(zip(TASK_KEYS, told, strict=True))
+            | {name: "yes" if name in belongs else "no" for name in CATEGORIES}
+        )
+        + "\n\n"
+        for text, told, belongs in _CATEGORY_SHOTS
+    )
+    asked = _block("Instruction Template", template)
+    return f"{_CATEGORY_TASK}{kinds}\n\n{form}\n\n{shots}{asked}\n"
 
 
 def knowledge_prompt(document: str) -> str:

@@ -1,4 +1,4 @@
-"""The pages of both measurements in a real browser: tables, charts, nothing of theirs that runs."""
+"""The pages of the measurements in a real browser: tables, charts, nothing of theirs that runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_gen.engines import EngineConfig
+from data_gen.fine_instructions.analysis import analyse_instructions
 from data_gen.instruction_pretrain.analysis.config import (
     CorpusAnalysis,
     Models,
@@ -21,8 +22,9 @@ from data_gen.instruction_pretrain.collection import Example
 from data_gen.instruction_pretrain.config import SynthesisConfig
 from data_gen.instruction_pretrain.formats import Pair, render_pairs
 from data_gen.methods import synthesize
-from tests.browser.browsing import counted_colours, drawn, screenshot
+from tests.browser.browsing import counted_colours, drawn, screenshot, shapes
 from tests.data_gen.analysis.scripted import ScriptedEngine
+from tests.data_gen.fine_instructions.instructions_made import write_instructions
 from tests.made_run import HOSTILE
 
 PAIRS = (Pair("Whom did the police call?", f"They. {HOSTILE}"), Pair("Which?", "b", ("a", "b")))
@@ -112,3 +114,18 @@ def test_bars_are_drawn(chromium: str, corpus_page: Path, tmp_path: Path) -> Non
     colours = counted_colours(screenshot(chromium, corpus_page, tmp_path, "light", "1000,5200"))
     for colour in ("fbfbfa", "a9b2bc", "2a8a5a"):  # page, texts, pairs
         assert colours.get(tuple(bytes.fromhex(colour)), 0) > 300, colour
+
+
+def test_the_instructions_page(chromium: str, tmp_path: Path) -> None:
+    analyse_instructions(write_instructions(tmp_path, says=HOSTILE, corpus=HOSTILE))
+    dom, charts = drawn(chromium, tmp_path / "out/report.html", tmp_path / "profile")
+    assert "<script" not in dom and "<img" not in dom
+    assert {title: shapes(figure) for title, figure in charts.items()} == {
+        "Templates used by number of documents; dashed: 2.14 x^0.30": 2,
+        "How often templates were used": 5,
+        "Tags of a template, per cent": 3 * 10,
+        "Places that answers were taken from": 50,
+        "Table 4, per cent of instructions": 2 * 7,
+        "Figure 3: tasks, by verb and object": 5,
+        "Figure 3: tasks of medicine, by verb and object": 3,
+    }

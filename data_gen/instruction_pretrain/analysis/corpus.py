@@ -32,9 +32,9 @@ from data_gen.instruction_pretrain.analysis.pair_judge import (
     judged_pairs,
     pair_verdicts,
 )
-from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Measurement
 from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText, SynthesizedTexts
 from data_gen.stages.cached import CachedEngine, ProgressFactory, Query, silent
+from data_gen.stages.measurement import GENERATIONS_NAME, Measurement
 from ipt_jax.core.report.values import Sample
 
 JUDGE = "judge"

@@ -11,16 +11,16 @@ from data_gen.instruction_pretrain.analysis.config import CorpusAnalysis
 from data_gen.instruction_pretrain.analysis.contamination import Contamination
 from data_gen.instruction_pretrain.analysis.generations import PAIR_FORMATS
 from data_gen.instruction_pretrain.analysis.histograms import histogram
-from data_gen.instruction_pretrain.analysis.report import (
+from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText
+from data_gen.instruction_pretrain.collection import DOMAINS
+from data_gen.quality.decontaminate import contamination_rows
+from data_gen.stages.measurement import (
     Absent,
     Measurement,
     cell,
     per_cent,
     share_bars,
 )
-from data_gen.instruction_pretrain.analysis.synthesized import SynthesizedText
-from data_gen.instruction_pretrain.collection import DOMAINS
-from data_gen.quality.decontaminate import contamination_rows
 from ipt_jax.core.report.figures import Bars, Histogram, Sunburst
 from ipt_jax.core.report.numbers import format_cell, format_counts
 from ipt_jax.core.report.values import Table

@@ -30,7 +30,6 @@ from data_gen.instruction_pretrain.analysis.pair_quality import (
     pairs_tasks,
     score_pairs,
 )
-from data_gen.instruction_pretrain.analysis.report import GENERATIONS_NAME, Measurement
 from data_gen.instruction_pretrain.analysis.response_accuracy import (
     answer_prompt,
     answer_question,
@@ -49,6 +48,7 @@ from data_gen.instruction_pretrain.analysis.synthesizer_tables import synthesize
 from data_gen.instruction_pretrain.formats import Pair, parse_pairs
 from data_gen.instruction_pretrain.rounds import Budget
 from data_gen.stages.cached import CachedEngine, ProgressFactory, Query, count_errors, silent
+from data_gen.stages.measurement import GENERATIONS_NAME, Measurement
 
 READER = "reader"
 

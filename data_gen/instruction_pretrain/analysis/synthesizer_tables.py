@@ -16,14 +16,14 @@ from data_gen.instruction_pretrain.analysis.helpfulness import (
     WITHOUT,
 )
 from data_gen.instruction_pretrain.analysis.pair_quality import FEW, ZERO
-from data_gen.instruction_pretrain.analysis.report import (
+from data_gen.instruction_pretrain.analysis.scores import SEEN, UNSEEN
+from data_gen.stages.measurement import (
     Absent,
     Measurement,
     cell,
     per_cent,
     share_bars,
 )
-from data_gen.instruction_pretrain.analysis.scores import SEEN, UNSEEN
 from ipt_jax.core.report.figures import Bars
 from ipt_jax.core.report.numbers import format_counts
 from ipt_jax.core.report.values import Table

@@ -73,6 +73,8 @@ class Lines(Figure):
     marks: Marks = ()
     most: float | None = None
     """What y cannot exceed; the axis ends there."""
+    logarithmic: bool = False
+    """Both axes; all points are then above 0."""
 
     def plot(self) -> Plot | None:
         traces: list[dict[str, Any]] = []
@@ -94,8 +96,12 @@ class Lines(Figure):
                 part = [*zip((x for x, _ in part), course, strict=True)]
                 traces.append(_curve(part, line={"color": colour, "width": 2.2}, **said))
         traces = [trace for trace in traces if trace["x"]]
-        layout = _axes(self, {}, {"maxallowed": self.most}) | {"hovermode": "x unified"}
-        return {"data": traces, "layout": layout} if traces else None
+        axes: list[Plot] = [{}, {}]
+        if self.logarithmic and traces:
+            found = [[v for trace in traces for v in trace[name]] for name in ("x", "y")]
+            axes = [_logarithmic(min(values), max(values)) for values in found]
+        layout = _axes(self, axes[0], {**axes[1], "maxallowed": self.most})
+        return {"data": traces, "layout": layout | {"hovermode": "x unified"}} if traces else None
 
     def legend(self) -> Sequence[tuple[str, str]]:
         named = [(n, one) for n, one in enumerate(self.series) if one.like is None]
@@ -209,9 +215,7 @@ class Histogram(Figure):
         axis: Plot = {}
         if self.logarithmic:
             ends = [math.log10(self.edges[0]), math.log10(self.edges[-1])]
-            # Ticks at 1, 2 and 5, or at the powers of ten where they are many.
-            ticks = "D2" if ends[1] - ends[0] < 4 else 1
-            axis = {"type": "log", "range": ends, "dtick": ticks, "tickformat": "~s"}
+            axis = {**_logarithmic(self.edges[0], self.edges[-1]), "range": ends}
         elif self.whole and len(gaps) <= _FEW_COLUMNS:
             axis = {"tickvals": [low for low, _ in gaps]}
         layout = _axes(self, axis, {})
@@ -251,6 +255,8 @@ class Sunburst(Figure):
             "insidetextfont": {"color": "--card"},
         }
         layout = {"height": self.height, "margin": {"l": 0, "r": 0, "t": 8, "b": 8}}
+        # Shades that plotly would make of the colours are too dark or too light to be written on.
+        layout["extendsunburstcolors"] = False
         return {"data": [trace], "layout": layout}
 
 
@@ -291,6 +297,12 @@ def _axes(figure: Lines | Histogram, x_axis: Plot, y_axis: Plot) -> Plot:
         "yaxis": {"title": {"text": _label(figure.y_label)}, "nticks": 6, **y_axis},
         **_marked(figure.marks, figure.height - below, x_axis.get("type") == "log"),
     }
+
+
+def _logarithmic(low: float, high: float) -> Plot:
+    """An axis with ticks at 1, 2 and 5, or at the powers of ten where they are many."""
+    ticks = "D2" if math.log10(high / low) < 4 else 1
+    return {"type": "log", "dtick": ticks, "tickformat": "~s"}
 
 
 def _rows(labels: Sequence[str], step: int, above: int, below: int) -> Plot:

@@ -47,6 +47,14 @@ def test_the_global_vector_is_mean_pooling_and_chunks_see_their_part(minilm) -> 
     assert long[0, 1] @ rates > long[0, 1] @ frogs and long[0, 5] @ frogs > long[0, 5] @ rates
 
 
+def test_what_the_encoder_sees_ends_where_it_cuts_off(minilm) -> None:
+    *others, long = minilm.seen(["é" * 200, TEXTS[0], TEXTS[3], TEXTS[2]])
+    assert others == [*map(len, ("é" * 200, TEXTS[0], TEXTS[3]))] and 0 < long < len(TEXTS[2])
+    whole, same, less = minilm.embed([TEXTS[2], TEXTS[2][:long], TEXTS[2][: long - 9]])
+    np.testing.assert_allclose(same, whole, atol=2e-3)
+    assert np.abs(less.astype(float) - whole).max() > 5e-3
+
+
 def test_a_saved_model_gives_the_same_vectors(minilm, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 

@@ -121,7 +121,12 @@ def say(prompt: str) -> str | None:
 
 def matches(folder: Path, drawn: Sequence[Sequence[str]]) -> list[str]:
     records = [
-        Record(f"d{n}", DOCUMENT, "news", provenance={"templates": [template(t) for t in names]})
+        Record(
+            f"d{n}",
+            DOCUMENT,
+            "news",
+            provenance={"templates": [template(t) for t in names], "seen_characters": 99},
+        )
         for n, names in enumerate(drawn)
     ]
     return [write_shards(folder / "in", [*records, Record("plain", DOCUMENT, "news")])]
@@ -158,12 +163,13 @@ def test_templates_become_pairs_and_a_stopped_run_goes_on(tmp_path: Path) -> Non
     )
     told = {key: first.provenance[key] for key in (
         "parents", "sources", "template", "chunk", "score", "answer_excerpts",
-        "instruction_excerpts", "document_characters", "method", "model",
+        "instruction_excerpts", "document_characters", "seen_characters", "method", "model",
     )}  # fmt: skip
     assert told == {
         "parents": ["d0"], "sources": ["news"], "template": "good", "chunk": 2, "score": 0.9,
         "answer_excerpts": [[0, DOCUMENT.index(" It was")]], "instruction_excerpts": [],
-        "document_characters": len(DOCUMENT), "method": "fi_instantiate", "model": "fake-model",
+        "document_characters": len(DOCUMENT), "seen_characters": 99, "method": "fi_instantiate",
+        "model": "fake-model",
     }  # fmt: skip
     # What a student is tuned on: a reply that gives the pair again, or null.
     assert first.provenance["template_text"] == "good of <fi>a thing</fi>?"

@@ -106,6 +106,7 @@ def test_documents_get_templates_of_what_their_parts_are_about(
     for record in records(tmp_path):
         given, told = texts[record.id], record.provenance["templates"]
         assert (record.text, record.provenance["metadata"]) == (given["text"], {"at": given["at"]})
+        assert record.provenance["seen_characters"] == len(record.text)
         assert 0 < len({one["id"] for one in told}) == len(told) <= 6
         assert all(0.7 <= one["score"] <= 1.001 for one in told)
         assert [one["chunk"] for one in told] == sorted({one["chunk"] for one in told})
@@ -179,6 +180,7 @@ def test_vectors_of_a_store_are_found_by_id(bank: Path, corpus: Path, tmp_path: 
         for name in ("store", "own")
     ]
     assert len(told[0]) == 30 and told[0].items() <= told[1].items()
+    assert {one.provenance["seen_characters"] for one in records(tmp_path / "store")} == {None}
 
 
 def test_a_threshold_that_nothing_passes_gives_the_highest_scores(

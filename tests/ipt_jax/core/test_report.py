@@ -162,6 +162,18 @@ def test_a_line_begins_anew_at_a_mark() -> None:
     assert smooth is not None and len(set(smooth["data"][1]["y"])) > 2
 
 
+def test_a_power_law_is_a_line_over_both_logarithms() -> None:
+    def axes(x: list[float]) -> list[dict[str, object]]:
+        fit = Series("fit", x, [one**0.5 for one in x], like=0)
+        plot = Lines("c", [Series("a", x, x), fit], "x", "y", logarithmic=True, smooth=False).plot()
+        assert plot is not None and plot["data"][0]["x"] == x
+        return [plot["layout"][name] for name in ("xaxis", "yaxis")]
+
+    assert [(axis["type"], axis["dtick"]) for axis in axes([1, 10, 1000])] == [("log", "D2")] * 2
+    assert axes([10, 1e6])[0]["dtick"] == 1
+    assert Lines("c", [Series("a", [], [])], "x", "y", logarithmic=True).plot() is None
+
+
 def test_columns_are_between_their_edges() -> None:
     marks = [(100, "median"), (110, "mean")]
     chart = Histogram("h", [1, 10, 100, 1000], [5, 0, 10], "x", "y", marks, True, whole=True)

@@ -1,4 +1,4 @@
-"""The folder of a measurement: results.json, tables.md and generations.jsonl."""
+"""A measurement and its folder: results.json, tables.md, a page, and what models wrote."""
 
 from __future__ import annotations
 
@@ -107,11 +107,12 @@ class Measurement:
         ]
         return Report(self.title, self.subtitle, opening, sections)
 
-    def write(self, folder: Path, generations: Iterable[Mapping[str, Any]]) -> None:
-        """Write the folder's files; results.json last."""
+    def write(self, folder: Path, generations: Iterable[Mapping[str, Any]] | None = None) -> None:
+        """Write the folder's files; results.json last. `generations`: what models wrote, if any."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(dict(one), ensure_ascii=False) + "\n" for one in generations)
-        atomic_write(folder / GENERATIONS_NAME, "".join(lines))
+        if generations is not None:
+            lines = (json.dumps(dict(one), ensure_ascii=False) + "\n" for one in generations)
+            atomic_write(folder / GENERATIONS_NAME, "".join(lines))
         atomic_write(folder / TABLES_NAME, self.markdown())
         write_page(folder / PAGE_NAME, self.page())
         text = json.dumps(self._results(), indent=1, ensure_ascii=False)
