@@ -14,6 +14,7 @@ from data_gen.fine_instructions.budget import BudgetPairs
 from data_gen.fine_instructions.descriptions import Describe
 from data_gen.fine_instructions.genericize import Genericize
 from data_gen.fine_instructions.instantiate import Instantiate
+from data_gen.fine_instructions.students import Students
 from data_gen.instruction_pretrain.stage import InstructionPretrain
 from data_gen.stages.config import OutputConfig
 from data_gen.stages.runner import Progress, no_progress
@@ -23,7 +24,7 @@ METHODS: dict[str, type[Stage[Any, Any]]] = {
     stage.name: stage
     for stage in (
         *(InstructionPretrain, ReadingComprehension, RandomPairs, Rewrite),
-        *(Genericize, Describe, Instantiate, BudgetPairs),
+        *(Genericize, Describe, Instantiate, BudgetPairs, Students),
     )
 }
 

@@ -2,7 +2,7 @@
 
 The config's key `method` names it, or `--method`: instruction_pretrain (where nothing is named),
 reading_comprehension, random_pairs, rewrite, fi_templates, fi_descriptions, fi_instantiate,
-fi_budget. With `--method NAME --help` its keys are listed.
+fi_budget, fi_students. With `--method NAME --help` its keys are listed.
 """
 
 from __future__ import annotations
