@@ -61,7 +61,7 @@ class Tokenizer(ABC):
     bos_token: str | None
     """How BOS is written where a text may name it (``<s>``)."""
     eos_token: str | None
-    special_tokens: Mapping[str, int]
+    special_tokens: dict[str, int]
     """Ids of those that are no text, such as the ends of a chat's turns, BOS and EOS where they are
     told of with them."""
     adds_bos: bool = True

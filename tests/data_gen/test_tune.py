@@ -45,9 +45,7 @@ def of_data_sets(shared: Path) -> dict[str, Any]:
     return {"root": str(shared / "data"), "sequence_tokens": 512, "sources": [source]}
 
 
-def tune(
-    base: Path, folder: Path, data: dict[str, Any], *more: str, adapter: Any = None
-) -> str:
+def tune(base: Path, folder: Path, data: dict[str, Any], *more: str, adapter: Any = None) -> str:
     students = "student" in data
     mixture = "fi_genericizer" if students else "ipt_synthesizer"
     config = {

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -27,6 +28,7 @@ from data_gen.fine_instructions.students import (
     draw_examples,
     equal_shares,
 )
+from data_gen.methods import stage_of
 from data_gen.stages.stage import run_stage
 from ipt_jax.chains.tune import TuneConfig
 from ipt_jax.core.configuration import parse_config
@@ -52,7 +54,7 @@ LAST = " ... and the end of it all."
 REPLIES = {
     "gen": lambda query: {
         "template": query.strip().rpartition(" ")[0] + " <fi>a thing</fi>",
-        "compatible_document_description": "An article with\tfacts: é.",
+        "compatible_document_description": "An article with facts: é.",
     },
     "inst": lambda asked: {
         "instruction": "What of it?", "answer": f"So: <excerpt>The document<...>{LAST}</excerpt>"
@@ -72,14 +74,15 @@ def teach(folder: Path) -> tuple[dict[str, Any], dict[str, list[Request]]]:
         for n in range(30)
     ]  # fmt: skip
     asked: dict[str, list[Request]] = {}
-    for name, stage, config, records in (
-        ("gen", Genericize, GenericizeConfig(form="tuned"), queries),
-        ("inst", Instantiate, InstantiateConfig(form="published", same_language=False,
+    for name, config, records in (
+        ("gen", GenericizeConfig(form="tuned"), queries),
+        ("inst", InstantiateConfig(form="published", same_language=False,
                                                 tokenizer="mistral-7b-v0.1"), documents),
     ):  # fmt: skip
         engine = ScriptedEngine(lambda asked, name=name: json.dumps(REPLIES[name](asked)))
         given = [write_shards(folder / f"{name}-in", records)]
-        run_stage(stage(replace(config, input=given, output=str(folder / name))), engine=engine)
+        made: Any = replace(config, input=given, output=str(folder / name))
+        run_stage(stage_of(made), engine=engine)
         asked[name] = engine.asked
     shards = folder / "inst/shards"
     return {
@@ -89,6 +92,11 @@ def teach(folder: Path) -> tuple[dict[str, Any], dict[str, list[Request]]]:
             "documents": [str(shards / "raw")],
         },
     }, asked  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Path) -> TransformersEngine:
+    return TransformersEngine(smollm2)
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +113,17 @@ def config_of(
 
 @pytest.mark.parametrize(("student", "teacher"), [("genericizer", "gen"), ("instantiator", "inst")])
 def test_a_prompt_has_the_tokens_that_the_engine_sends(
-    taught: Any, smollm2: Path, tmp_path: Path, student: str, teacher: str
+    taught: Any,
+    smollm2: Path,
+    engine: Any,
+    tmp_path: Path,
+    student: str,
+    teacher: str,
 ) -> None:
     config = config_of(taught, smollm2, tmp_path / "out", student)
     summary = run_stage(Students(config))
     records = records_of(tmp_path / "out/shards")
     assert len(records) == summary["out"] == len(taught[1][teacher]) - (student == "genericizer")
-    engine = TransformersEngine(smollm2)
     sent = {one.id.rpartition("/")[0]: engine._row(one).prompt_ids for one in taught[1]["gen"]}
     sent |= {one.id.replace("/", "#"): engine._row(one).prompt_ids for one in taught[1]["inst"]}
     said = {one.id.rpartition("/")[0]: one.prompt[0].content for one in taught[1]["gen"]}
@@ -125,7 +137,7 @@ def test_a_prompt_has_the_tokens_that_the_engine_sends(
     tokens = 0
     for record, trained in zip(records, read, strict=True):
         name = record.provenance["parents"][0].removeprefix("fi_templates/")
-        ids, loss = trained.tokens.tolist(), list(trained.loss)
+        ids, loss = trained.tokens.tolist(), np.asarray(trained.loss).tolist()
         tokens += len(ids)
         border = loss.index(1)
         assert ids[:border] == sent[name] and set(loss[border:]) == {1}
@@ -133,7 +145,6 @@ def test_a_prompt_has_the_tokens_that_the_engine_sends(
         assert json.loads(tokenizer.decode(ids[border:-1])) == REPLIES[teacher](said[name])
         assert record.text.endswith("<|im_end|>") and record.source == student
     assert tokens == summary["tokens"]
-    engine.close()
 
 
 def test_each_record_is_kept_or_told_of_and_what_is_held_out_is_a_corpus(
@@ -157,7 +168,7 @@ def test_each_record_is_kept_or_told_of_and_what_is_held_out_is_a_corpus(
     held_out = {one["id"] for one in lines}
     told = [name for name, why in reasons.items() if why == "held_out"]
     assert held_out == {name.rpartition("/")[2] for name in told}
-    assert 4 < len(held_out) == summary["held_out"] and reasons.keys() >= {"fi_templates/q0"}
+    assert 4 < len(held_out) == summary["held_out"] < 25
     # The student is tried on them as its teacher was.
     engine = ScriptedEngine(lambda asked: json.dumps(REPLIES["gen"](asked)))
     tried = GenericizeConfig(input=[str(tmp_path / "gen/held_out.jsonl")], form="tuned",
@@ -177,8 +188,8 @@ def test_no_pair_of_a_document_that_is_held_out_is_tuned_on_and_a_stopped_run_go
     assert documents | {one["id"] for one in lines} == {f"d{n}" for n in range(30)}
     assert len(documents) + len(lines) == 30 and len(lines) > 3
     # A quarter of the pairs is a fifth of all.
-    assert summary["null"] == round(len(documents) / 4) == sum("<excerpt>" not in one.parts[-2]
-                                                               for one in kept)  # fmt: skip
+    null = sum(one.text.endswith("assistant\nnull<|im_end|>") for one in kept)
+    assert summary["null"] == round(len(documents) / 4) == null
     assert sum(summary["strata_kept"].values()) == len(kept) == summary["out"]
     tried = InstantiateConfig(
         input=[str(tmp_path / "whole/held_out.jsonl")], form="published", same_language=False,
@@ -264,7 +275,7 @@ def test_what_cannot_be_learned_of_is_refused(taught: Any, smollm2: Path, tmp_pa
         if "chat_template" not in path.name:
             (base / path.name).symlink_to(path)
     bare = replace(config, tokenizer=str(base))
-    assert refused(lambda: Students(bare)).path == str(base)
+    assert refused(lambda: Students(bare)).path == base
     parts, loss = ChatParts(str(base), False)("asked", "reply")
     assert (parts, loss) == (("asked", "reply", "<|im_end|>"), (0.0, 1.0, 1.0))
 
