@@ -268,16 +268,39 @@ def test_what_cannot_be_learned_of_is_refused(taught: Any, smollm2: Path, tmp_pa
     other = replace(config, input=taught[0]["instantiator"]["input"])
     error = refused(lambda: run_stage(Students(other)))
     assert (error.key, error.record) == ("input", "d0#1")
-    # A base without a chat template is asked without.
-    base = tmp_path / "base"
-    base.mkdir()
+
+
+def with_chat_template(smollm2: Path, folder: Path, template: str | None) -> str:
+    folder.mkdir()
     for path in smollm2.iterdir():
         if "chat_template" not in path.name:
-            (base / path.name).symlink_to(path)
-    bare = replace(config, tokenizer=str(base))
-    assert refused(lambda: Students(bare)).path == base
-    parts, loss = ChatParts(str(base), False)("asked", "reply")
-    assert (parts, loss) == (("asked", "reply", "<|im_end|>"), (0.0, 1.0, 1.0))
+            (folder / path.name).symlink_to(path)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+def test_turns_end_as_the_bases_own_chat_template_ends_them(smollm2: Path, tmp_path: Path) -> None:
+    bare = with_chat_template(smollm2, tmp_path / "bare", None)
+    assert refused(lambda: ChatParts(bare, True)).path == Path(bare)
+    assert ChatParts(bare, False)("asked", "reply") == (
+        ("asked", "reply", "<|im_end|>"), (0.0, 1.0, 1.0)
+    )  # fmt: skip
+    # As Llama 3's: tokens that are neither BOS nor EOS, and white space taken off.
+    other = with_chat_template(
+        smollm2, tmp_path / "other",
+        "{% for m in messages %}<file_sep>{{ m.role }}<repo_name>\n\n{{ m.content | trim }}"
+        "<|endoftext|>{% endfor %}{% if add_generation_prompt %}<file_sep>assistant<repo_name>\n\n"
+        "{% endif %}",
+    )  # fmt: skip
+    chat = ChatParts(other, True)
+    parts, loss = chat(" Why?\n", '{"a": 1}')
+    head = ("<file_sep>", "user", "<repo_name>", "\n\nWhy?", "<|endoftext|>", "<file_sep>")
+    assert parts == (*head, "assistant", "<repo_name>", "\n\n", '{"a": 1}', "<|endoftext|>")
+    assert loss == (0.0,) * 9 + (1.0, 1.0)
+    ids, owners = chat.tokenizer.encode_parts(parts, loss)
+    assert chat.count(" Why?\n", '{"a": 1}') == len(ids)  # the engine's own for the prompt
+    assert Counter(owners.tolist())[0] == Counter(owners.tolist())[10] == 1
 
 
 @pytest.mark.parametrize("name", ["genericizer", "instantiator"])
