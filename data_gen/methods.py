@@ -19,6 +19,7 @@ from data_gen.fine_instructions.instantiate import Instantiate
 from data_gen.fine_instructions.match import FiMatch
 from data_gen.fine_instructions.mine import MinePairs
 from data_gen.fine_instructions.queries import Queries
+from data_gen.fine_instructions.students import Students
 from data_gen.instruction_pretrain.stage import InstructionPretrain
 from data_gen.stages.config import OutputConfig
 from data_gen.stages.runner import Progress, no_progress
@@ -28,7 +29,8 @@ METHODS: dict[str, type[Stage[Any, Any]]] = {
     stage.name: stage
     for stage in (
         *(InstructionPretrain, ReadingComprehension, RandomPairs, Rewrite),
-        *(Queries, Genericize, Describe, MinePairs, FiMatch, Instantiate, BudgetPairs, Categorise),
+        *(Queries, Genericize, Describe, MinePairs, FiMatch, Instantiate, BudgetPairs),
+        *(Students, Categorise),
     )
 }
 

@@ -2,7 +2,8 @@
 
 The config's key `method` names it, or `--method`: instruction_pretrain (where nothing is named),
 reading_comprehension, random_pairs, rewrite, FineInstructions' steps (fi_queries,
-fi_templates, fi_descriptions, fi_pairs_mined, fi_match, fi_instantiate, fi_budget), or
+fi_templates, fi_descriptions, fi_pairs_mined, fi_match, fi_instantiate, fi_budget, fi_students,
+fi_categories), or
 fine_instructions, the chain of these. With `--method NAME --help` its keys are listed.
 """
 

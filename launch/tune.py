@@ -1,5 +1,8 @@
 """Data sets to a tuned synthesizer: python launch/tune.py --config configs/tune/smollm2_135m.yaml.
 
+With `students` in place of data sets, a teacher's records to a model that does the same:
+python launch/tune.py --config configs/tune/fi_genericizer_smollm2.yaml.
+
 Run again, it goes on where it stopped and skips what is done; --fresh starts over.
 """
 

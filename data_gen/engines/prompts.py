@@ -44,10 +44,9 @@ class PromptEncoder:
           UserError: a chat, and the tokenizer has no chat template.
           PromptError: a chat that the template refuses (two turns of the user, an unknown role).
         """
-        text = prompt if isinstance(prompt, str) else self._render(prompt)
         # Folders that keep control tokens out of documents would keep out the prompt's own, too.
         return self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=False, verbose=False
+            self.render(prompt), add_special_tokens=False, split_special_tokens=False, verbose=False
         )["input_ids"]
 
     def fitting(self, request: Request, context_tokens: int) -> list[int] | Completion:
@@ -65,9 +64,12 @@ class PromptEncoder:
         """Tokens of a prompt; special tokens written in text count as one each, none are added."""
         return len(self.encode(text))
 
-    def _render(self, messages: Any) -> str:
+    def render(self, prompt: Prompt) -> str:
+        """The text that a prompt's ids are of. Raises as `encode`."""
         from jinja2 import TemplateError
 
+        if isinstance(prompt, str):
+            return prompt
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer in {self._folder} has no chat template, and the requests are "
@@ -77,7 +79,7 @@ class PromptEncoder:
             )
         try:
             return self.tokenizer.apply_chat_template(
-                turns_of(messages), tokenize=False, add_generation_prompt=True
+                turns_of(prompt), tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
             raise PromptError(f"the chat template refuses the messages: {error}") from error

@@ -113,34 +113,42 @@ class Block:
     """For each document the rows of its pairs, ascending."""
 
 
+def document_rows(documents: InputShards, pairs: InputShards) -> np.ndarray:
+    """Int64 [pairs], the row of the document that each pair was made of.
+
+    Raises UserError: two documents with one id, or a pair of no document.
+    """
+    ids = _digests(record.id for record in RecordUnits(documents))
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    if (same := np.flatnonzero(ids[1:] == ids[:-1])).size:
+        one, other = (documents.where(int(order[same[0] + n])) for n in (0, 1))
+        raise UserError(
+            f"`documents`: {one} and {other} have the same id: name each folder once.",
+            key="documents",
+        )
+    parents = _digests(map(_parent_of, RecordUnits(pairs)))
+    places = np.minimum(np.searchsorted(ids, parents), max(0, len(ids) - 1))
+    lost = np.flatnonzero(ids[places] != parents) if len(ids) else np.arange(len(parents))
+    if lost.size:
+        record = pairs.read([int(lost[0])])[0]
+        raise UserError(
+            f"the pair {record.id!r} ({pairs.where(int(lost[0]))}) was made of the document "
+            f"{_parent_of(record)!r}, which is none of `documents` ({lost.size:,} pairs are "
+            "such): name the folder that it lies in.",
+            key="documents",
+            record=record.id,
+        )
+    return order[places]
+
+
 class Blocks(Sequence[Block]):
     """All documents in blocks, the pairs found by their documents' ids."""
 
     def __init__(self, documents: InputShards, pairs: InputShards, size: int) -> None:
-        """Raises UserError: two documents with one id, or a pair of no document."""
+        """Raises UserError as `document_rows`."""
         self._size, self._documents = size, len(documents)
-        ids = _digests(record.id for record in RecordUnits(documents))
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        if (same := np.flatnonzero(ids[1:] == ids[:-1])).size:
-            one, other = (documents.where(int(order[same[0] + n])) for n in (0, 1))
-            raise UserError(
-                f"`documents`: {one} and {other} have the same id: name each folder once.",
-                key="documents",
-            )
-        parents = _digests(map(_parent_of, RecordUnits(pairs)))
-        places = np.minimum(np.searchsorted(ids, parents), max(0, len(ids) - 1))
-        lost = np.flatnonzero(ids[places] != parents) if len(ids) else np.arange(len(parents))
-        if lost.size:
-            record = pairs.read([int(lost[0])])[0]
-            raise UserError(
-                f"the pair {record.id!r} ({pairs.where(int(lost[0]))}) was made of the document "
-                f"{_parent_of(record)!r}, which is none of `documents` ({lost.size:,} pairs are "
-                "such): name the folder that it lies in.",
-                key="documents",
-                record=record.id,
-            )
-        owners = order[places]
+        owners = document_rows(documents, pairs)
         self._rows = np.argsort(owners, kind="stable")
         """[pairs], rows of pairs in the order of their documents."""
         self._starts = np.searchsorted(owners[self._rows], np.arange(self._documents + 1))

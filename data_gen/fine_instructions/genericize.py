@@ -17,6 +17,7 @@ from data_gen.engines import Completion, Request
 from data_gen.engines.replies import object_of
 from data_gen.fine_instructions import prompts
 from data_gen.fine_instructions.prompts import DESCRIPTION_KEY, TEMPLATE_KEY
+from data_gen.fine_instructions.rules import template_by_rules
 from data_gen.fine_instructions.templates import Template, check_template
 from data_gen.stages.asking import AskingStage, ChatConfig, carried_by, json_regex, json_text_regex
 from data_gen.stages.blocks import BlockTotals, UnitOutput
@@ -50,10 +51,11 @@ class GenericizeConfig(ChatConfig, CorpusConfig):
     method: str = METHOD
     output: str = "runs/fi_templates"
     """Synthesis folder; made where missing."""
-    form: Literal["chain", "tuned"] = "chain"
+    form: Literal["chain", "tuned", "rules"] = "chain"
     """`chain`: our prompts with examples, for any chat model: template, repair, description.
     `tuned`: the query alone is asked and template and description come back in one JSON, as the
-    published model `query_templatizer` and those tuned here do it."""
+    published model `query_templatizer` and those tuned here do it. `rules`: no model is asked;
+    names, numbers, dates and what follows a preposition are left open (`rules.py`)."""
     repairs: NotNegative = 1
     """Times that the spans of a query are asked for whose template was rejected (`chain`)."""
 
@@ -118,6 +120,8 @@ class Genericize(AskingStage[GenericizeConfig]):
     parts = (TEMPLATES,)
 
     def prompt_texts(self) -> Sequence[str]:
+        if self.config.form == "rules":
+            return []
         if self.config.form == "tuned":
             return ["{query}"]
         return [
@@ -134,7 +138,7 @@ class Genericize(AskingStage[GenericizeConfig]):
         return self.too_long(prompts.template_prompt(query) if chain else query)
 
     def work(self, unit: Record) -> Generator[Request, Completion, UnitOutput]:
-        ask = self._tuned if self.config.form == "tuned" else self._chain
+        ask = {"chain": self._chain, "tuned": self._tuned, "rules": self._rules}[self.config.form]
         asked: list[str] = []
         tried: list[Reason] = []
         found = yield from ask(unit, asked, tried)
@@ -157,6 +161,13 @@ class Genericize(AskingStage[GenericizeConfig]):
         sample = {"id": record.id, "source": METHOD, "documents": [shown]}
         counts = {"documents": 1, "tags": found.complexity, "repaired": int(bool(tried))}
         return UnitOutput([(TEMPLATES, record)], pieces, counts, samples=[sample])
+
+    def _rules(
+        self, unit: Record, asked: list[str], tried: list[Reason]
+    ) -> Generator[Request, Completion, Template | Reason]:
+        yield from ()
+        found = template_by_rules(unit.text)
+        return check_template(found.text, unit.text) or found
 
     def _tuned(
         self, unit: Record, asked: list[str], tried: list[Reason]

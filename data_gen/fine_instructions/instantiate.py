@@ -19,6 +19,7 @@ from data_gen.engines import Completion, Request
 from data_gen.engines.replies import after_thoughts, object_of
 from data_gen.fine_instructions.excerpts import LEAST_SHARE, ExcerptError, Expansion, Source
 from data_gen.fine_instructions.prompts import instantiate_prompt, published_instantiate_prompt
+from data_gen.fine_instructions.rules import reply_by_rules
 from data_gen.quality.language import load_language_identifier
 from data_gen.stages.asking import (
     AskingStage,
@@ -70,10 +71,11 @@ class InstantiateConfig(ChatConfig, CorpusConfig):
     method: str = METHOD
     output: str = "runs/fi_instantiate"
     """Synthesis folder; made where missing."""
-    form: Literal["ours", "published"] = "ours"
+    form: Literal["ours", "published", "rules"] = "ours"
     """`ours`: rules and examples, the document first, for any chat model. `published`: template
     and document as JSON, as the published model `template_instantiator` and those tuned here read
-    them."""
+    them. `rules`: no model is asked; the sentences that share most words with a template answer it
+    (`rules.py`)."""
     excerpt_share: Share = LEAST_SHARE
     """Least share of an answer's characters that is copied from the document (section 3.3)."""
     pair_tokens: Annotated[int, AtLeast(16)] = 4096
@@ -184,7 +186,7 @@ class Instantiate(AskingStage[InstantiateConfig]):
         self._identify: Callable[[str], tuple[str, float]] | None = None
 
     def prompt_texts(self) -> Sequence[str]:
-        return [self._prompt("{document}", "{template}")]
+        return [] if self.config.form == "rules" else [self._prompt("{document}", "{template}")]
 
     def identity(self) -> Mapping[str, Any]:
         return {**super().identity(), "tokenizer": self._tokenizer.prints()}
@@ -216,7 +218,11 @@ class Instantiate(AskingStage[InstantiateConfig]):
         pieces, counts = list[Rejection](), Counter[str]()
         for number, template in enumerate(templates):
             prompt = self._prompt(unit.text, template.text)
-            completion = yield self.request(unit.id, number, prompt, _regex(template.text))
+            if self.config.form == "rules":
+                reply = reply_by_rules(unit.text, template.text, template.chunk)
+                completion = Completion(unit.id, reply, "stop", 0, 0)
+            else:
+                completion = yield self.request(unit.id, number, prompt, _regex(template.text))
             found = read_instance(completion, source, self.config.excerpt_share)
             if not isinstance(found, Reason):
                 found = self._gates(found, language) or found
@@ -329,6 +335,6 @@ class Instantiate(AskingStage[InstantiateConfig]):
                 "It is in the language of its document.",
             ],
             sampling=self.sampling_settings(),
-            prompts=[CardPrompt("The model reads", self.prompt_texts()[0])],
+            prompts=[CardPrompt("The model reads", one) for one in self.prompt_texts()],
             model={"tokenizer": self.config.tokenizer},
         )

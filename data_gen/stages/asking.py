@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_gen.engines import Message, Prompt, Request
+from data_gen.engines import EngineConfig, Message, Prompt, Request
 from data_gen.stages.blocks import UnitOutput
 from data_gen.stages.config import AskingConfig
 from data_gen.stages.stage import Stage, StageRun
@@ -64,8 +64,15 @@ class AskingStage[C: ChatConfig](Stage[C, Record]):
     def identity(self) -> Mapping[str, Any]:
         return {"prompt_sha256": _sha256(self.prompt_texts())}
 
+    @property
+    def engine_config(self) -> EngineConfig | None:
+        """None for a stage whose `form` are rules."""
+        return None if getattr(self.config, "form", "") == "rules" else self.config.engine
+
     def begin(self, run: StageRun) -> None:
         self._run, asked = run, self.config.engine
+        if self.engine_config is None:
+            return
         self._context_tokens = min(asked.context_tokens, run.engine.context_tokens)
         if asked.max_tokens >= self._context_tokens:
             raise UserError(
@@ -92,6 +99,8 @@ class AskingStage[C: ChatConfig](Stage[C, Record]):
 
     def too_long(self, text: str) -> Reason | None:
         """Why a prompt cannot be asked; None: what may be written still fits behind it."""
+        if self.engine_config is None:
+            return None
         tokens, most = self._run.engine.count_tokens(self.as_prompt(text)), self._context_tokens
         if tokens + self.config.engine.max_tokens <= most:
             return None
@@ -112,6 +121,8 @@ class AskingStage[C: ChatConfig](Stage[C, Record]):
 
     def sampling_settings(self) -> dict[str, Any]:
         """How tokens are drawn, for provenance and card."""
+        if self.engine_config is None:
+            return {}
         drawn = asdict(self.config.engine.sampling())
         del drawn["regex"], drawn["logprobs"]
         return {**drawn, "constrained": self.config.engine.constrain}

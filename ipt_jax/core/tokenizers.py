@@ -61,6 +61,9 @@ class Tokenizer(ABC):
     bos_token: str | None
     """How BOS is written where a text may name it (``<s>``)."""
     eos_token: str | None
+    special_tokens: dict[str, int]
+    """Ids of those that are no text, such as the ends of a chat's turns, BOS and EOS where they are
+    told of with them."""
     adds_bos: bool = True
     """Whether ``transformers`` puts BOS before a text with this tokenizer, as its publisher's
     models were trained. What is trained, exported and verified follows it (``Task.bos``)."""
@@ -80,6 +83,13 @@ class Tokenizer(ABC):
     @abstractmethod
     def _save(self, folder: Path) -> None:
         """Write what ``transformers.AutoTokenizer`` reads."""
+
+    @functools.cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of all tokens that are no text, by how a part of a text names them."""
+        ends = {self.bos_token: self.bos_id, self.eos_token: self.eos_id}
+        found = {token: number for token, number in ends.items() if token and number is not None}
+        return {**self.special_tokens, **found}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what ``transformers.AutoTokenizer`` needs to give the same ids, and BOS before them
@@ -114,14 +124,13 @@ class Tokenizer(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Int32 ids of a text of parts as a model meets them, and the part that each id begins in.
 
-        A part that is exactly BOS or EOS as this tokenizer writes it becomes that token; elsewhere
-        those characters stay text. Where parts with loss follow parts without, a completion begins
-        behind its prompt: no id spans that border, for the prompt alone has none that does. All
-        else is encoded as one text, as engines encode a prompt: an id that spans the border where
-        loss ends belongs to the part with loss, whose last characters it writes.
+        A part that is exactly one of `control_tokens` becomes that token; elsewhere those
+        characters stay text. Where parts with loss follow parts without, a completion begins behind
+        its prompt: no id spans that border, for the prompt alone has none that does. All else is
+        encoded as one text, as engines encode a prompt: an id that spans the border where loss ends
+        belongs to the part with loss, whose last characters it writes.
         """
-        control = {self.bos_token: self.bos_id, self.eos_token: self.eos_id}
-        control.pop(None, None)
+        control = self.control_tokens
         ids: list[np.ndarray] = []
         owners: list[np.ndarray] = []
         before: list[int] = []  # ids of the prompt that a stretch completes, and its text
@@ -197,6 +206,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_token, self.eos_token = (
             None if i < 0 else self._model.id_to_piece(i) for i in (bos, eos)
         )
+        self.special_tokens = {}
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         # Arrays are 1.5 times faster than lists: the ids need not become Python objects.
@@ -317,6 +327,8 @@ class FastTokenizer(Tokenizer):
         self._fast.encode_special_tokens = True
         self._fast.no_padding()
         self._fast.no_truncation()
+        added = self._fast.get_added_tokens_decoder().items()
+        self.special_tokens = {token.content: number for number, token in added if token.special}
         self.vocab_size = self._fast.get_vocab_size(with_added_tokens=True)
         settings = _settings(folder)
         self.bos_token, self.eos_token = (_content(settings, key) for key in ("bos", "eos"))
@@ -354,7 +366,7 @@ def begins(ends: np.ndarray) -> np.ndarray:
 
 
 def _stretches(
-    parts: Sequence[str], loss: Sequence[float], control: Mapping[str | None, int | None]
+    parts: Sequence[str], loss: Sequence[float], control: Mapping[str, int]
 ) -> Iterator[list[int]]:
     """Places of parts that are encoded together: up to a control token or where loss begins."""
     places: list[int] = []

@@ -124,7 +124,7 @@ class Task(Config):
     """``all``: every token (pre-training); ``responses``: the weights of the record's parts."""
     encode: Literal["text", "parts"] = "text"
     """``text``: the whole text at once; ``parts``: prompts and completions as a model meets them,
-    with BOS and EOS where the record has them as parts (``Tokenizer.encode_parts``)."""
+    with BOS, EOS and other control tokens that are parts (``Tokenizer.encode_parts``)."""
     max_epochs: Annotated[float, Above(0)] | None = None
     """How often each example may be seen; None for no limit."""
     format: Annotated[str, OneOf(FORMATS)] | None = None

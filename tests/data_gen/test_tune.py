@@ -10,7 +10,12 @@ import pytest
 import yaml
 
 from data_gen.engines import EngineConfig, Request, SamplingParams, open_engine
+from data_gen.fine_instructions.students import StudentsConfig
 from data_gen.instruction_pretrain.formats import render_prompt
+from data_gen.instruction_pretrain.tuning import TuningConfig, TuningSource
+from ipt_jax.chains.tune import TuneConfig
+from ipt_jax.core.errors import UserError
+from ipt_jax.core.records import Record, ShardWriter
 from ipt_jax.core.tokenizers import load_tokenizer
 from ipt_jax.data.mixture import DataConfig
 from ipt_jax.data.pipeline import open_mixture
@@ -35,22 +40,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_hugging_face(folder, decoder, params, load_tokenizer("mistral-7b-v0.1"))
 
 
-def tune(base: Path, shared: Path, folder: Path, *more: str, adapter: Any = None) -> str:
+def of_data_sets(shared: Path) -> dict[str, Any]:
+    source = {"dataset": "aqua", "folder": "aqua", "files": ["dev.json"], "most_examples": 60}
+    return {"root": str(shared / "data"), "sequence_tokens": 512, "sources": [source]}
+
+
+def tune(base: Path, folder: Path, data: dict[str, Any], *more: str, adapter: Any = None) -> str:
+    students = "student" in data
+    mixture = "fi_genericizer" if students else "ipt_synthesizer"
     config = {
         "folder": str(folder),
         "base": str(base),
         "dtype": "float32",
-        "tuning": {
-            "root": str(shared / "data"),
-            "sequence_tokens": 512,
-            "sources": [
-                {"dataset": "aqua", "folder": "aqua", "files": ["dev.json"], "most_examples": 60}
-            ],
-        },
+        "students" if students else "tuning": data,
         "training": {
             "model": {"preset": "tiny", "overrides": OVERRIDES},
             "data": {
-                "mixture": str(ROOT / "configs" / "mixtures" / "ipt_synthesizer.yaml"),
+                "mixture": str(ROOT / "configs" / "mixtures" / f"{mixture}.yaml"),
                 "row_tokens": 512,
             },
             "adapter": adapter,
@@ -89,7 +95,7 @@ def test_sequences_training_and_export_in_one_command(
     base: Path, shared: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "adapted"
-    tune(base, shared, folder, adapter={"rank": 4})
+    tune(base, folder, of_data_sets(shared), adapter={"rank": 4})
     data = json.loads((folder / "ipt_tuning" / "summary.json").read_text())
     mixture = DataConfig(
         mixture=str(ROOT / "configs" / "mixtures" / "ipt_synthesizer.yaml"), root=str(folder)
@@ -103,7 +109,7 @@ def test_sequences_training_and_export_in_one_command(
     assert answer(model=str(base), adapter=str(folder / "adapter"), cache_folder=cache) != alone
     # Again: every stage is done.
     before = (folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    tune(base, shared, folder, adapter={"rank": 4})
+    tune(base, folder, of_data_sets(shared), adapter={"rank": 4})
     assert (folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
@@ -111,10 +117,35 @@ def test_a_model_that_was_tuned_whole_reads_its_prompts_as_trained(
     base: Path, shared: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "whole"
-    said = tune(base, shared, folder, "--only_data", "true")
+    said = tune(base, folder, of_data_sets(shared), "--only_data", "true")
     assert "\naqua: 254 records with 217 questions" in said and "37 no_context" in said
     assert said.strip().endswith("whole/ipt_tuning") and not (folder / "train").exists()
-    tune(base, shared, folder)
+    tune(base, folder, of_data_sets(shared))
     config = json.loads((folder / "export" / "tokenizer_config.json").read_text())
     assert config["split_special_tokens"] is False
     answer(model=str(folder / "export"))
+
+
+def test_a_teachers_records_train_a_student_that_reads_its_prompts_as_trained(
+    base: Path, tmp_path: Path
+) -> None:
+    folder, template = tmp_path / "student", "How far is <fi>a town</fi>?"
+    with ShardWriter(tmp_path / "templates") as shards:
+        for number in range(40):
+            told = {"query": f"How far is  {number}?", "documents": "A map.", "query_source": "s"}
+            told |= {"parents": [f"q{number}"]}
+            shards.write(Record(f"fi_templates/q{number}", template, "s", provenance=told))
+    data = {"student": "genericizer", "input": [str(tmp_path / "templates")], "chat": False}
+    said = tune(base, folder, {**data, "held_out_share": 0.2}, adapter={"rank": 4})
+    summary = json.loads((folder / "fi_students" / "summary.json").read_text())
+    assert f"genericizer: 40 records, {summary['out']} examples" in said
+    assert summary["reasons"] == {"held_out": 40 - summary["out"]} and 20 < summary["out"] < 40
+    mixture = str(ROOT / "configs" / "mixtures" / "fi_genericizer.yaml")
+    assert open_mixture(DataConfig(mixture=mixture, root=str(folder))).epoch_tokens == (
+        summary["tokens"],
+    )
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    both = TuningConfig(sources=[TuningSource("aqua", "x")])
+    with pytest.raises(UserError) as refused:
+        TuneConfig(students=StudentsConfig(), tuning=both)
+    assert refused.value.key == "students"

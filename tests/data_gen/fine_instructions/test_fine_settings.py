@@ -13,6 +13,7 @@ from data_gen.fine_instructions.budget import BudgetConfig
 from data_gen.fine_instructions.descriptions import DescribeConfig
 from data_gen.fine_instructions.genericize import GenericizeConfig
 from data_gen.fine_instructions.instantiate import InstantiateConfig
+from data_gen.fine_instructions.students import StudentsConfig
 from data_gen.methods import METHODS
 from data_gen.quality.judge import JudgeConfig
 from data_gen.quality.stage import FilterConfig
@@ -25,12 +26,15 @@ REFUSED: list[tuple[Any, dict[type, str]]] = [
         DescribeConfig: "description_characters",
         InstantiateConfig: "pair_tokens",
         RewriteConfig: "pairs_per_150_tokens least_words",
+        StudentsConfig: "sequence_tokens examples",
     }),
     (-1, {GenericizeConfig: "repairs", InstantiateConfig: "most_templates"}),
     (1.1, {InstantiateConfig: "excerpt_share language_score"}),
-    ("other", {GenericizeConfig: "form", InstantiateConfig: "form", JudgeConfig: "form"}),
+    (1.0, {StudentsConfig: "null_share held_out_share"}),
+    ("other", {GenericizeConfig: "form", InstantiateConfig: "form", JudgeConfig: "form",
+               StudentsConfig: "student"}),
     (["other"], {RewriteConfig: "tasks"}),
-    ([], {BudgetConfig: "input documents", RewriteConfig: "tasks"}),
+    ([], {BudgetConfig: "input documents", RewriteConfig: "tasks", StudentsConfig: "input"}),
 ]  # fmt: skip
 
 
