@@ -50,7 +50,8 @@ class EncoderConfig(Config):
     alpha: Share = 1.0
     """Share of the chunk's own mean in its vector; the rest is the global mean."""
     max_tokens: Positive | None = None
-    """Tokens of a text that are seen; null: as many as the model takes."""
+    """Tokens of a text that are seen, at most what the model has places for; null: as its own
+    settings say, which may be fewer."""
     batch_size: Positive = 32
     """Texts that go through the model at once."""
     device: str = ""
@@ -280,9 +281,17 @@ def load_encoder(folder: Path, config: EncoderConfig) -> Any:
         modules=[transformer, pooling], device=config.device or None
     )
     if config.max_tokens is not None:
-        most = model.max_seq_length
-        model.max_seq_length = min(config.max_tokens, most or config.max_tokens)
+        most = _most_tokens(folder / first) or model.max_seq_length or config.max_tokens
+        model.max_seq_length = min(config.max_tokens, most)
     return model.eval()
+
+
+def _most_tokens(folder: Path) -> int | None:
+    """What the model's places hold, by its tokenizer; sentence-transformers' own settings may say
+    less, as what it was tuned with."""
+    path = folder / "tokenizer_config.json"
+    most = load_json(path).get("model_max_length") if path.is_file() else None
+    return int(most) if most and most < 1 << 31 else None
 
 
 def _modules_of(folder: Path) -> tuple[str, dict[str, Any]]:

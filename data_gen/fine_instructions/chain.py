@@ -32,7 +32,7 @@ from data_gen.fine_instructions.tune_matching import (
 )
 from data_gen.quality.stage import Filter, FilterConfig
 from data_gen.stages.config import CorpusConfig, OutputConfig
-from data_gen.stages.page import synthesis_report
+from data_gen.stages.page import samples_section, synthesis_report
 from data_gen.stages.progress import terminal_progress
 from data_gen.stages.stage import Stage, run_stage, stage_fingerprint
 from ipt_jax.core.bounds import Config
@@ -119,7 +119,8 @@ def run_fine_instructions(
     with hold_jobs(folder, METHOD, _FOLDERS, first="templates", fresh=config.fresh):
         write_run_files(folder, config)
         results = run_jobs(folder, chain_jobs(replace(config, output=str(folder)), engine))
-        write_page(folder / PAGE_NAME, chain_report(results, job_seconds(folder)))
+        report = chain_report(results, job_seconds(folder), folder / "instantiate/samples.json")
+        write_page(folder / PAGE_NAME, report)
     return results
 
 
@@ -255,8 +256,8 @@ class _Chain:
         self.jobs.append(Job(name, work, inputs, [self._folder / name / made], after))
 
 
-def chain_report(results: Results, seconds: Mapping[str, float]) -> Report:
-    """Where queries, templates, documents and pairs went, step by step."""
+def chain_report(results: Results, seconds: Mapping[str, float], samples: Path) -> Report:
+    """Where queries, templates, documents and pairs went, step by step; and some pairs."""
     rows: list[tuple[object, ...]] = []
     for name, found in results.items():
         told = [
@@ -276,12 +277,13 @@ def chain_report(results: Results, seconds: Mapping[str, float]) -> Report:
     ]
     threshold = results["match"]["threshold"]
     about = f"templates from a cosine of {threshold:.3f} on"
-    return Report("FineInstructions", about, [Facts(facts)], [Section("Steps", parts)])
+    sections = [Section("Steps", parts), samples_section(samples)]
+    return Report("FineInstructions", about, [Facts(facts)], sections)
 
 
 _WENT_IN: Sequence[tuple[str, str]] = (
     ("queries_in", "records"),
-    ("documents_in", "documents"),
+    ("documents_in", "texts"),
     ("templates_asked", "templates"),
     ("in", "pairs"),
 )

@@ -29,6 +29,7 @@ from data_gen.engines import (
 )
 from data_gen.engines.replies import after_thoughts, json_objects
 from data_gen.quality.gate import Gate
+from data_gen.stages.asking import json_text_regex
 from data_gen.stages.failed_requests import FailedRequests
 from data_gen.stages.ledger import Ledger
 from data_gen.stages.runner import Done, run_units
@@ -97,6 +98,11 @@ _AGAIN = (
     "Your reply gave no score that can be read. Reply with the score alone: one whole number from "
     f"{LOWEST} to {HIGHEST}, in the form"
 )
+# Of constrained replies.
+_PATTERNS = {
+    "json": rf'\{{"reason": "{json_text_regex(0, 200)}", "score": [{LOWEST}-{HIGHEST}]\}}',
+    "flow_judge": rf"<feedback>[^<]{{0,400}}</feedback>\n<score>[{LOWEST}-{HIGHEST}]</score>",
+}
 _SCORE_FORM = {"json": '{"score": N}', "flow_judge": "<score>N</score>"}
 # What FineInstructions' form of a pair puts around an instruction: no words of the pair's own.
 _FRAME = re.compile(r"\A(?:Instruction: )?(.*?)(?:\n\nAnswer:)?\Z", re.DOTALL)
@@ -239,7 +245,8 @@ def _scores(found: Any) -> Iterator[tuple[float, str | None]]:
 
 def _question(place: int, record: Record, config: JudgeConfig) -> Request:
     """Named by its place among the records and what is asked: neither alone tells two apart."""
-    sampling = config.engine.sampling()
+    constrain = config.engine.constrain
+    sampling = config.engine.sampling(regex=_PATTERNS[config.form] if constrain else None)
     prompt = build_prompt(record, config.form)
     seed = seed_of(config.seed, "judge", record.id)
     content = json.dumps([prompt, config.chat, asdict(sampling), seed], sort_keys=True)

@@ -43,6 +43,11 @@ def test_the_global_vector_is_mean_pooling_and_chunks_see_their_part(minilm) -> 
     np.testing.assert_allclose(found[:, 0], plain.encode(TEXTS), atol=2e-3)
     assert np.isfinite(found[3]).all()  # three tokens with the two marks, fewer than chunks
     long = open_embedder(EncoderConfig(model="all-minilm-l6-v2", max_tokens=512)).embed(TEXTS[2:3])
+    # Its own settings say 256, its places hold 512.
+    assert [
+        open_embedder(EncoderConfig(model="all-minilm-l6-v2", max_tokens=n)).model.max_seq_length
+        for n in (None, 300, 9999)
+    ] == [256, 300, 512]
     rates, frogs = plain.encode(["Interest rates rose.", "Frogs and toads live in ponds."])
     assert long[0, 1] @ rates > long[0, 1] @ frogs and long[0, 5] @ frogs > long[0, 5] @ rates
 

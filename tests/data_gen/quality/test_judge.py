@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,20 @@ def test_flow_judges_prompt_has_that_models_sections_in_order() -> None:
     # The frame of a pair is not taken for its words, nor its words for the frame.
     odd = pair("3", "Instruction: Instruction: x\n\nAnswer: y\n\nAnswer: ", "z")
     assert "<<<INSTRUCTION\nInstruction: x\n\nAnswer: y\nINSTRUCTION>>>" in build_prompt(odd)
+
+
+@pytest.mark.parametrize("form", ["json", "flow_judge"])
+def test_a_constrained_reply_is_one_with_a_score(tmp_path: Path, form: Any) -> None:
+    judge = Judge()
+    config = JudgeConfig(form=form, engine=EngineConfig(constrain=True))
+    judged(tmp_path, judge, [pair("a", "Ask.", "It is good.")], config)
+    pattern = re.compile(judge.asked[0].sampling.regex or "")
+    replies = {
+        "json": '{"reason": "It \\"fits\\".", "score": 4}',
+        "flow_judge": "<feedback>It fits.</feedback>\n<score>4</score>",
+    }
+    assert parse_verdict(replies[form]).score == 4 and pattern.fullmatch(replies[form])
+    assert not pattern.fullmatch(replies[form].replace("4", "7"))
 
 
 def test_the_judge_is_asked_by_chat_unless_told_otherwise(tmp_path: Path) -> None:
