@@ -41,13 +41,16 @@ with open(told, "w") as file:
 """
 # Ctrl-C as soon as the first completions are in the ledger.
 STOPPED = f"""
-import os, signal, threading, time
+import os, signal
+from data_gen.stages.ledger import Ledger
 from tests.test_readme import LEDGER, kept
-def stop():
-    while kept(LEDGER) == 0:
-        time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=stop, daemon=True).start()
+commit = Ledger.commit
+def stopping(self):
+    commit(self)
+    if kept(LEDGER):
+        Ledger.commit = commit
+        os.kill(os.getpid(), signal.SIGINT)
+Ledger.commit = stopping
 {IN_ONE_PROCESS}
 """
 

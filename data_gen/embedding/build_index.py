@@ -138,6 +138,7 @@ def build_index(
                 f"{folder} is an index of other vectors: make this one in a folder of its own.",
                 path=folder,
             )
+        _clean(folder)
         return index
     folder.mkdir(parents=True, exist_ok=True)
     build = _Build(vectors_NE, folder, config, seed, queries_QE, progress)
@@ -159,7 +160,7 @@ def build_index(
         },
     }
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    build.clean()
+    _clean(folder)
     return Index(folder, vectors_NE, fingerprint, gpu=config.gpu)
 
 
@@ -184,10 +185,23 @@ def name_factory(factory: str, count: int, width: int) -> str:
     lists = 1 << max(0, round(np.log2(4 * np.sqrt(count))))
     while lists > 1 and lists * _TRAINED_A_LIST > count:
         lists //= 2
-    quarter, eighth = max(_LEAST_FAST, width // 4), max(_LEAST_FAST, width // 8)
+    quarter, eighth = (_divisor(width, max(_LEAST_FAST, width // part)) for part in (4, 8))
     for part, size in (("{lists}", lists), ("{quarter}", quarter), ("{eighth}", eighth)):
         factory = factory.replace(part, str(size))
     return factory
+
+
+def _clean(folder: Path) -> None:
+    """Take away what only the building needed."""
+    for name in (BUILD, TRAINED):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("shard-*.faiss*"):
+        path.unlink()
+
+
+def _divisor(width: int, most: int) -> int:
+    """The largest part of a vector, of at most so many, that divides it."""
+    return next(part for part in range(min(most, width), 0, -1) if width % part == 0)
 
 
 class _Build:
@@ -253,13 +267,6 @@ class _Build:
             "candidates": begun["candidates"],
         }
 
-    def clean(self) -> None:
-        """Take away what only the building needed."""
-        for name in (BUILD, TRAINED):
-            (self._folder / name).unlink(missing_ok=True)
-        for path in self._folder.glob("shard-*.faiss*"):
-            path.unlink()
-
     def _begun(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """What an earlier run of the same settings chose; what one of others left is removed."""
         try:
@@ -268,7 +275,7 @@ class _Build:
             before = None
         if before is not None and all(before.get(key) == value for key, value in state.items()):
             return before
-        self.clean()
+        _clean(self._folder)
         return None
 
     def _note(self, state: Mapping[str, Any]) -> None:

@@ -267,7 +267,7 @@ def load_encoder(folder: Path, config: EncoderConfig) -> Any:
             subfolder=first,
             local_files_only=True,
             trust_remote_code=False,
-            model_kwargs={"dtype": config.dtype},
+            model_kwargs={"dtype": config.dtype, "use_safetensors": True},
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _no_model(
@@ -287,11 +287,14 @@ def load_encoder(folder: Path, config: EncoderConfig) -> Any:
 
 
 def _most_tokens(folder: Path) -> int | None:
-    """What the model's places hold, by its tokenizer; sentence-transformers' own settings may say
+    """What the model's places hold; sentence-transformers' own settings may say
     less, as what it was tuned with."""
-    path = folder / "tokenizer_config.json"
-    most = load_json(path).get("model_max_length") if path.is_file() else None
-    return int(most) if most and most < 1 << 31 else None
+    told = [
+        ("tokenizer_config.json", "model_max_length"),
+        ("config.json", "max_position_embeddings"),
+    ]
+    found = [load_json(folder / name).get(key) for name, key in told if (folder / name).is_file()]
+    return min((int(most) for most in found if most), default=None)
 
 
 def _modules_of(folder: Path) -> tuple[str, dict[str, Any]]:

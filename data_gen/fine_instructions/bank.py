@@ -4,6 +4,7 @@
     FOLDER/index/       of those vectors (data_gen/embedding/index.py)
     FOLDER/tags.npy     uint16 [N]: how many tags each template has
     FOLDER/origins.npy  uint16 [N]: where its query came from, a number in bank.json
+    FOLDER/talks.npy    bool [N]: whether its query says that it was put to a language model
     FOLDER/bank.json    names of origins, counts, what the index is worth; written last
 
 Templates stay in their own shards: `text` is the template, `provenance["documents"]` describes the
@@ -38,9 +39,9 @@ from ipt_jax.core.records import Record, RecordSource, atomic_write
 from ipt_jax.core.run_folder import RUN_FILES, RunFolder, prints_of
 
 KIND, VERSION = "fi_bank", 1
-BANK, TAGS, ORIGINS = "bank.json", "tags.npy", "origins.npy"
+BANK, TAGS, ORIGINS, TALKS = "bank.json", "tags.npy", "origins.npy", "talks.npy"
 _OWNS = (
-    *(*RUN_FILES, BANK, TAGS, ORIGINS),
+    *(*RUN_FILES, BANK, TAGS, ORIGINS, TALKS),
     *(f"vectors/{name}" for name in STORE_FILES),
     *(f"index/{name}" for name in INDEX_FILES),
 )
@@ -125,8 +126,8 @@ def build_bank(
             progress=progress,
         )
         progress("counting tags")
-        tags_N, origins_N, names = _survey(source)
-        for name, values in ((TAGS, tags_N), (ORIGINS, origins_N)):
+        tags_N, origins_N, talks_N, names = _survey(source)
+        for name, values in ((TAGS, tags_N), (ORIGINS, origins_N), (TALKS, talks_N)):
             data = io.BytesIO()
             np.save(data, values)
             atomic_write(folder / name, data.getvalue())
@@ -137,7 +138,7 @@ def build_bank(
             "origins": names,
             "by_origin": dict(zip(names, np.bincount(origins_N).tolist(), strict=True)),
             "by_tags": {str(tags): int(n) for tags, n in enumerate(np.bincount(tags_N)) if n},
-            "files": {name: file_sha256(folder / name) for name in (TAGS, ORIGINS)},
+            "files": {name: file_sha256(folder / name) for name in (TAGS, ORIGINS, TALKS)},
             "factory": index.manifest["factory"],
             "measured": index.manifest["measured"],
             "recall_reached": index.manifest.get("reached", True),
@@ -185,6 +186,7 @@ class Bank:
         self.index = open_index(self.folder, encoder, gpu)
         self.tags_N = np.load(self.folder / TAGS)
         self.origins_N = np.load(self.folder / ORIGINS)
+        self.talks_N = np.load(self.folder / TALKS)
 
     @property
     def fingerprint(self) -> str:
@@ -244,17 +246,18 @@ def origin_of(record: Record) -> str:
     return str(record.provenance.get("query_source") or record.source)
 
 
-def _survey(source: RecordSource) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Tags and origin of each template, and the names of origins."""
+def _survey(source: RecordSource) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Tags and origin of each template, whether its query talks to a model, names of origins."""
     numbers: dict[str, int] = {}
 
-    def rows() -> Iterator[tuple[int, int]]:
+    def rows() -> Iterator[tuple[int, int, bool]]:
         for record in RecordUnits(source):
             tags = min(Template(record.text, "").complexity, np.iinfo(np.uint16).max)
-            yield tags, numbers.setdefault(origin_of(record), len(numbers))
+            talks = bool(record.provenance.get("talks_to_a_model", False))
+            yield tags, numbers.setdefault(origin_of(record), len(numbers)), talks
 
-    found_N2 = np.fromiter(rows(), np.dtype((np.uint16, 2)), len(source))
-    return found_N2[:, 0], found_N2[:, 1], list(numbers)
+    found_N3 = np.fromiter(rows(), np.dtype((np.uint16, 3)), len(source))
+    return found_N3[:, 0], found_N3[:, 1], found_N3[:, 2].astype(bool), list(numbers)
 
 
 def _print_of(store: VectorStore) -> str:

@@ -291,4 +291,4 @@ def _digests(ids: Iterable[str]) -> np.ndarray:
     found = bytearray()
     for name in ids:
         found += hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
-    return np.frombuffer(bytes(found), np.uint64)
+    return np.frombuffer(found, np.uint64)

@@ -70,10 +70,14 @@ def calibrate(
     """
     score_N = np.array([pair.score for pair in pairs], np.float64)
     fits_N = np.array([pair.fits for pair in pairs], bool)
-    if len(pairs) < least_pairs or not np.isfinite(score_N).all():
+    if bad := int((~np.isfinite(score_N)).sum()):
+        said = (
+            f"{bad:,} of {len(pairs):,} judged pairs have a score that is no number: take them out."
+        )
+        raise UserError(said, key="pairs")
+    if len(pairs) < least_pairs:
         raise UserError(
-            f"{len(pairs):,} judged pairs, {int((~np.isfinite(score_N)).sum()):,} of them with a "
-            f"score that is no number: judge at least {least_pairs}.",
+            f"{len(pairs):,} pairs are judged, and a threshold needs {least_pairs:,}: judge more.",
             key="pairs",
         )
     # Each score that occurs, the highest first, and what is kept from it on.

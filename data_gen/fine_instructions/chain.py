@@ -6,7 +6,8 @@ queries -> templates -> bank -> rounds of tuning the encoder -> threshold -> mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,9 +38,11 @@ from data_gen.stages.progress import terminal_progress
 from data_gen.stages.stage import Stage, run_stage, stage_fingerprint
 from ipt_jax.core.bounds import Config
 from ipt_jax.core.configuration import as_yaml, write_run_files
+from ipt_jax.core.errors import UserError
 from ipt_jax.core.jobs import Job, Results, hold_jobs, job_seconds, run_jobs
 from ipt_jax.core.report.page import PAGE_NAME, write_page
 from ipt_jax.core.report.values import Facts, Part, Report, Section, Table
+from ipt_jax.core.run_folder import FolderRefused
 
 METHOD = "fine_instructions"
 _FOLDERS = (
@@ -89,8 +92,10 @@ class FineInstructionsConfig(OutputConfig):
     """Chunks of documents by themselves."""
     calibrate: bool = False
     """Find the threshold with the last encoder; false: `match.threshold` is used."""
-    calibration: MineConfig = field(default_factory=lambda: MineConfig(ranks=[0, 3, 10, 30, 99]))
-    """What is judged for it, over a range of ranks."""
+    calibration: MineConfig = field(
+        default_factory=lambda: MineConfig(ranks=[0, 3, 10, 30, 99], limit=1000)
+    )
+    """What is judged for it, over a range of ranks: chunks of so many documents."""
     threshold: CalibrateConfig = field(default_factory=CalibrateConfig)
     """What it has to reach."""
     match: MatchConfig = field(default_factory=MatchConfig)
@@ -156,7 +161,9 @@ def chain_jobs(config: FineInstructionsConfig, engine: Engine | None = None) -> 
         mine = chain.of_corpus(config.calibration, "calibration")
         chain.stage("calibration", MinePairs, replace(mine, **which, descriptions=None))
         pairs = [chain.at(f"calibration/shards/{JUDGED}")]
-        place = {"output": chain.at("threshold"), "fresh": False}
+        place: dict[str, Any] = {"output": chain.at("threshold"), "fresh": False}
+        if rounds:  # by documents that the encoder was not tuned on
+            place |= {"held_out": rounds[-1].tune.held_out, "seed": rounds[-1].tune.steps.seed}
         threshold = replace(config.threshold, **place, pairs=pairs, encoder=encoder)
         chain.job("threshold", threshold, run_calibration, THRESHOLD)
     match = replace(chain.of_corpus(config.match, "match"), **which, vectors=None)
@@ -212,7 +219,7 @@ class _Chain:
         def work(results: Results) -> Any:
             own = replace(given(results), fresh=False)
             stage, folder = made(own), Path(own.output)
-            with terminal_progress(name) as progress:
+            with _alone(folder), terminal_progress(name) as progress:
                 summary = run_stage(
                     stage,
                     progress,
@@ -244,7 +251,8 @@ class _Chain:
 
     def job(self, name: str, config: Any, make: Callable[..., Any], made: str) -> None:
         def work(_: Results) -> Any:
-            return make(config, print, on_start=lambda folder: write_run_files(folder, config))
+            with _alone(Path(config.output)):
+                return make(config, print, on_start=lambda folder: write_run_files(folder, config))
 
         def inputs(results: Results) -> Mapping[str, Any]:
             return {"config": as_yaml(config), "after": results}
@@ -254,6 +262,18 @@ class _Chain:
     def _add(self, name: str, work: Any, inputs: Any, made: str) -> None:
         after = [job.name for job in self.jobs]
         self.jobs.append(Job(name, work, inputs, [self._folder / name / made], after))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Say that a step whose settings changed may be made anew without those before it."""
+    try:
+        yield
+    except FolderRefused as error:
+        if error.reason == "differs":
+            said = f"{error} Or delete {folder} alone: the steps before it stay."
+            raise UserError(said, path=folder, advice=f"delete {folder}") from error
+        raise
 
 
 def chain_report(results: Results, seconds: Mapping[str, float], samples: Path) -> Report:

@@ -77,7 +77,8 @@ def draw_templates(
         # One number a vector, used or not: what one vector finds moves no other's draw.
         at = generator.random()
         fits = (row >= 0) & (score >= threshold) & ~np.isin(row, taken)
-        mass = np.cumsum(np.where(fits, weights[np.maximum(row, 0)], 0.0))
+        # In double: in float32 a draw near 1 may round to the whole mass, which no candidate has.
+        mass = np.cumsum(np.where(fits, weights[np.maximum(row, 0)], 0.0), dtype=np.float64)
         if mass[-1] <= 0:
             continue
         place = int(np.searchsorted(mass, at * mass[-1], side="right"))

@@ -194,7 +194,7 @@ class Instantiate(AskingStage[InstantiateConfig]):
     def begin(self, run: StageRun) -> None:
         super().begin(run)
         if self.config.same_language:
-            self._identify, _ = load_language_identifier()
+            self._identify, _ = load_language_identifier("same_language")
 
     def _prompt(self, document: str, template: str) -> str:
         ours = self.config.form == "ours"

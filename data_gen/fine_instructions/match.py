@@ -73,7 +73,8 @@ class MatchConfig(CorpusConfig, StageConfig):
     real_sources: Annotated[list[str], NotEmpty("names of sources")] = field(
         default_factory=lambda: list(TALK_TO_MODELS)
     )
-    """Sources whose templates say how complex real queries are."""
+    """Sources whose templates say how complex real queries are; those of queries that say
+    `talks_to_a_model` count as well."""
     batch: Positive = 256
     """Documents that are embedded and looked up together."""
     ray: RayConfig = field(default_factory=RayConfig)
@@ -116,7 +117,7 @@ class FiMatch(Stage[MatchConfig, Batch]):
         else:
             self._encoder = encoder_identity(config.encoder)
         who = self._encoder["fingerprint"]
-        self._bank = Bank(config.bank, config.templates, who, config.gpu)
+        self._bank = Bank(config.bank, config.templates, who, "never")
         self._weights_N = self._weights()
 
     def identity(self) -> Mapping[str, Any]:
@@ -225,11 +226,11 @@ class FiMatch(Stage[MatchConfig, Batch]):
         config, tags_N = self.config, self._bank.tags_N
         if config.weights == "none":
             return np.ones(len(tags_N), np.float32)
-        real_N = self._bank.from_origins(config.real_sources)
+        real_N = self._bank.from_origins(config.real_sources) | self._bank.talks_N
         if not real_N.any():
             raise UserError(
                 f"real_sources={config.real_sources}: no template of the bank comes from any of "
-                f"them; it has {', '.join(self._bank.about['origins'])}. Name those whose queries "
+                "them, and no query says `talks_to_a_model`; it has {', '.join(self._bank.about['origins'])}. Name those whose queries "
                 "people put to models, or set `weights: none`.",
                 key="real_sources",
             )
@@ -237,13 +238,8 @@ class FiMatch(Stage[MatchConfig, Batch]):
         return weights[np.clip(tags_N, 1, BINS) - 1]
 
     def failed(self, unit: Batch, failure: Reason) -> UnitOutput:
-        return _together(
-            UnitOutput(
-                rejected=[Rejection(document.id, document.source, *failure)],
-                unused={document.id: failure.reason},
-            )
-            for document in unit.documents
-        )
+        # No document's fault: memory, a cluster, an index. It is done again by the same command.
+        raise RuntimeError(f"{unit.id}: {failure.detail}")
 
     def finish(self, totals: BlockTotals) -> Summary:
         counts, best = totals.counts, _under(totals.counts, "best.")

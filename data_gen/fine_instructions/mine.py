@@ -134,10 +134,12 @@ class MinePairs(AskingStage[MineConfig]):
         self._row_of: dict[str, int] = {}
         if self._told is not None:
             for row, record in enumerate(RecordUnits(self._told)):
-                self._row_of[digest_of(record.provenance["parents"])] = row
+                self._row_of[digest_of(record.provenance.get("parents"))] = row
 
     def check(self, document: Document) -> Reason | None:
-        if self._told is not None and digest_of([document.id]) not in self._row_of:
+        if self._told is None:
+            return None  # a chunk is asked about, never the whole
+        if digest_of([document.id]) not in self._row_of:
             return Reason("no_description", "`descriptions` has none of it")
         return self.too_long(compatible_prompt(document.text, ""))
 
@@ -157,7 +159,8 @@ class MinePairs(AskingStage[MineConfig]):
             counts[f"judged/{chunk}"] += 1
             counts[f"fit/{chunk}"] += fits
         if not judged:
-            return UnitOutput(rejected=pieces, unused={unit.id: "no_verdict"})
+            reason = "no_verdict" if prompts else "no_vector"
+            return UnitOutput(rejected=pieces, unused={unit.id: reason})
         provenance = {
             **self.asked_provenance(prompts),
             "parents": [unit.id],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from data_gen.embedding.tuning import (
 from data_gen.fine_instructions.calibrate import JudgedPair, calibrate, load_judged
 from data_gen.fine_instructions.mine import read_judged
 from data_gen.stages.config import OutputConfig
-from ipt_jax.core.bounds import Above, AtMost, Fraction, NotEmpty, Positive
+from ipt_jax.core.bounds import Above, AtMost, Fraction, NotEmpty, Positive, Share
 from ipt_jax.core.errors import UserError
 from ipt_jax.core.files import atomic_write
 from ipt_jax.core.fingerprint import file_digest
@@ -80,6 +80,11 @@ class CalibrateConfig(OutputConfig):
     """Least share of fitting pairs at or above the threshold; the paper chose by hand."""
     least_pairs: Positive = 20
     """Judged pairs that have to lie there."""
+    held_out: Share = 1.0
+    """Use the pairs of so many of the documents alone: with the value and the seed of the encoder's
+    tuning those that it was not tuned on; 1: all."""
+    seed: int = 0
+    """Of `held_out`."""
 
 
 def labelled_pairs(folders: Sequence[str]) -> list[tuple[str, LabelledPair]]:
@@ -117,8 +122,10 @@ def run_tuning(config: TuneEncoderConfig, tell: Tell = print, on_start: Start | 
         if on_start is not None:
             on_start(folder)
         named = labelled_pairs(config.pairs)
-        tuned = [pair for name, pair in named if not _held_out(config, name)]
-        held_out = [pair for name, pair in named if _held_out(config, name)]
+        tuned, held_out = list[LabelledPair](), list[LabelledPair]()
+        for name, pair in named:
+            out = _held_out(config.held_out, config.steps.seed, name)
+            (held_out if out else tuned).append(pair)
         if len({pair.fits for pair in tuned}) < 2:
             raise UserError(
                 f"`pairs` holds {len(tuned):,} pairs to tune on, and all are of one label: judge "
@@ -126,7 +133,9 @@ def run_tuning(config: TuneEncoderConfig, tell: Tell = print, on_start: Start | 
                 key="pairs",
                 path=config.pairs[0],
             )
-        model = load_encoder(encoder_folder(config.encoder), config.encoder)
+        # In half precision AdamW's steps are lost.
+        encoder = replace(config.encoder, dtype="float32")
+        model = load_encoder(encoder_folder(encoder), encoder)
         before = _measured(model, held_out, config)
 
         def progress(step: int, total: int, loss: float) -> None:
@@ -162,6 +171,7 @@ def run_calibration(
         "files": [file_digest(path.expanduser()) for path in files],
         "pairs": [RecordSource(folder).fingerprint for folder in folders],
         "precision": [config.precision, config.least_pairs],
+        "held_out": [config.held_out, config.seed],
         "method": "fi_threshold/1",
     }
     if folders:
@@ -177,7 +187,8 @@ def run_calibration(
             on_start(folder)
         judged = [pair for path in files for pair in load_judged(path)]
         if folders:
-            pairs = [pair for _, pair in labelled_pairs(folders)]
+            named = labelled_pairs(folders)
+            pairs = [p for name, p in named if _held_out(config.held_out, config.seed, name)]
             tell(f"embedding {len(pairs):,} pairs")
             judged += _scored(pairs, config.encoder)
         found = calibrate(judged, config.precision, config.least_pairs)
@@ -206,9 +217,8 @@ def _scored(pairs: Sequence[LabelledPair], encoder: EncoderConfig) -> list[Judge
     ]
 
 
-def _held_out(config: TuneEncoderConfig, document: str) -> bool:
-    draw = generator_of(config.steps.seed, "held out", document).random()
-    return bool(draw < config.held_out)
+def _held_out(share: float, seed: int, document: str) -> bool:
+    return bool(generator_of(seed, "held out", document).random() < share)
 
 
 def _measured(model: Any, pairs: Sequence[LabelledPair], config: TuneEncoderConfig) -> Any:

@@ -13,14 +13,16 @@ from data_gen.errors.shared import optional
 from ipt_jax.core.errors import UserError
 
 
-def load_language_identifier() -> tuple[Callable[[str], tuple[str, float]], frozenset[str]]:
+def load_language_identifier(
+    key: str = "rules.languages",
+) -> tuple[Callable[[str], tuple[str, float]], frozenset[str]]:
     """What gives a text its language (ISO 639 code) and how sure that is (0 to 1), and all codes.
 
     Raises UserError where py3langid is not installed.
     """
-    said = "the rule `languages` needs the package py3langid, which is not installed: install the "
-    said += "extra `synthesis`, or take `languages` out of `rules`."
-    langid = optional("py3langid.langid", UserError(said, key="rules.languages"))
+    said = f"`{key}` needs the package py3langid, which is not installed: install the extra "
+    said += "`synthesis`, or switch it off."
+    langid = optional("py3langid.langid", UserError(said, key=key))
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
     def identify(text: str) -> tuple[str, float]:

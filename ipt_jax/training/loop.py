@@ -199,6 +199,7 @@ def _train(
     summary = summarise(config, setup, mixture, log, int(state.step), damaged)
     if first_process:
         atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
+    stop.after_the_end()
     return summary
 
 

@@ -352,6 +352,12 @@ class Stopping:
             f"Stopped {why} {where}. The same command goes on from here.", self.code or code
         )
 
+    def after_the_end(self) -> None:
+        """Raise RunStopped where a signal came too late to stop this run: it stops what follows."""
+        if self.requested is not None:
+            said = "The training is finished. Stopped by a signal before what follows it. "
+            raise RunStopped(f"{said}The same command goes on from here.", self.code)
+
     def __enter__(self) -> Stopping:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)

@@ -85,11 +85,11 @@ def test_a_finished_run_is_not_trained_again(shards, finished, tmp_path):
 class SendSignal(Hook):
     """A signal to this process before step 13: the save at 10 has waited for that at 5."""
 
-    def __init__(self, number: signal.Signals):
-        self.number = number
+    def __init__(self, number: signal.Signals, step: int = 13):
+        self.number, self.step = number, step
 
     def before_step(self, position):
-        if position == 13:
+        if position == self.step:
             os.kill(os.getpid(), self.number)
 
 
@@ -111,6 +111,16 @@ def test_stopped_and_run_again_gives_the_same_figures(shards, finished, tmp_path
     train(config)
     assert "steps 0 →" not in capsys.readouterr().out  # it went on from a checkpoint
     assert figures(config.run_folder) == figures(finished)
+
+
+def test_a_signal_in_the_last_step_stops_what_would_follow(shards, finished, tmp_path):
+    """As in a chain of jobs, which would go on with the next one."""
+    config = make_config(shards, tmp_path / "run")
+    with pytest.raises(RunStopped, match="goes on from here") as stopped:
+        train(config, hooks=[SendSignal(signal.SIGINT, 24)])
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert figures(config.run_folder) == figures(finished)
+    assert train(config)["steps"] == 24
 
 
 def test_a_steps_figures_are_fetched_before_the_next_step_is_launched(
