@@ -287,13 +287,11 @@ def load_encoder(folder: Path, config: EncoderConfig) -> Any:
 
 
 def _most_tokens(folder: Path) -> int | None:
-    """What the model's places hold; sentence-transformers' own settings may say
-    less, as what it was tuned with."""
-    told = [
-        ("tokenizer_config.json", "model_max_length"),
-        ("config.json", "max_position_embeddings"),
-    ]
-    found = [load_json(folder / name).get(key) for name, key in told if (folder / name).is_file()]
+    """What the model's places hold; sentence-transformers' own settings may say less, as what it
+    was tuned with."""
+    told = {"tokenizer_config.json": "model_max_length", "config.json": "max_position_embeddings"}
+    files = {folder / name: key for name, key in told.items()}
+    found = [load_json(path).get(key) for path, key in files.items() if path.is_file()]
     return min((int(most) for most in found if most), default=None)
 
 

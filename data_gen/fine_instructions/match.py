@@ -230,8 +230,9 @@ class FiMatch(Stage[MatchConfig, Batch]):
         if not real_N.any():
             raise UserError(
                 f"real_sources={config.real_sources}: no template of the bank comes from any of "
-                "them, and no query says `talks_to_a_model`; it has {', '.join(self._bank.about['origins'])}. Name those whose queries "
-                "people put to models, or set `weights: none`.",
+                "them, and no query says `talks_to_a_model`; it has "
+                f"{', '.join(self._bank.about['origins'])}. Name those whose queries people put to "
+                "models, or set `weights: none`.",
                 key="real_sources",
             )
         weights = complexity_weights(tags_N, tags_N[real_N]).astype(np.float32)
