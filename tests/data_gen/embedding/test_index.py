@@ -190,3 +190,4 @@ def test_the_fastest_that_is_good_and_small_enough_is_chosen() -> None:
     assert refused.value.key == "index.recall"
     assert name_factory("IVF{lists},PQ{eighth}", 18_000_000, 1024) == "IVF16384,PQ128"
     assert name_factory("IVF{lists},SQ8", 50, 16) == "IVF1,SQ8"
+    assert name_factory("PQ{quarter},PQ{eighth}", 50, 300) == "PQ75,PQ30"  # both divide 300

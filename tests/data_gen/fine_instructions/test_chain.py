@@ -26,6 +26,7 @@ from data_gen.fine_instructions.queries import QueriesConfig, QueryInput
 from data_gen.fine_instructions.tune_matching import CalibrateConfig, TuneEncoderConfig
 from data_gen.quality.stage import FilterConfig
 from data_gen.stages.config import CorpusConfig
+from ipt_jax.core.errors import UserError
 from tests.data_gen.analysis.scripted import ScriptedEngine
 from tests.data_gen.fine_instructions.stages import Stopping, records_of
 
@@ -120,6 +121,11 @@ def test_without_calibration_and_judge(tmp_path: Path) -> None:
     chain = config(tmp_path, calibrate=False, judged=False)
     results = run_fine_instructions(chain, ScriptedEngine(say))
     assert "judged" not in results and results["match"]["threshold"] == 0.1
+    # A step whose settings changed is to be deleted alone.
+    with pytest.raises(UserError) as refused:
+        changed = replace(chain, match=replace(chain.match, threshold=0.2))
+        run_fine_instructions(changed, ScriptedEngine(say))
+    assert refused.value.advice == f"delete {chain.output}/match"
     # With a judge now: what is before it stays.
     asked = ScriptedEngine(say)
     later = run_fine_instructions(replace(chain, judged=True, output=chain.output + "2"), asked)

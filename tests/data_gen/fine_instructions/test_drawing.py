@@ -36,6 +36,16 @@ def test_templates_of_a_document_differ_and_pass_the_threshold():
     assert draw_templates(np.full((2, 3), -1), np.ones((2, 3)), np.ones(8), 0, generator()) == []
 
 
+def test_a_draw_next_to_one_takes_the_last_candidate():
+    class Next:
+        def random(self) -> float:
+            return 1 - 2.0**-53
+
+    weights = np.full(3, 0.1, np.float32)
+    (found,) = draw_templates(np.array([[0, 1, 2]]), np.ones((1, 3)), weights, 0.5, Next())  # type: ignore[arg-type]
+    assert found.template == 2
+
+
 def generator() -> np.random.Generator:
     return np.random.default_rng(0)
 

@@ -139,6 +139,36 @@ def test_templates_are_drawn_to_be_as_complex_as_real_ones(
     assert refused.value.key == "real_sources"
 
 
+def test_queries_that_talk_to_a_model_say_how_complex_real_ones_are(
+    bank: Path, corpus: Path, tmp_path: Path
+) -> None:
+    told = [template(number) for number in range(160)]
+    for one in told:
+        one.provenance["talks_to_a_model"] = one.provenance.pop("query_source") == "x/WildChat-1M"
+    place = write_templates(tmp_path / "templates", told)
+    build_bank(BankConfig(output=str(tmp_path / "bank"), templates=str(place), encoder=ENCODER))
+    run_stage(FiMatch(config(bank, corpus, tmp_path / "named")))
+    run_stage(FiMatch(config(tmp_path, corpus, tmp_path / "said")))
+    tags = [
+        [[one["tags"] for one in record.provenance["templates"]] for record in records(output)]
+        for output in (tmp_path / "named", tmp_path / "said")
+    ]
+    assert tags[0] == tags[1] and {4} == {tag for some in tags[0] for tag in some}
+
+
+def test_what_is_no_documents_fault_stops_the_run(
+    bank: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(LookUp, "find", broken)
+    with pytest.raises(RuntimeError, match="no room"):
+        run_stage(FiMatch(config(bank, corpus, tmp_path)))
+    monkeypatch.undo()
+    assert run_stage(FiMatch(config(bank, corpus, tmp_path)))["documents_augmented"] == 40
+
+
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     bank: Path, corpus: Path, tmp_path: Path
 ) -> None:

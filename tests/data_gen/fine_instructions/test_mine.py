@@ -157,6 +157,10 @@ def test_a_tuned_encoder_and_its_threshold(tmp_path: Path) -> None:
     place = {"pairs": pairs, "encoder": again, "precision": 0.9, "least_pairs": 4}
     found = run_calibration(CalibrateConfig(output=str(tmp_path / "threshold"), **place))
     assert {p["threshold"]: p for p in found["table"]}[found["threshold"]]["precision"] >= 0.9
+    # By the documents alone that the encoder was not tuned on.
+    place |= {"held_out": 0.34, "precision": 0.1}
+    fewer = run_calibration(CalibrateConfig(output=str(tmp_path / "fewer"), **place))
+    assert max(p["pairs"] for p in fewer["table"]) == held_out["pairs"]
     assert "pairs at or above" in (tmp_path / "threshold/precision.md").read_text()
 
 
