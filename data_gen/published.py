@@ -6,7 +6,6 @@ is rejected, and so is a part of it that cannot be used.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from data_gen.fine_instructions.instantiate import BEFORE, BETWEEN
 from data_gen.fine_instructions.templates import Template, check_template
 from ipt_jax.core.bounds import Config, config_of
 from ipt_jax.core.errors import UserError, did_you_mean
+from ipt_jax.core.json_lines import parse_json
 from ipt_jax.core.rejection import Reason
 
 _TAG = re.compile(r"</?fi>")
@@ -205,7 +205,7 @@ class RowShape:
             with read_errors(found):
                 try:
                     with found.open() as opened:
-                        return json.load(opened)
+                        return parse_json(opened.read())
                 except FileNotFoundError:
                     pass
                 except ValueError as error:

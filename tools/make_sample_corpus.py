@@ -20,11 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.quality.dedup import MinHashConfig, NearDuplicateGate
-from data_gen.quality.gate import RecordList
-from data_gen.quality.moderation import ModerationConfig, ModerationGate
-from data_gen.quality.rules import RulesConfig, RulesGate
-from ipt_jax.core.records import Record
+from ipt_jax.core.errors import importing
+
+with importing():
+    from data_gen.quality.dedup import MinHashConfig, NearDuplicateGate
+    from data_gen.quality.gate import RecordList
+    from data_gen.quality.moderation import ModerationConfig, ModerationGate
+    from data_gen.quality.rules import RulesConfig, RulesGate
+    from ipt_jax.core.records import Record
 
 OUTPUT = Path(__file__).resolve().parent.parent / "data_gen" / "sample_corpus"
 MIN_CHARACTERS, MAX_CHARACTERS = 400, 2000

@@ -83,7 +83,8 @@ def test_a_node_that_dies_loses_and_doubles_nothing(cluster: Any, tmp_path: Path
         records_per_shard=60,
     )  # fmt: skip
     two = RayConfig(actors=2, cpus_per_actor=0, resources={"mortal": 1}, in_flight=20)
-    engine = engine_on(lambda: Slow(log, 0.01), two)
+    # Slow enough that the node is gone before all is answered.
+    engine = engine_on(lambda: Slow(log, 0.05), two)
 
     def kill() -> None:
         while not log.exists() or len(log.read_text().splitlines()) < 60:

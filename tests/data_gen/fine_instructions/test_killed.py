@@ -87,39 +87,52 @@ def made(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+Place = tuple[str, tuple[type, str] | None, int]
+
+
+def killed_and_whole(chain: FineInstructionsConfig, places: list[Place], files: int) -> None:
+    """Killed at each place and run to its end, it makes what it makes in one go."""
+    for text, within, n in places:
+        process = Forked(run, chain, text, within, n)
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == -signal.SIGKILL, (text, within, said[-2000:])
+    results = run_fine_instructions(chain, ScriptedEngine(say))
+    whole = replace(chain, output=f"{chain.output}_whole")
+    expected = run_fine_instructions(whole, ScriptedEngine(say))
+    assert results["budget"]["out"] == expected["budget"]["out"] > 0
+    first, second = made(Path(chain.output)), made(Path(whole.output))
+    assert first.keys() == second.keys() and len(first) > files
+    assert [name for name in first if first[name] != second[name]] == []
+
+
 def test_a_chain_that_is_killed_in_each_step_makes_the_same(tmp_path: Path) -> None:
-    tune = TuneEncoderConfig(held_out=0.2)
-    tune = replace(tune, steps=replace(tune.steps, batch_pairs=2, checkpoint_steps=2))
-    chain = small_blocks(
-        config(
-            tmp_path,
-            encoder=EncoderConfig(model="all-minilm-l6-v2", max_tokens=48),
-            tuning_rounds=1,
-            round_1=RoundConfig(mine=MineConfig(ranks=[0, 5, 11]), tune=tune),
-        )
-    )
-    places: list[tuple[str, tuple[type, str] | None, int]] = [
+    places: list[Place] = [
         ("", (Queries, "work"), 3),
         ('{"template": "..."}', None, 5),
         ("", (StoreHeader, "write"), 3),
-        ('{"description": "..."}', None, 3),
-        ('"compatible"', None, 7),
-        ("", (AdamW, "step"), 3),
-        ("", (StoreHeader, "write"), 4),
         ('"compatible"', None, 20),
         ("", (FiMatch, "work"), 1),
         ('"answer": "..."', None, 5),
         ('"score": N', None, 3),
         ("", (BudgetPairs, "work"), 1),
     ]
-    for text, within, n in places:
-        process = Forked(run, chain, text, within, n)
-        _, said = process.communicate(timeout=600)
-        assert process.returncode == -signal.SIGKILL, (text, within, said[-2000:])
-    results = run_fine_instructions(chain, ScriptedEngine(say))
-    whole = replace(chain, output=str(tmp_path / "whole"))
-    expected = run_fine_instructions(whole, ScriptedEngine(say))
-    assert results["budget"]["out"] == expected["budget"]["out"] > 0
-    first, second = made(tmp_path / "chain"), made(tmp_path / "whole")
-    assert first.keys() == second.keys() and len(first) > 30
-    assert [name for name in first if first[name] != second[name]] == []
+    killed_and_whole(small_blocks(config(tmp_path)), places, 30)
+
+
+def test_a_round_of_tuning_that_is_killed_gives_the_same_encoder(tmp_path: Path) -> None:
+    tune = TuneEncoderConfig(held_out=0.2)
+    tune = replace(tune, steps=replace(tune.steps, batch_pairs=2, checkpoint_steps=2))
+    chain = config(
+        tmp_path,
+        encoder=EncoderConfig(model="all-minilm-l6-v2", max_tokens=48),
+        tuning_rounds=1,
+        round_1=RoundConfig(mine=MineConfig(ranks=[0, 5, 11]), tune=tune),
+        calibrate=False,
+        judged=False,
+    )
+    places: list[Place] = [
+        ('{"description": "..."}', None, 3),
+        ('"compatible"', None, 7),
+        ("", (AdamW, "step"), 3),
+    ]
+    killed_and_whole(small_blocks(chain), places, 15)
